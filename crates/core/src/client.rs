@@ -1,0 +1,231 @@
+//! The small set of operations that every interface translates to, their answers and their errors.
+
+use std::fmt;
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use crate::bucket::{BucketProperties, PropertyError};
+use crate::mutation::{Mutation, MutationError};
+use crate::object::Object;
+use crate::types::{ObjectKey, Position};
+
+/// Pairs a request with its reply. Chosen by whoever sends the request, unique among those in flight.
+pub type RequestId = u64;
+
+/// The longest time a request may be given, in milliseconds.
+pub const TIMEOUT_MS_MAX: u32 = 60_000;
+/// The most keys one page of a scan returns.
+pub const SCAN_LIMIT_MAX: u32 = 1000;
+
+/// Quorum numbers that override the bucket's, each 1 to the bucket's `n`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Quorum {
+    /// Answers a get waits for, and a mutation that must read first.
+    pub r: Option<u8>,
+    /// Durable copies a put waits for.
+    pub w: Option<u8>,
+    /// How many of the `r` must be primaries. 0: any.
+    pub primary_r: u8,
+    /// How many of the `w` must be primaries. 0: any.
+    pub primary_w: u8,
+}
+
+/// What a client asks.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Operation {
+    /// Reads an object with all its siblings.
+    Get { key: ObjectKey, quorum: Quorum },
+    /// Changes an object.
+    Update {
+        key: ObjectKey,
+        mutation: Mutation,
+        quorum: Quorum,
+        want: Want,
+    },
+    /// Lists live keys of a bucket in ring order.
+    Scan(Scan),
+    /// Sets a bucket's properties on all nodes.
+    SetBucket {
+        bucket: Bytes,
+        properties: BucketProperties,
+    },
+}
+
+/// Which states of the object an update's reply carries.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Want {
+    /// The state before (`SET ... GET`, `GETDEL`).
+    pub before: bool,
+    /// The state after (`INCR`, `APPEND`, `VPUT`, `returnbody`).
+    pub after: bool,
+}
+
+/// One page of a listing.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Scan {
+    pub bucket: Bytes,
+    /// The first position to look at, inclusive.
+    pub from: Position,
+    /// The last position to look at, inclusive.
+    pub to: Position,
+    /// About how many keys to return, 1 to [`SCAN_LIMIT_MAX`]. Keys at one position are never split over pages.
+    pub limit: u32,
+    /// Return just the number of keys: cheaper for the network, not for the disk.
+    pub count_only: bool,
+}
+
+/// A request with the time it may take.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Request {
+    pub operation: Operation,
+    /// Milliseconds until a timeout error; `None`: the node's default. At most [`TIMEOUT_MS_MAX`].
+    pub timeout_ms: Option<u32>,
+}
+
+/// What a client gets.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Reply {
+    /// The merged object of a get; unknown (empty context) if no replica has it.
+    Object(Object),
+    Updated(Updated),
+    Page(Page),
+    /// The properties are set here and on their way to all nodes.
+    BucketSet,
+}
+
+/// The outcome of an update.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Updated {
+    /// False: the condition did not hold, or there was nothing to delete or expire; nothing was written.
+    pub applied: bool,
+    /// True if a live value was there before, as far as the coordinator knew.
+    pub existed: bool,
+    pub before: Option<Object>,
+    pub after: Option<Object>,
+}
+
+/// One page of keys.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Page {
+    /// Live keys in ring order; empty if only the count was asked.
+    pub keys: Vec<Bytes>,
+    /// Number of live keys found.
+    pub count: u64,
+    /// Where the next page starts; `None`: the end was reached.
+    pub next: Option<Position>,
+}
+
+/// Why a request failed.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum ClientError {
+    /// Too few replicas answered in time, or can answer at all. A put may have been stored by some.
+    QuorumUnavailable {
+        action: Action,
+        answered: u8,
+        needed: u8,
+        replicas: u8,
+        waited_ms: u64,
+    },
+    /// The node does not know a ring yet. Try again.
+    NotReady,
+    /// This node's disk refuses writes. Nothing was changed; other nodes may accept.
+    ReadOnly { detail: String },
+    /// This node's clock is too far ahead of its peers'. Nothing was changed; other nodes may accept.
+    ClockSkew { ahead_ms: u64 },
+    /// A quorum number outside 1 to `n`. Nothing was changed.
+    InvalidQuorum { name: QuorumName, value: u8, n: u8 },
+    /// A timeout of 0 or above [`TIMEOUT_MS_MAX`].
+    InvalidTimeout { timeout_ms: u32 },
+    /// A context from the far future. Nothing was changed.
+    InvalidContext,
+    /// The mutation cannot be applied to what is stored. Nothing was changed.
+    Mutation(MutationError),
+    /// Properties out of range. Nothing was changed.
+    Property(PropertyError),
+    /// Too many requests are waiting. Nothing was changed; try again later.
+    Busy { waiting: u64 },
+    /// The node that ran the request was lost before it answered. It may or may not have happened.
+    OutcomeUnknown,
+    /// The node is stopping. Nothing was changed; try another.
+    Stopping,
+}
+
+/// What a quorum was needed for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Action {
+    Get,
+    Put,
+    Scan,
+}
+
+/// Which of the numbers was out of range.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum QuorumName {
+    R,
+    W,
+    PrimaryR,
+    PrimaryW,
+}
+
+impl fmt::Display for ClientError {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        match self {
+            ClientError::QuorumUnavailable {
+                action,
+                answered,
+                needed,
+                replicas,
+                waited_ms,
+            } => {
+                let done = match action {
+                    Action::Get | Action::Scan => "answered",
+                    Action::Put => "acknowledged",
+                };
+                write!(
+                    f,
+                    "quorum unavailable: {answered} of {needed} replicas {done} within {waited_ms} ms ({replicas} asked)"
+                )
+            }
+            ClientError::NotReady => write!(f, "the cluster is not formed yet"),
+            ClientError::ReadOnly { detail } => write!(f, "this node refuses writes: {detail}"),
+            ClientError::ClockSkew { ahead_ms } => {
+                write!(
+                    f,
+                    "this node's clock is {ahead_ms} ms ahead of its peers': writes are refused"
+                )
+            }
+            ClientError::InvalidQuorum { name, value, n } => {
+                let name = match name {
+                    QuorumName::R => "r",
+                    QuorumName::W => "w",
+                    QuorumName::PrimaryR => "pr",
+                    QuorumName::PrimaryW => "pw",
+                };
+                write!(
+                    f,
+                    "{name} is {value}: it must be 1 to the bucket's n, which is {n}"
+                )
+            }
+            ClientError::InvalidTimeout { timeout_ms } => {
+                write!(
+                    f,
+                    "timeout of {timeout_ms} ms: it must be 1 to {TIMEOUT_MS_MAX} ms"
+                )
+            }
+            ClientError::InvalidContext => write!(f, "context lies in the far future"),
+            ClientError::Mutation(error) => error.fmt(f),
+            ClientError::Property(error) => error.fmt(f),
+            ClientError::Busy { waiting } => write!(f, "{waiting} requests are waiting: try again later"),
+            ClientError::OutcomeUnknown => {
+                write!(
+                    f,
+                    "the coordinating node was lost: the write may or may not have happened"
+                )
+            }
+            ClientError::Stopping => write!(f, "the node is stopping"),
+        }
+    }
+}
+
+impl std::error::Error for ClientError {}

@@ -1,0 +1,78 @@
+//! What one node must be told: its cluster, its addresses and its limits.
+
+use serde::{Deserialize, Serialize};
+
+use crate::bucket::BucketProperties;
+
+/// Where a node can be reached, as `host:port` texts.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Addresses {
+    pub peer: String,
+    pub redis: String,
+    pub http: String,
+}
+
+/// When acknowledged writes reach the disk.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum SyncMode {
+    /// Before they are acknowledged: one sync for all writes of a turn.
+    Batch,
+    /// At most this many milliseconds later. A power failure of `w` machines at once can lose that much.
+    Interval { ms: u64 },
+}
+
+/// A node's configuration. The defaults suit a cluster in one data centre.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct NodeConfig {
+    /// Nodes of different clusters refuse each other.
+    pub cluster: String,
+    /// For people; not unique.
+    pub name: String,
+    pub addresses: Addresses,
+    /// Number of nodes that form the ring when the cluster is created. The same on all of them.
+    pub cluster_size: u16,
+    /// Partitions of the ring at creation, a power of two. Too few: uneven load in large clusters; too many: larger tables.
+    pub partitions: u16,
+    pub sync: SyncMode,
+    /// A request's time limit unless it brings its own, in milliseconds. Too small: slow disks become errors.
+    pub timeout_ms: u32,
+    /// How long a get waits before it asks one more replica, in microseconds. Too small: more work per get.
+    pub hedge_us: u64,
+    /// How long a peer may leave a message unanswered before it is suspect, in milliseconds. Too small: a busy peer is
+    /// taken for a dead one and gets hints; too large: requests wait for a dead one.
+    pub suspect_ms: u64,
+    /// Time between two rounds of gossip and pings, in milliseconds.
+    pub gossip_ms: u64,
+    /// Time between two comparisons of a partition with another owner, in milliseconds. 0 turns anti-entropy off.
+    pub entropy_ms: u64,
+    /// Most hints given back to an owner that have not been answered yet.
+    pub handoff_window: usize,
+    /// Readings further ahead of the own clock than this are refused, in milliseconds.
+    pub clock_skew_ms_max: u64,
+    /// Most client requests in flight; further ones are answered BUSY.
+    pub requests_max: usize,
+    /// Properties of buckets that were never given any.
+    pub bucket_defaults: BucketProperties,
+}
+
+impl Default for NodeConfig {
+    fn default() -> NodeConfig {
+        NodeConfig {
+            cluster: "oort".into(),
+            name: "node".into(),
+            addresses: Addresses::default(),
+            cluster_size: 1,
+            partitions: 1024,
+            sync: SyncMode::Batch,
+            timeout_ms: 1000,
+            hedge_us: 5_000,
+            suspect_ms: 50,
+            gossip_ms: 500,
+            entropy_ms: 250,
+            handoff_window: 128,
+            clock_skew_ms_max: 60_000,
+            requests_max: 100_000,
+            bucket_defaults: BucketProperties::default(),
+        }
+    }
+}

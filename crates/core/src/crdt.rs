@@ -1,0 +1,172 @@
+//! Values that converge by themselves. So far the counter.
+//!
+//! A counter is the number it started from and, per actor, the sum of what that actor added. Concurrent states of one
+//! counter stay separate siblings in the store and are merged when they are read or counted on, so the merge
+//! never has to invent a dot and replicas stay byte-identical.
+//!
+//! Source: Shapiro et al., "A comprehensive study of convergent and commutative replicated data types", 2011 (G-counter).
+//! Differs: an actor's entry carries the dot counter of its last addition instead of being split into increments and
+//! decrements; the later entry wins, which an actor that forgets nothing makes safe.
+
+use crate::causality::Dot;
+use crate::codec::{DecodeError, Reader, Writer};
+use crate::types::ActorId;
+
+/// An integer that concurrent increments on several replicas cannot lose.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Counter {
+    /// The version this counter was made from: counters merge only with counters of the same origin.
+    /// `None`: it began on a key that had never been written.
+    pub origin: Option<Dot>,
+    /// The number it began with.
+    pub base: i64,
+    totals: Vec<Total>, // ascending actors
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Total {
+    actor: ActorId,
+    last: u64, // the dot counter of the actor's last addition
+    sum: i64,
+}
+
+impl Counter {
+    /// A counter that starts at `base`, made from the version `origin`.
+    pub fn new(origin: Option<Dot>, base: i64) -> Counter {
+        Counter {
+            origin,
+            base,
+            totals: Vec::new(),
+        }
+    }
+
+    /// The current number. Concurrent additions beyond the range of `i64` stop at its end.
+    pub fn value(&self) -> i64 {
+        let sum: i128 = self.base as i128 + self.totals.iter().map(|t| t.sum as i128).sum::<i128>();
+        sum.clamp(i64::MIN as i128, i64::MAX as i128) as i64
+    }
+
+    /// Adds `delta` as the write `dot`; `None` if the number would leave the range of `i64`.
+    #[must_use]
+    pub fn add(&mut self, dot: Dot, delta: i64) -> Option<()> {
+        self.value().checked_add(delta)?;
+        match self.totals.binary_search_by_key(&dot.actor, |t| t.actor) {
+            Ok(i) => {
+                let total = &mut self.totals[i];
+                assert!(
+                    total.last < dot.counter,
+                    "addition {dot:?} is not the actor's newest"
+                );
+                (total.sum, total.last) = (total.sum.checked_add(delta)?, dot.counter);
+            }
+            Err(i) => self.totals.insert(
+                i,
+                Total {
+                    actor: dot.actor,
+                    last: dot.counter,
+                    sum: delta,
+                },
+            ),
+        }
+        Some(())
+    }
+
+    /// Merges in another state of the same counter.
+    pub fn merge(&mut self, other: &Counter) {
+        assert!(self.origin == other.origin, "counters of different origin");
+        for theirs in &other.totals {
+            match self.totals.binary_search_by_key(&theirs.actor, |t| t.actor) {
+                Ok(i) if self.totals[i].last < theirs.last => self.totals[i] = *theirs,
+                Ok(_) => {}
+                Err(i) => self.totals.insert(i, *theirs),
+            }
+        }
+    }
+
+    /// Appends origin, base and each actor's total.
+    pub fn encode(&self, out: &mut Writer) {
+        out.u8(self.origin.is_some() as u8);
+        if let Some(dot) = self.origin {
+            out.fixed(dot.actor.0);
+            out.fixed(dot.counter);
+        }
+        out.signed(self.base);
+        out.varint(self.totals.len() as u64);
+        for total in &self.totals {
+            out.fixed(total.actor.0);
+            out.fixed(total.last);
+            out.signed(total.sum);
+        }
+    }
+
+    /// Errors: truncated, or actors out of order.
+    pub fn decode(input: &mut Reader) -> Result<Counter, DecodeError> {
+        let origin = match input.u8("counter origin")? {
+            0 => None,
+            1 => Some(Dot {
+                actor: ActorId(input.fixed("origin")?),
+                counter: input.fixed("origin")?,
+            }),
+            _ => {
+                return Err(DecodeError::Invalid {
+                    field: "counter origin",
+                })
+            }
+        };
+        let base = input.signed("counter base")?;
+        let count = input.count(17, "counter totals")?;
+        let mut totals: Vec<Total> = Vec::with_capacity(count);
+        for _ in 0..count {
+            let total = Total {
+                actor: ActorId(input.fixed("total actor")?),
+                last: input.fixed("total dot")?,
+                sum: input.signed("total sum")?,
+            };
+            if totals.last().is_some_and(|last| last.actor >= total.actor) {
+                return Err(DecodeError::Invalid {
+                    field: "counter order",
+                });
+            }
+            totals.push(total);
+        }
+        Ok(Counter { origin, base, totals })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn dot(actor: u64, counter: u64) -> Dot {
+        Dot {
+            counter,
+            actor: ActorId(actor),
+        }
+    }
+
+    #[test]
+    fn concurrent_additions_add_up() {
+        let mut a = Counter::new(None, 10);
+        a.add(dot(1, 1), 5).unwrap();
+        let mut b = a.clone();
+        a.add(dot(1, 2), 1).unwrap();
+        b.add(dot(2, 1), -3).unwrap();
+        let (mut ab, mut ba) = (a.clone(), b.clone());
+        ab.merge(&b);
+        ba.merge(&a);
+        assert_eq!(ab, ba);
+        assert_eq!(ab.value(), 13);
+        ab.merge(&b);
+        assert_eq!(ab.value(), 13);
+    }
+
+    #[test]
+    fn the_range_is_kept() {
+        let mut a = Counter::new(None, i64::MAX);
+        assert_eq!(a.add(dot(1, 1), 1), None);
+        assert_eq!(a.add(dot(1, 1), -1), Some(()));
+        let mut b = Counter::new(None, i64::MAX);
+        b.add(dot(2, 1), i64::MIN).unwrap();
+        assert_eq!(b.value(), -1);
+    }
+}

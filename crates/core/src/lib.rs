@@ -1,0 +1,15 @@
+//! Oort's distributed algorithm: a deterministic state machine without I/O.
+//!
+//! Modules stand in reading order; each uses only those above it.
+
+pub mod types;
+pub mod codec;
+pub mod causality;
+pub mod clock;
+pub mod crdt;
+pub mod object;
+pub mod mutation;
+pub mod bucket;
+pub mod store;
+pub mod client;
+pub mod config;
