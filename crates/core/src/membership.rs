@@ -1,0 +1,296 @@
+//! Who belongs to the cluster: the member table, the ring's state and the buckets, kept equal by gossip.
+//!
+//! Each node writes only its own record and raises its version; the greater version wins. Two nodes compare a hash of
+//! everything; only if it differs do they send versions, and then only what the other lacks. So a quiet cluster
+//! gossips some 40 bytes a round and link.
+//!
+//! The ring is founded once: when a node knows `cluster_size` members and has the smallest id among them, it writes the
+//! first [`RingState`]; everyone who hears of it keeps it, also across restarts.
+//!
+//! Source: Dynamo §4.8.1, §4.8.2; van Renesse et al., "Efficient reconciliation and flow control for anti-entropy
+//! protocols" (scuttlebutt), 2008. Differs: a hash first.
+
+use std::collections::BTreeMap;
+use std::hash::Hasher;
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use xxhash_rust::xxh3::Xxh3;
+
+use crate::bucket::{BucketEntry, BucketTable};
+use crate::causality::Dot;
+use crate::config::Addresses;
+use crate::ring::RingState;
+use crate::types::NodeId;
+
+/// The version of the peer protocol that this program speaks. Others are refused.
+pub const PROTOCOL: u16 = 1;
+/// The most members a table holds.
+pub const MEMBERS_MAX: usize = 2000;
+
+/// One node as all others know it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Member {
+    pub id: NodeId,
+    /// Raised by the node itself with every change; starts from its clock at each start.
+    pub version: u64,
+    pub name: String,
+    pub addresses: Addresses,
+    /// The node said goodbye: it is down on purpose and will come back under the same id.
+    pub stopped: bool,
+}
+
+/// How two nodes introduce themselves when a link opens.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Hello {
+    pub protocol: u16,
+    pub cluster: String,
+    pub member: Member,
+    /// The sender's wall clock, in milliseconds since 1970.
+    pub wall_ms: u64,
+}
+
+/// Why a link is refused.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Refusal {
+    Protocol {
+        theirs: u16,
+    },
+    Cluster {
+        theirs: String,
+        ours: String,
+    },
+    /// The peer has this node's own id: a copied data directory, or a link to itself.
+    SameId,
+}
+
+impl std::fmt::Display for Refusal {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        match self {
+            Refusal::Protocol { theirs } => {
+                write!(
+                    f,
+                    "peer protocol version {theirs} is not supported: this node speaks version {PROTOCOL}"
+                )
+            }
+            Refusal::Cluster { theirs, ours } => {
+                write!(
+                    f,
+                    "wrong cluster name: this node belongs to '{}', not '{}'",
+                    ours,
+                    theirs.escape_debug()
+                )
+            }
+            Refusal::SameId => write!(
+                f,
+                "this node has the same id: is it its own seed, or its directory a copy?"
+            ),
+        }
+    }
+}
+
+/// What nodes tell each other about the cluster.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Gossip {
+    /// A hash of everything known. The receiver answers only if its own differs.
+    Hash(u64),
+    /// What the sender has, so that the receiver can send what is newer and ask for what is older.
+    Versions {
+        members: Vec<(NodeId, u64)>,
+        ring: Option<RingState>,
+        buckets: Vec<(Bytes, Dot)>,
+        reply: bool,
+    },
+    /// Records the receiver lacks.
+    Delta {
+        members: Vec<Member>,
+        ring: Option<RingState>,
+        buckets: Vec<(Bytes, BucketEntry)>,
+    },
+    /// Is anybody there? `mono_us` comes back; `wall_ms` lets the receiver compare clocks.
+    Ping { mono_us: u64, wall_ms: u64 },
+    /// The answer to a ping.
+    Pong { mono_us: u64, wall_ms: u64 },
+}
+
+/// What merging news changed.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Changes {
+    pub members: Vec<NodeId>,
+    pub ring: bool,
+    /// The ring that lost against another of the same version: the cluster was founded twice.
+    pub lost_ring: Option<RingState>,
+    pub buckets: bool,
+}
+
+impl Changes {
+    /// True if nothing changed.
+    pub fn is_empty(&self) -> bool {
+        self.members.is_empty() && !self.ring && !self.buckets
+    }
+}
+
+/// Everything gossip keeps equal. Serialized as it is into the store.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Membership {
+    pub me: NodeId,
+    pub members: BTreeMap<NodeId, Member>,
+    pub ring: Option<RingState>,
+    pub buckets: BucketTable,
+}
+
+impl Membership {
+    /// A table that knows only its own node.
+    pub fn new(me: Member, buckets: BucketTable) -> Membership {
+        Membership {
+            me: me.id,
+            members: BTreeMap::from([(me.id, me)]),
+            ring: None,
+            buckets,
+        }
+    }
+
+    /// This node's own record.
+    pub fn own(&self) -> &Member {
+        &self.members[&self.me]
+    }
+
+    /// Changes this node's own record and raises its version, to at least `floor`.
+    pub fn update_own(&mut self, floor: u64, change: impl FnOnce(&mut Member)) {
+        let own = self
+            .members
+            .get_mut(&self.me)
+            .expect("a node is in its own table");
+        change(own);
+        own.version = (own.version + 1).max(floor);
+    }
+
+    /// A hash of everything here.
+    pub fn hash(&self) -> u64 {
+        let mut hasher = Xxh3::new();
+        for member in self.members.values() {
+            hasher.write_u64(member.id.0);
+            hasher.write_u64(member.version);
+        }
+        hasher.write_u64(self.ring.as_ref().map_or(0, RingState::hash));
+        for (bucket, entry) in self.buckets.entries() {
+            hasher.write(bucket);
+            hasher.write_u64(entry.set_by.counter);
+            hasher.write_u64(entry.set_by.actor.0);
+        }
+        hasher.finish()
+    }
+
+    /// What this node has, for a peer whose hash differs.
+    pub fn versions(&self, reply: bool) -> Gossip {
+        Gossip::Versions {
+            members: self.members.values().map(|m| (m.id, m.version)).collect(),
+            ring: self.ring.clone(),
+            buckets: self
+                .buckets
+                .entries()
+                .map(|(bucket, entry)| (bucket.clone(), entry.set_by))
+                .collect(),
+            reply,
+        }
+    }
+
+    /// What a peer with these versions lacks.
+    pub fn delta(
+        &self,
+        members: &[(NodeId, u64)],
+        ring: &Option<RingState>,
+        buckets: &[(Bytes, Dot)],
+    ) -> Gossip {
+        let theirs: BTreeMap<NodeId, u64> = members.iter().copied().collect();
+        let their_buckets: BTreeMap<&Bytes, Dot> =
+            buckets.iter().map(|(bucket, dot)| (bucket, *dot)).collect();
+        Gossip::Delta {
+            members: self
+                .members
+                .values()
+                .filter(|m| theirs.get(&m.id).is_none_or(|version| *version < m.version))
+                .cloned()
+                .collect(),
+            ring: if *ring == self.ring {
+                None
+            } else {
+                self.ring.clone()
+            },
+            buckets: self
+                .buckets
+                .entries()
+                .filter(|(bucket, entry)| their_buckets.get(bucket).is_none_or(|dot| *dot < entry.set_by))
+                .map(|(bucket, entry)| (bucket.clone(), entry.clone()))
+                .collect(),
+        }
+    }
+
+    /// Takes over whatever is newer. Invalid records are left out.
+    pub fn merge(
+        &mut self,
+        members: Vec<Member>,
+        ring: Option<RingState>,
+        buckets: Vec<(Bytes, BucketEntry)>,
+    ) -> Changes {
+        let mut changes = Changes::default();
+        for member in members {
+            if self.merge_member(&member) {
+                changes.members.push(member.id);
+            }
+        }
+        if let Some(ring) = ring {
+            self.merge_ring(ring, &mut changes);
+        }
+        for (bucket, entry) in buckets {
+            if entry.properties.check().is_ok() {
+                changes.buckets |= self.buckets.merge(bucket, entry);
+            }
+        }
+        changes
+    }
+
+    /// The node of the first ring, when it is this node's turn to found it: it knows `cluster_size` members, none of
+    /// which has a smaller id. True if a ring was founded.
+    pub fn found_ring(&mut self, cluster_size: u16, partitions: u16) -> bool {
+        let is_first = self.members.keys().next() == Some(&self.me);
+        if self.ring.is_some() || !is_first || self.members.len() < cluster_size as usize {
+            return false;
+        }
+        let nodes = self.members.keys().copied().take(cluster_size as usize).collect();
+        self.ring = Some(RingState::founding(nodes, partitions));
+        true
+    }
+
+    fn merge_member(&mut self, member: &Member) -> bool {
+        if member.id == self.me {
+            // A rumour newer than the truth: an older life of this node had a faster clock. Outbid it.
+            if member.version > self.own().version {
+                self.update_own(member.version + 1, |_| {});
+                return true;
+            }
+            return false;
+        }
+        let is_news = match self.members.get(&member.id) {
+            Some(held) => held.version < member.version,
+            None => self.members.len() < MEMBERS_MAX,
+        };
+        if is_news {
+            self.members.insert(member.id, member.clone());
+        }
+        is_news
+    }
+
+    fn merge_ring(&mut self, ring: RingState, changes: &mut Changes) {
+        if !ring.is_valid() || self.ring.as_ref().is_some_and(|held| *held >= ring) {
+            return;
+        }
+        if let Some(held) = self.ring.take() {
+            if held.version == ring.version {
+                changes.lost_ring = Some(held);
+            }
+        }
+        self.ring = Some(ring);
+        changes.ring = true;
+    }
+}

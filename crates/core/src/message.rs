@@ -1,0 +1,238 @@
+//! What nodes send each other, and its bytes.
+//!
+//! The data path (write, read and their answers) is encoded by hand, everything else by postcard behind a kind byte. Frames,
+//! lengths and checksums are the transport's business, see `docs/wire.md`.
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use crate::client::{ClientError, Operation, Reply, Scan};
+use crate::codec::{DecodeError, Reader, Writer};
+use crate::membership::Gossip;
+use crate::types::{NodeId, ObjectKey, Partition};
+
+/// Pairs a message with its answer: the sender's number for what it is doing, unique while it runs.
+pub type TaskId = u64;
+
+/// Everything one node says to another.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Message {
+    /// Merge `object` into what you hold and tell me when it is durable.
+    Write {
+        task: TaskId,
+        key: ObjectKey,
+        object: Bytes,
+        hint_for: Option<NodeId>,
+    },
+    /// The answer to a write.
+    Written {
+        task: TaskId,
+        outcome: WriteOutcome,
+    },
+    /// What do you hold? If its bytes hash to `have`, say only that.
+    Read {
+        task: TaskId,
+        key: ObjectKey,
+        have: u64,
+    },
+    /// The answer to a read.
+    ReadResult {
+        task: TaskId,
+        outcome: ReadOutcome,
+    },
+    Control(Control),
+}
+
+/// What became of a write.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum WriteOutcome {
+    Durable,
+    /// The disk refuses writes.
+    ReadOnly,
+    /// The object's dots lie absurdly far ahead of the replica's clock.
+    ClockSkew,
+    /// The bytes are no object.
+    Malformed,
+}
+
+/// What a replica holds.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum ReadOutcome {
+    /// Bytes with the hash that was asked about.
+    Same,
+    /// These bytes.
+    Object(Bytes),
+    Missing,
+    /// The row is corrupt.
+    Failed,
+}
+
+/// Messages off the data path.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Control {
+    Gossip(Gossip),
+    /// Coordinate this for me, within `timeout_ms`.
+    Forward {
+        task: TaskId,
+        operation: Operation,
+        timeout_ms: u32,
+    },
+    /// The answer to a forward.
+    Forwarded {
+        task: TaskId,
+        result: Result<Reply, ClientError>,
+    },
+    /// List rows of a range.
+    ScanRange {
+        task: TaskId,
+        scan: Scan,
+    },
+    /// The answer to a scan: rows with their causality, complete up to `done_to`, inclusive.
+    ScanRows {
+        task: TaskId,
+        rows: Vec<(ObjectKey, Bytes)>,
+        count: u64,
+        done_to: u64,
+    },
+    /// A hash of all rows of a partition that we both hold.
+    EntropyHash {
+        partition: Partition,
+        hash: u64,
+    },
+    /// My rows from `from` to `to` of a partition whose hash differs.
+    EntropyRows {
+        from: u64,
+        to: u64,
+        rows: Vec<(ObjectKey, u64)>,
+    },
+}
+
+const WRITE: u8 = 1;
+const WRITTEN: u8 = 2;
+const READ: u8 = 3;
+const READ_RESULT: u8 = 4;
+const CONTROL: u8 = 5;
+
+impl Message {
+    /// Appends the message's bytes. [`Message::decode`] reads them back.
+    pub fn encode(&self, bytes: &mut Vec<u8>) {
+        let mut out = Writer(bytes);
+        match self {
+            Message::Write {
+                task,
+                key,
+                object,
+                hint_for,
+            } => {
+                out.u8(WRITE);
+                out.varint(*task);
+                out.bytes(key.row());
+                out.bytes(object);
+                out.u8(hint_for.is_some() as u8);
+                if let Some(owner) = hint_for {
+                    out.fixed(owner.0);
+                }
+            }
+            Message::Written { task, outcome } => {
+                out.u8(WRITTEN);
+                out.varint(*task);
+                out.u8(match outcome {
+                    WriteOutcome::Durable => 0,
+                    WriteOutcome::ReadOnly => 1,
+                    WriteOutcome::ClockSkew => 2,
+                    WriteOutcome::Malformed => 3,
+                });
+            }
+            Message::Read { task, key, have } => {
+                out.u8(READ);
+                out.varint(*task);
+                out.bytes(key.row());
+                out.fixed(*have);
+            }
+            Message::ReadResult { task, outcome } => {
+                out.u8(READ_RESULT);
+                out.varint(*task);
+                match outcome {
+                    ReadOutcome::Same => out.u8(0),
+                    ReadOutcome::Missing => out.u8(1),
+                    ReadOutcome::Failed => out.u8(2),
+                    ReadOutcome::Object(object) => {
+                        out.u8(3);
+                        out.bytes(object);
+                    }
+                }
+            }
+            Message::Control(control) => {
+                out.u8(CONTROL);
+                postcard::to_io(control, &mut *out.0).expect("writing to memory does not fail");
+            }
+        }
+    }
+
+    /// Reads one message; its byte strings share the memory of `bytes`. Errors: anything `encode` never makes.
+    pub fn decode(bytes: &Bytes) -> Result<Message, DecodeError> {
+        let mut input = Reader::new(bytes);
+        let message = match input.u8("kind")? {
+            WRITE => Message::Write {
+                task: input.varint("task")?,
+                key: decode_key(&mut input)?,
+                object: input.bytes("object")?,
+                hint_for: match input.u8("hint")? {
+                    0 => None,
+                    1 => Some(NodeId(input.fixed("owner")?)),
+                    _ => return Err(DecodeError::Invalid { field: "hint" }),
+                },
+            },
+            WRITTEN => Message::Written {
+                task: input.varint("task")?,
+                outcome: match input.u8("outcome")? {
+                    0 => WriteOutcome::Durable,
+                    1 => WriteOutcome::ReadOnly,
+                    2 => WriteOutcome::ClockSkew,
+                    3 => WriteOutcome::Malformed,
+                    _ => {
+                        return Err(DecodeError::Invalid {
+                            field: "write outcome",
+                        })
+                    }
+                },
+            },
+            READ => Message::Read {
+                task: input.varint("task")?,
+                key: decode_key(&mut input)?,
+                have: input.fixed("hash")?,
+            },
+            READ_RESULT => Message::ReadResult {
+                task: input.varint("task")?,
+                outcome: match input.u8("outcome")? {
+                    0 => ReadOutcome::Same,
+                    1 => ReadOutcome::Missing,
+                    2 => ReadOutcome::Failed,
+                    3 => ReadOutcome::Object(input.bytes("object")?),
+                    _ => {
+                        return Err(DecodeError::Invalid {
+                            field: "read outcome",
+                        })
+                    }
+                },
+            },
+            CONTROL => {
+                let rest = input.rest();
+                let (control, left) = postcard::take_from_bytes(&rest).map_err(|_| DecodeError::Invalid {
+                    field: "control message",
+                })?;
+                if !left.is_empty() {
+                    return Err(DecodeError::TrailingBytes { bytes: left.len() });
+                }
+                Message::Control(control)
+            }
+            _ => return Err(DecodeError::Invalid { field: "kind" }),
+        };
+        input.end()?;
+        Ok(message)
+    }
+}
+
+fn decode_key(input: &mut Reader) -> Result<ObjectKey, DecodeError> {
+    ObjectKey::from_row(input.bytes("key")?).map_err(|_| DecodeError::Invalid { field: "key" })
+}

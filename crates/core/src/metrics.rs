@@ -1,0 +1,159 @@
+//! What a node counts. Plain numbers: whoever wants rates asks twice.
+
+use serde::Serialize;
+
+/// Totals since the node started, except where a field says it is a level.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Metrics {
+    /// Gets this node coordinated and answered.
+    pub gets: u64,
+    /// Gets that failed.
+    pub gets_failed: u64,
+    /// Gets that found more than one live sibling.
+    pub gets_with_siblings: u64,
+    /// Puts this node coordinated and acknowledged.
+    pub puts: u64,
+    /// Puts that failed.
+    pub puts_failed: u64,
+    /// Pages of scans answered.
+    pub scans: u64,
+    /// Requests handed to a node that may coordinate them.
+    pub forwards: u64,
+    /// Reads served to other coordinators.
+    pub replica_reads: u64,
+    /// Writes served to other coordinators.
+    pub replica_writes: u64,
+    /// Gets that asked one more replica because the first were slow.
+    pub hedged_reads: u64,
+    /// Stale replicas sent the merged object after a get.
+    pub read_repairs: u64,
+    /// Rows found corrupt.
+    pub corrupt_rows: u64,
+    /// Corrupt rows restored from other replicas.
+    pub corrupt_rows_repaired: u64,
+    /// Hints written.
+    pub hints_stored: u64,
+    /// Hints delivered to their owner.
+    pub hints_delivered: u64,
+    /// Level: hints waiting for their owner.
+    pub hints_pending: u64,
+    /// Partitions compared with another owner.
+    pub entropy_rounds: u64,
+    /// Comparisons that found a difference.
+    pub entropy_differences: u64,
+    /// Keys handed to repair by a comparison.
+    pub entropy_keys: u64,
+    /// Writes refused because their dot lies absurdly far ahead.
+    pub clock_refusals: u64,
+    /// Times the node took a new actor because it had forgotten writes.
+    pub actor_renewals: u64,
+    /// Times the store refused writes.
+    pub store_refusals: u64,
+    /// Requests answered BUSY.
+    pub busy: u64,
+    /// Times a peer became suspect or down.
+    pub suspicions: u64,
+    /// Messages received that named no request in flight.
+    pub late_messages: u64,
+}
+
+impl Metrics {
+    /// Every metric with its name and help, in a fixed order; levels are marked `false`.
+    pub fn each(&self, mut visit: impl FnMut(&'static str, &'static str, bool, u64)) {
+        let mut total = |name, help, value| visit(name, help, true, value);
+        total("gets", "gets coordinated and answered", self.gets);
+        total("gets_failed", "gets that failed", self.gets_failed);
+        total(
+            "gets_with_siblings",
+            "gets that found more than one live sibling",
+            self.gets_with_siblings,
+        );
+        total("puts", "puts coordinated and acknowledged", self.puts);
+        total("puts_failed", "puts that failed", self.puts_failed);
+        total("scans", "pages of scans answered", self.scans);
+        total(
+            "forwards",
+            "requests handed to a node that may coordinate them",
+            self.forwards,
+        );
+        total(
+            "replica_reads",
+            "reads served to other coordinators",
+            self.replica_reads,
+        );
+        total(
+            "replica_writes",
+            "writes served to other coordinators",
+            self.replica_writes,
+        );
+        total(
+            "hedged_reads",
+            "gets that asked one more replica",
+            self.hedged_reads,
+        );
+        total(
+            "read_repairs",
+            "stale replicas sent the merged object after a get",
+            self.read_repairs,
+        );
+        total("corrupt_rows", "rows found corrupt", self.corrupt_rows);
+        total(
+            "corrupt_rows_repaired",
+            "corrupt rows restored from other replicas",
+            self.corrupt_rows_repaired,
+        );
+        total("hints_stored", "hints written", self.hints_stored);
+        total(
+            "hints_delivered",
+            "hints delivered to their owner",
+            self.hints_delivered,
+        );
+        total(
+            "entropy_rounds",
+            "partitions compared with another owner",
+            self.entropy_rounds,
+        );
+        total(
+            "entropy_differences",
+            "comparisons that found a difference",
+            self.entropy_differences,
+        );
+        total(
+            "entropy_keys",
+            "keys handed to repair by a comparison",
+            self.entropy_keys,
+        );
+        total(
+            "clock_refusals",
+            "writes refused for a dot absurdly far ahead",
+            self.clock_refusals,
+        );
+        total(
+            "actor_renewals",
+            "times the node took a new actor",
+            self.actor_renewals,
+        );
+        total(
+            "store_refusals",
+            "times the store refused writes",
+            self.store_refusals,
+        );
+        total("busy", "requests answered BUSY", self.busy);
+        total(
+            "suspicions",
+            "times a peer became suspect or down",
+            self.suspicions,
+        );
+        total(
+            "late_messages",
+            "messages that named no request in flight",
+            self.late_messages,
+        );
+        visit(
+            "hints_pending",
+            "hints waiting for their owner",
+            false,
+            self.hints_pending,
+        );
+    }
+}
