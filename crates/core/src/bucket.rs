@@ -135,6 +135,11 @@ impl BucketTable {
         }
     }
 
+    /// Changes what buckets without properties of their own have.
+    pub fn set_defaults(&mut self, defaults: BucketProperties) {
+        self.defaults = defaults;
+    }
+
     /// The properties in force for `bucket`.
     pub fn properties(&self, bucket: &[u8]) -> &BucketProperties {
         match self.entries.is_empty() {

@@ -127,6 +127,8 @@ pub enum ClientError {
         replicas: u8,
         waited_ms: u64,
     },
+    /// Too few replicas can be reached for a put. Nothing was changed.
+    TooFewReachable { reachable: u8, needed: u8 },
     /// The node does not know a ring yet. Try again.
     NotReady,
     /// This node's disk refuses writes. Nothing was changed; other nodes may accept.
@@ -185,6 +187,12 @@ impl fmt::Display for ClientError {
                 write!(
                     f,
                     "quorum unavailable: {answered} of {needed} replicas {done} within {waited_ms} ms ({replicas} asked)"
+                )
+            }
+            ClientError::TooFewReachable { reachable, needed } => {
+                write!(
+                    f,
+                    "quorum unavailable: {reachable} of {needed} replicas can be reached"
                 )
             }
             ClientError::NotReady => write!(f, "the cluster is not formed yet"),

@@ -63,7 +63,12 @@ impl HybridClock {
 
     /// True if `reading` lies further ahead of the wall clock than any honest skew: more than `skew_ms_max`.
     pub fn is_absurd(&self, now: Now, reading: u64) -> bool {
-        reading > reading_at(now.wall_ms.saturating_add(self.skew_ms_max))
+        reading > self.reading_max(now)
+    }
+
+    /// The greatest reading that is believed.
+    pub fn reading_max(&self, now: Now) -> u64 {
+        reading_at(now.wall_ms.saturating_add(self.skew_ms_max))
     }
 
     /// True if this clock itself runs absurdly far ahead, because the wall clock once did.

@@ -21,6 +21,28 @@ pub enum SyncMode {
     Interval { ms: u64 },
 }
 
+/// A deliberately broken variant of the protocol, for the simulator to catch.
+#[cfg(feature = "sabotage")]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Sabotage {
+    #[default]
+    None,
+    /// Writes are acknowledged before they are durable.
+    AckBeforeDurable,
+    /// Hints are not written.
+    DropHints,
+    /// A put replaces everything its coordinator holds, whatever its context says.
+    IgnoreContext,
+    /// A restarted node reads its clock instead of its lease, and keeps its actor.
+    ForgetLease,
+    /// Any answer from a replica counts as a write acknowledgement.
+    CountRefusals,
+    /// A put's coordinator counts each acknowledgement, also a repeated one.
+    CountDuplicates,
+    /// A node that dropped handed-over objects keeps its actor.
+    KeepActor,
+}
+
 /// A node's configuration. The defaults suit a cluster in one data centre.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct NodeConfig {
@@ -29,7 +51,8 @@ pub struct NodeConfig {
     /// For people; not unique.
     pub name: String,
     pub addresses: Addresses,
-    /// Number of nodes that form the ring when the cluster is created. The same on all of them.
+    /// Number of nodes that form the ring when the cluster is created, the same on all of them. 0: never form one, wait
+    /// for the cluster's.
     pub cluster_size: u16,
     /// Partitions of the ring at creation, a power of two. Too few: uneven load in large clusters; too many: larger tables.
     pub partitions: u16,
@@ -53,6 +76,9 @@ pub struct NodeConfig {
     pub requests_max: usize,
     /// Properties of buckets that were never given any.
     pub bucket_defaults: BucketProperties,
+    /// What is broken on purpose.
+    #[cfg(feature = "sabotage")]
+    pub sabotage: Sabotage,
 }
 
 impl Default for NodeConfig {
@@ -73,6 +99,8 @@ impl Default for NodeConfig {
             clock_skew_ms_max: 60_000,
             requests_max: 100_000,
             bucket_defaults: BucketProperties::default(),
+            #[cfg(feature = "sabotage")]
+            sabotage: Sabotage::None,
         }
     }
 }

@@ -250,11 +250,13 @@ impl Membership {
         changes
     }
 
-    /// The node of the first ring, when it is this node's turn to found it: it knows `cluster_size` members, none of
-    /// which has a smaller id. True if a ring was founded.
+    /// Founds the ring if that is this node's turn: it knows `cluster_size` members and has the smallest id among them.
+    ///
+    /// A `cluster_size` of 0 never founds. True if a ring was founded.
     pub fn found_ring(&mut self, cluster_size: u16, partitions: u16) -> bool {
         let is_first = self.members.keys().next() == Some(&self.me);
-        if self.ring.is_some() || !is_first || self.members.len() < cluster_size as usize {
+        if self.ring.is_some() || !is_first || cluster_size == 0 || self.members.len() < cluster_size as usize
+        {
             return false;
         }
         let nodes = self.members.keys().copied().take(cluster_size as usize).collect();

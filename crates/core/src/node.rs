@@ -2,17 +2,37 @@
 //!
 //! A turn of the loop is: any number of [`Node::step`] calls, one [`Node::commit`], then release the outputs. Nothing
 //! an output claims is untrue after a power failure, because outputs leave only after the commit.
+//!
+//! The submodules are one `impl Node` in three parts: `coordinate` runs client operations, `serve` answers other
+//! coordinators, `background` gossips, hands hints over and compares partitions. Follow a put from
+//! `coordinate::start_update`.
+
+mod background;
+mod coordinate;
+mod serve;
+
+use std::collections::BTreeMap;
 
 use crate::bucket::BucketTable;
-use crate::client::{ClientError, Reply, Request, RequestId};
-use crate::config::NodeConfig;
-use crate::detector::Health;
-use crate::membership::{Hello, Member, Membership, Refusal};
-use crate::message::Message;
+use crate::client::{ClientError, Operation, Quorum, Reply, Request, RequestId, Updated, Want};
+use crate::config::{NodeConfig, SyncMode};
+use crate::detector::{Detector, Health};
+use crate::entropy::Entropy;
+use crate::get::Get;
+use crate::handoff::{Delivery, Handoff};
+use crate::membership::{Gossip, Hello, Member, Membership, Refusal, PROTOCOL};
+use crate::message::{Control, Message, TaskId, WriteOutcome};
 use crate::metrics::Metrics;
+use crate::mutation::Mutation;
+use crate::put::Put;
+use crate::replica::{load_meta, MetaError, Replica};
 use crate::ring::Ring;
-use crate::store::{Store, StoreError};
-use crate::types::{NodeId, Now};
+use crate::scan::Listing;
+use crate::store::{Durability, Store, StoreError};
+use crate::tasks::Tasks;
+use crate::types::{NodeId, Now, ObjectKey, Rng};
+
+const MEMBERSHIP_ROW: &[u8] = b"membership";
 
 /// Everything that can happen to a node.
 #[derive(Clone, Debug)]
@@ -106,13 +126,77 @@ pub enum OpenError {
     },
 }
 
+/// Who waits for a task.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Origin {
+    Client(RequestId),
+    /// A node that forwarded its client's request, under its number for it.
+    Peer(NodeId, TaskId),
+    /// Anti-entropy, which bounds how many repairs run at once.
+    Repair,
+    /// Answered already, or never asked for.
+    Nobody,
+}
+
+/// What to do with what a get finds.
+#[derive(Clone, Debug)]
+enum Purpose {
+    Answer,
+    /// Evaluate a mutation on it.
+    Update {
+        mutation: Mutation,
+        quorum: Quorum,
+        want: Want,
+    },
+    /// Just mend the replicas.
+    Repair,
+}
+
+#[derive(Clone, Debug)]
+enum Work {
+    Get { get: Get, purpose: Purpose },
+    Put { put: Put, updated: Option<Updated> },
+    Forward { to: NodeId, operation: Operation },
+    Scan(Listing),
+    Deliver(Delivery),
+}
+
+#[derive(Clone, Debug)]
+struct Task {
+    origin: Origin,
+    started_us: u64,
+    deadline_us: u64,
+    work: Work,
+}
+
 /// A node of the cluster: a deterministic state machine over a [`Store`].
 pub struct Node {
     config: NodeConfig,
+    replica: Replica,
     membership: Membership,
     ring: Option<Ring>,
+    detector: Detector,
     metrics: Metrics,
-    store: Box<dyn Store>,
+    rng: Rng,
+    tasks: Tasks<Task>,
+    handoff: Handoff,
+    entropy: Entropy,
+    /// How far this node's wall clock is ahead of each peer's, in milliseconds.
+    clock_ahead_ms: BTreeMap<NodeId, i64>,
+    /// The wall clock jumped ahead and no peer has confirmed it yet.
+    clock_is_doubtful: bool,
+    clock_was_ahead: bool,
+    read_only: Option<String>,
+    stopping: bool,
+    requests_in_flight: usize,
+    membership_is_dirty: bool,
+    has_announced: bool,
+    last_now: Now,
+    next_round_us: u64,
+    next_entropy_us: u64,
+    last_durable_us: u64,
+    /// Puts whose own copy was stored in this turn, and who asked for them.
+    turn_puts: Vec<(TaskId, Origin)>,
 }
 
 impl Node {
@@ -120,37 +204,176 @@ impl Node {
     ///
     /// `seed` feeds the node's generator (gossip targets, a new identity); it must differ between nodes and starts.
     pub fn open(config: NodeConfig, seed: u64, store: Box<dyn Store>, now: Now) -> Result<Node, OpenError> {
-        unimplemented!()
+        let mut rng = Rng::new(seed);
+        let is_interval = matches!(config.sync, SyncMode::Interval { .. });
+        let replica_rng = Rng::new(rng.next_u64());
+        let mut replica = Replica::open(
+            store,
+            &config.cluster,
+            replica_rng,
+            config.clock_skew_ms_max,
+            is_interval,
+        )
+        .map_err(|error| OpenError::from_meta(error, "identity"))?;
+        if replica.identity().cluster != config.cluster {
+            return Err(OpenError::ForeignCluster {
+                found: replica.identity().cluster.clone(),
+            });
+        }
+        #[cfg(feature = "sabotage")]
+        {
+            use crate::config::Sabotage;
+            let forget_lease = config.sabotage == Sabotage::ForgetLease;
+            replica.sabotage(
+                forget_lease,
+                forget_lease || config.sabotage == Sabotage::KeepActor,
+            );
+        }
+        let me = replica.identity().node;
+        let found: Option<Membership> = load_meta(replica.store_mut(), MEMBERSHIP_ROW)
+            .map_err(|error| OpenError::from_meta(error, "membership"))?;
+        let mut membership = found.filter(|membership| membership.me == me).unwrap_or_else(|| {
+            let own = Member {
+                id: me,
+                version: 0,
+                name: String::new(),
+                addresses: config.addresses.clone(),
+                stopped: false,
+            };
+            Membership::new(own, BucketTable::new(config.bucket_defaults.clone()))
+        });
+        membership.buckets.set_defaults(config.bucket_defaults.clone());
+        membership.update_own(now.wall_ms, |own| {
+            own.name = config.name.clone();
+            own.addresses = config.addresses.clone();
+            own.stopped = false;
+        });
+        let handoff = Handoff::new(replica.count_hints());
+        let mut node = Node {
+            ring: membership.ring.clone().map(Ring::new),
+            detector: Detector::new(config.suspect_ms),
+            metrics: Metrics::default(),
+            tasks: Tasks::new(rng.next_u64() as u32),
+            handoff,
+            entropy: Entropy::default(),
+            clock_ahead_ms: BTreeMap::new(),
+            clock_is_doubtful: false,
+            clock_was_ahead: false,
+            read_only: None,
+            stopping: false,
+            requests_in_flight: 0,
+            membership_is_dirty: true,
+            has_announced: false,
+            last_now: now,
+            next_round_us: now.mono_us,
+            next_entropy_us: now.mono_us + config.entropy_ms * 1000,
+            last_durable_us: now.mono_us,
+            turn_puts: Vec::new(),
+            rng,
+            replica,
+            membership,
+            config,
+        };
+        node.metrics.hints_pending = node.handoff.pending();
+        Ok(node)
     }
 
     /// Handles one input; what follows from it is appended to `out`, and may be released after [`Node::commit`].
-    pub fn step(&mut self, now: Now, input: Input, out: &mut Vec<Output>) {}
+    pub fn step(&mut self, now: Now, input: Input, out: &mut Vec<Output>) {
+        self.watch_clock(now, out);
+        match input {
+            Input::Tick => {}
+            Input::Request { id, request } => self.request(now, id, request, out),
+            Input::Message { from, message } => self.message(now, from, message, out),
+            Input::LinkUp { hello } => self.link_up(now, hello, out),
+            Input::LinkDown { peer } => self.link_down(now, peer, out),
+            Input::Stop => self.stop(now, out),
+        }
+        self.run_due(now, out);
+    }
 
     /// Makes durable what the steps of this turn stored. Call once per turn, before anything in `out` is released.
     ///
     /// If the disk refuses, outputs that would claim otherwise are replaced by errors.
-    pub fn commit(&mut self, now: Now, out: &mut Vec<Output>) {}
+    pub fn commit(&mut self, now: Now, out: &mut Vec<Output>) {
+        if std::mem::take(&mut self.membership_is_dirty) {
+            self.replica.save_meta(MEMBERSHIP_ROW, &self.membership);
+        }
+        let durability = match self.config.sync {
+            SyncMode::Interval { ms } if !self.stopping && now.mono_us < self.last_durable_us + ms * 1000 => {
+                Durability::Buffered
+            }
+            _ => Durability::Durable,
+        };
+        #[cfg(feature = "sabotage")]
+        let durability = match self.config.sabotage {
+            crate::config::Sabotage::AckBeforeDurable if self.rng.chance(9, 10) => Durability::Buffered,
+            _ => durability,
+        };
+        match self.replica.sync(durability) {
+            Ok(()) => {
+                if durability == Durability::Durable {
+                    self.last_durable_us = now.mono_us;
+                }
+                if self.read_only.take().is_some() {
+                    out.push(Output::Event(Event::StoreAccepts));
+                }
+            }
+            Err(error) => self.undo_turn(now, error, out),
+        }
+        self.turn_puts.clear();
+        self.report_store(out);
+    }
 
     /// When a [`Input::Tick`] is due at the latest, in `mono_us`. Ask again after every turn.
     pub fn next_wakeup(&self) -> u64 {
-        0
+        let mut at = self.next_round_us.min(self.next_entropy_us);
+        for deadline in [self.tasks.next_deadline_us(), self.detector.next_deadline_us()]
+            .into_iter()
+            .flatten()
+        {
+            at = at.min(deadline);
+        }
+        match self.config.sync {
+            SyncMode::Interval { ms } => at.min(self.last_durable_us + ms * 1000),
+            SyncMode::Batch => at,
+        }
     }
 
+    /// This node's name among members.
     pub fn id(&self) -> NodeId {
         self.membership.me
     }
 
+    /// What the node was told at its start.
     pub fn config(&self) -> &NodeConfig {
         &self.config
     }
 
     /// How this node introduces itself on a new link.
     pub fn hello(&self, now: Now) -> Hello {
-        unimplemented!()
+        Hello {
+            protocol: PROTOCOL,
+            cluster: self.config.cluster.clone(),
+            member: self.membership.own().clone(),
+            wall_ms: now.wall_ms,
+        }
     }
 
     /// Whether a link with this peer is acceptable. Errors: other protocol, other cluster, own id.
     pub fn check(&self, hello: &Hello) -> Result<(), Refusal> {
+        if hello.protocol != PROTOCOL {
+            return Err(Refusal::Protocol {
+                theirs: hello.protocol,
+            });
+        }
+        if hello.cluster != self.config.cluster {
+            let (theirs, ours) = (hello.cluster.clone(), self.config.cluster.clone());
+            return Err(Refusal::Cluster { theirs, ours });
+        }
+        if hello.member.id == self.id() {
+            return Err(Refusal::SameId);
+        }
         Ok(())
     }
 
@@ -159,6 +382,7 @@ impl Node {
         &self.membership
     }
 
+    /// The properties of all buckets.
     pub fn buckets(&self) -> &BucketTable {
         &self.membership.buckets
     }
@@ -170,40 +394,181 @@ impl Node {
 
     /// This node's opinion of `peer`, itself included.
     pub fn health(&self, peer: NodeId) -> Health {
-        Health::Up
+        if peer == self.id() {
+            Health::Up
+        } else {
+            self.detector.health(peer)
+        }
     }
 
     /// Smoothed round trip to `peer` in microseconds, 0 if unknown.
     pub fn rtt_us(&self, peer: NodeId) -> u64 {
-        0
+        self.detector.rtt_us(peer)
     }
 
+    /// What this node counted since it started.
     pub fn metrics(&self) -> &Metrics {
         &self.metrics
     }
 
     /// Why the disk refuses writes, if it does.
     pub fn read_only(&self) -> Option<&str> {
-        None
+        self.read_only.as_deref()
     }
 
     /// Client requests not yet answered.
     pub fn requests_in_flight(&self) -> usize {
-        0
+        self.requests_in_flight
     }
 
     /// Bytes the store takes.
     pub fn store_bytes(&self) -> u64 {
-        self.store.size_bytes()
+        self.replica.store().size_bytes()
     }
 
-    /// The engine itself, for the simulator's disk faults and checkers.
+    /// The engine itself, for the simulator's checkers.
     pub fn store_mut(&mut self) -> &mut dyn Store {
-        &mut *self.store
+        self.replica.store_mut()
     }
 
-    /// True if a client's write of `key` here would be coordinated here, so that requests for one key stay in order.
-    pub fn coordinates(&self, key: &crate::types::ObjectKey) -> bool {
-        true
+    /// True if a plain store of `key` asked here is coordinated here, so that requests for one key stay in order.
+    pub fn coordinates(&self, key: &ObjectKey) -> bool {
+        let Some(ring) = &self.ring else { return true };
+        let n = self.buckets().properties(key.bucket()).n as usize;
+        ring.preference_at(key.position())
+            .iter()
+            .take(n)
+            .any(|node| *node == self.id())
+    }
+
+    fn send(&mut self, now: Now, to: NodeId, message: Message, out: &mut Vec<Output>) {
+        let wants_answer = match &message {
+            Message::Write { task, .. } => *task != 0,
+            Message::Read { .. } => true,
+            Message::Control(Control::Gossip(Gossip::Ping { .. })) => true,
+            _ => false,
+        };
+        if wants_answer {
+            self.detector.sent(to, now.mono_us);
+        }
+        out.push(Output::Send { to, message });
+    }
+
+    fn finish(&mut self, origin: Origin, result: Result<Reply, ClientError>, out: &mut Vec<Output>) {
+        match origin {
+            Origin::Client(id) => {
+                self.requests_in_flight -= 1;
+                out.push(Output::Reply { id, result });
+            }
+            Origin::Peer(to, task) => {
+                let message = Message::Control(Control::Forwarded { task, result });
+                out.push(Output::Send { to, message });
+            }
+            Origin::Repair | Origin::Nobody => {}
+        }
+    }
+
+    /// Takes back what this turn's outputs claim, because the disk refused and the store is as it was before the turn.
+    fn undo_turn(&mut self, _now: Now, error: StoreError, out: &mut Vec<Output>) {
+        let detail = error.to_string();
+        self.membership_is_dirty = true;
+        self.metrics.store_refusals += 1;
+        self.handoff = Handoff::new(self.replica.count_hints());
+        self.drop_deliveries();
+        let refusal = ClientError::ReadOnly {
+            detail: detail.clone(),
+        };
+        let undone = std::mem::take(&mut self.turn_puts);
+        out.retain_mut(|output| match output {
+            Output::Send {
+                message: Message::Write { task, .. },
+                ..
+            } => !undone.iter().any(|(id, _)| id == task),
+            Output::Reply { id, result }
+                if undone.iter().any(|(_, origin)| *origin == Origin::Client(*id)) =>
+            {
+                *result = Err(refusal.clone());
+                true
+            }
+            Output::Send {
+                to,
+                message: Message::Control(Control::Forwarded { task, result }),
+            } if undone
+                .iter()
+                .any(|(_, origin)| *origin == Origin::Peer(*to, *task)) =>
+            {
+                *result = Err(refusal.clone());
+                true
+            }
+            Output::Send {
+                message: Message::Written { outcome, .. },
+                ..
+            } => {
+                if *outcome == WriteOutcome::Durable {
+                    *outcome = WriteOutcome::ReadOnly;
+                }
+                true
+            }
+            _ => true,
+        });
+        for (id, _) in undone {
+            let Some(task) = self.tasks.remove(id) else {
+                continue;
+            };
+            self.finish(task.origin, Err(refusal.clone()), out);
+        }
+        if self.read_only.is_none() {
+            out.push(Output::Event(Event::StoreRefuses {
+                detail: detail.clone(),
+            }));
+        }
+        self.read_only = Some(detail);
+    }
+
+    fn report_store(&mut self, out: &mut Vec<Output>) {
+        for detail in self.replica.take_corruptions() {
+            self.metrics.corrupt_rows += 1;
+            out.push(Output::Event(Event::CorruptRow { detail }));
+        }
+        for why in self.replica.take_renewals() {
+            self.metrics.actor_renewals += 1;
+            out.push(Output::Event(Event::ActorRenewed { why }));
+        }
+        self.metrics.hints_pending = self.handoff.pending();
     }
 }
+
+impl OpenError {
+    fn from_meta(error: MetaError, record: &'static str) -> OpenError {
+        match error {
+            MetaError::Store(error) => OpenError::Store(error),
+            MetaError::Format { found } => OpenError::ForeignFormat { found },
+            MetaError::Malformed => OpenError::Malformed { record },
+        }
+    }
+}
+
+impl std::fmt::Display for OpenError {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        match self {
+            OpenError::Store(error) => error.fmt(f),
+            OpenError::ForeignCluster { found } => {
+                write!(
+                    f,
+                    "the directory belongs to the cluster '{}'",
+                    found.escape_debug()
+                )
+            }
+            OpenError::ForeignFormat { found } => {
+                let known = crate::replica::META_FORMAT;
+                write!(
+                    f,
+                    "the directory's records have format version {found}, this program reads version {known}"
+                )
+            }
+            OpenError::Malformed { record } => write!(f, "the directory's {record} record cannot be read"),
+        }
+    }
+}
+
+impl std::error::Error for OpenError {}

@@ -1,0 +1,365 @@
+//! Counting the answers to a get: whom to ask, when it is enough, and who turned out stale.
+//!
+//! Pure bookkeeping without sending anything; `node` does that. The first `r` replicas are asked, primaries first; when one
+//! is late or fails, the next. While a primary is down its fallbacks are asked too, since a hint may be the only other copy, and
+//! a fallback's "I have nothing" counts only when nobody is left to wait for.
+//!
+//! Source: Dynamo §4.5, §4.6. Differs: asks `r` first instead of all, with a hedge for the tail (Dean and Barroso, "The
+//! tail at scale", 2013).
+
+use bytes::Bytes;
+
+use crate::message::ReadOutcome;
+use crate::object::Object;
+use crate::replica::hash_of;
+use crate::types::{NodeId, ObjectKey};
+
+/// How many answers are needed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Needed {
+    /// Answers of any kind of replica.
+    pub total: u8,
+    /// Of these, from primaries.
+    pub primaries: u8,
+}
+
+/// A replica that may be asked.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Candidate {
+    pub node: NodeId,
+    pub is_primary: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum State {
+    Unasked,
+    /// With the hash it was to compare with.
+    Asked(u64),
+    /// With the hash of the bytes it holds, 0 for none.
+    Answered(u64),
+    Failed,
+}
+
+/// Where a get stands.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Progress {
+    /// Enough answered.
+    Done,
+    Waiting,
+    /// Not enough, and nobody is left to ask.
+    Impossible,
+}
+
+/// The answers so far.
+#[derive(Clone, Debug)]
+pub struct Get {
+    pub key: ObjectKey,
+    needed: Needed,
+    lww: bool,
+    replicas: Vec<(Candidate, State)>,
+    /// Objects with a greater reading are from a clock far ahead and not taken in.
+    reading_max: u64,
+    merged: Object,
+    /// Hash of `merged`'s bytes, if they are known.
+    merged_hash: Option<u64>,
+    merged_bytes: Option<Bytes>,
+}
+
+impl Get {
+    /// `candidates`: in the order in which to ask them. `lww`: only the greatest dot counts.
+    /// `reading_max`: the greatest clock reading that is believed.
+    pub fn new(
+        key: ObjectKey,
+        needed: Needed,
+        lww: bool,
+        reading_max: u64,
+        candidates: Vec<Candidate>,
+    ) -> Get {
+        let replicas = candidates
+            .into_iter()
+            .map(|candidate| (candidate, State::Unasked))
+            .collect();
+        let (merged, merged_hash, merged_bytes) = (Object::default(), Some(0), None);
+        Get {
+            key,
+            needed,
+            lww,
+            replicas,
+            reading_max,
+            merged,
+            merged_hash,
+            merged_bytes,
+        }
+    }
+
+    /// How many replicas to ask at first: as many as are needed, all of them while any primary is missing.
+    pub fn first_count(&self) -> usize {
+        let is_degraded = self.replicas.iter().any(|(candidate, _)| !candidate.is_primary);
+        if is_degraded {
+            self.replicas.len()
+        } else {
+            self.needed.total.max(self.needed.primaries) as usize
+        }
+    }
+
+    /// Marks one more replica as asked; returns it and the hash it compares with, so that it need not send what is
+    /// known: 0 if nothing is.
+    pub fn ask_next(&mut self) -> Option<(NodeId, u64)> {
+        let (candidate, state) = self
+            .replicas
+            .iter_mut()
+            .find(|(_, state)| *state == State::Unasked)?;
+        let have = self.merged_hash.unwrap_or(0);
+        *state = State::Asked(have);
+        Some((candidate.node, have))
+    }
+
+    /// Takes in what `node` holds. False if it had not been asked.
+    pub fn answer(&mut self, node: NodeId, outcome: &ReadOutcome) -> bool {
+        let Some((index, asked_with)) = self.index_of_asked(node) else {
+            return false;
+        };
+        self.replicas[index].1 = match outcome {
+            ReadOutcome::Same => State::Answered(asked_with),
+            ReadOutcome::Missing => State::Answered(0),
+            ReadOutcome::Failed => State::Failed,
+            ReadOutcome::Object(bytes) => match self.merge(bytes) {
+                Some(hash) => State::Answered(hash),
+                None => State::Failed,
+            },
+        };
+        true
+    }
+
+    /// Counts `node` out, if it was asked and did not answer. True if it was.
+    pub fn fail(&mut self, node: NodeId) -> bool {
+        match self.index_of_asked(node) {
+            Some((index, _)) => {
+                self.replicas[index].1 = State::Failed;
+                true
+            }
+            None => false,
+        }
+    }
+
+    fn index_of_asked(&self, node: NodeId) -> Option<(usize, u64)> {
+        self.replicas
+            .iter()
+            .enumerate()
+            .find_map(|(index, (candidate, state))| match state {
+                State::Asked(have) if candidate.node == node => Some((index, *have)),
+                _ => None,
+            })
+    }
+
+    fn merge(&mut self, bytes: &Bytes) -> Option<u64> {
+        let hash = hash_of(bytes);
+        if self.merged_hash == Some(hash) {
+            return Some(hash);
+        }
+        let object = Object::decode(bytes).ok()?;
+        if object.newest_reading() > self.reading_max {
+            return None;
+        }
+        if self.merged_hash == Some(0) {
+            self.merged = object;
+            self.merged_hash = Some(hash);
+            self.merged_bytes = Some(bytes.clone());
+            return Some(hash);
+        }
+        self.merged.merge(&object);
+        if self.lww {
+            self.merged.0.keep_newest();
+        }
+        self.merged_hash = None;
+        self.merged_bytes = None;
+        Some(hash)
+    }
+
+    /// Whether it is enough.
+    pub fn progress(&self) -> Progress {
+        let counts = |empty_fallbacks: bool| {
+            let (mut total, mut primaries) = (0u8, 0u8);
+            for (candidate, state) in &self.replicas {
+                if let State::Answered(hash) = state {
+                    primaries += candidate.is_primary as u8;
+                    total += (candidate.is_primary || empty_fallbacks || *hash != 0) as u8;
+                }
+            }
+            total >= self.needed.total && primaries >= self.needed.primaries
+        };
+        let is_waiting = self
+            .replicas
+            .iter()
+            .any(|(_, state)| matches!(state, State::Asked(_) | State::Unasked));
+        match () {
+            _ if counts(false) => Progress::Done,
+            _ if is_waiting => Progress::Waiting,
+            _ if counts(true) => Progress::Done,
+            _ => Progress::Impossible,
+        }
+    }
+
+    /// True while an asked replica has not answered.
+    pub fn is_outstanding(&self) -> bool {
+        self.outstanding().next().is_some()
+    }
+
+    /// Replicas that were asked and have not answered.
+    pub fn outstanding(&self) -> impl Iterator<Item = NodeId> + '_ {
+        self.replicas
+            .iter()
+            .filter(|(_, state)| matches!(state, State::Asked(_)))
+            .map(|(candidate, _)| candidate.node)
+    }
+
+    /// Number of replicas that answered.
+    pub fn answered(&self) -> u8 {
+        self.replicas
+            .iter()
+            .filter(|(_, state)| matches!(state, State::Answered(_)))
+            .count() as u8
+    }
+
+    /// Number of replicas that could be asked.
+    pub fn replicas(&self) -> u8 {
+        self.replicas.len() as u8
+    }
+
+    pub fn needed(&self) -> Needed {
+        self.needed
+    }
+
+    /// Everything the answers held, merged.
+    pub fn merged(&self) -> &Object {
+        &self.merged
+    }
+
+    /// Everything the answers held, merged.
+    pub fn into_merged(self) -> Object {
+        self.merged
+    }
+
+    /// The merged object's bytes with the primaries that hold something else; `None` if nothing is stored or all agree.
+    ///
+    /// Each stale replica is named once: it counts as repaired from then on.
+    pub fn take_repairs(&mut self) -> Option<(Bytes, Vec<NodeId>)> {
+        if self.merged_hash == Some(0) {
+            return None;
+        }
+        let hash = match self.merged_hash {
+            Some(hash) => hash,
+            None => {
+                let bytes = self.merged.encode();
+                let hash = hash_of(&bytes);
+                (self.merged_bytes, self.merged_hash) = (Some(bytes), Some(hash));
+                hash
+            }
+        };
+        let mut stale = Vec::new();
+        for (candidate, state) in &mut self.replicas {
+            if candidate.is_primary && matches!(state, State::Answered(held) if *held != hash) {
+                *state = State::Answered(hash);
+                stale.push(candidate.node);
+            }
+        }
+        let bytes = self.merged_bytes.clone()?;
+        (!stale.is_empty()).then_some((bytes, stale))
+    }
+
+    /// Like [`Get::take_repairs`], for a primary whose row could not be read.
+    pub fn repair_failed(&mut self, node: NodeId) -> Option<Bytes> {
+        let has_failed = self
+            .replicas
+            .iter()
+            .any(|(candidate, state)| candidate.node == node && *state == State::Failed);
+        (has_failed && !self.merged.is_unknown()).then(|| self.merged.encode())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::causality::{Dot, VersionVector};
+    use crate::object::Version;
+    use crate::types::ActorId;
+
+    fn object(actor: u64, counter: u64) -> Bytes {
+        let mut object = Object::default();
+        let dot = Dot {
+            counter,
+            actor: ActorId(actor),
+        };
+        object.0.put(&VersionVector::default(), dot, Version::bytes("v"));
+        object.encode()
+    }
+
+    fn get(total: u8, primaries: &[bool]) -> Get {
+        let key = ObjectKey::new(b"b", b"k").unwrap();
+        let candidates = primaries.iter().enumerate();
+        let candidates = candidates.map(|(i, &is_primary)| Candidate {
+            node: NodeId(i as u64),
+            is_primary,
+        });
+        Get::new(
+            key,
+            Needed { total, primaries: 0 },
+            false,
+            u64::MAX,
+            candidates.collect(),
+        )
+    }
+
+    #[test]
+    fn r_answers_are_enough_and_the_stale_one_is_repaired() {
+        let mut get = get(2, &[true, true, true]);
+        assert_eq!(get.first_count(), 2);
+        assert_eq!(get.ask_next(), Some((NodeId(0), 0)));
+        assert_eq!(get.ask_next(), Some((NodeId(1), 0)));
+        assert!(get.answer(NodeId(0), &ReadOutcome::Object(object(1, 1))));
+        assert_eq!(get.progress(), Progress::Waiting);
+        assert!(!get.answer(NodeId(2), &ReadOutcome::Missing), "was not asked");
+        assert!(get.answer(NodeId(1), &ReadOutcome::Missing));
+        assert!(!get.answer(NodeId(1), &ReadOutcome::Missing), "answered before");
+        assert_eq!(get.progress(), Progress::Done);
+        assert_eq!(get.take_repairs(), Some((object(1, 1), vec![NodeId(1)])));
+        assert_eq!(get.take_repairs(), None);
+    }
+
+    #[test]
+    fn the_same_hash_is_the_same_object() {
+        let mut get = get(2, &[true, true]);
+        get.ask_next();
+        get.answer(NodeId(0), &ReadOutcome::Object(object(1, 1)));
+        assert_eq!(get.ask_next(), Some((NodeId(1), hash_of(&object(1, 1)))));
+        get.answer(NodeId(1), &ReadOutcome::Same);
+        assert_eq!(get.progress(), Progress::Done);
+        assert_eq!(get.take_repairs(), None);
+    }
+
+    #[test]
+    fn a_failure_asks_the_next_until_nobody_is_left() {
+        let mut get = get(2, &[true, true, true]);
+        get.ask_next();
+        get.ask_next();
+        get.fail(NodeId(0));
+        assert_eq!(get.ask_next(), Some((NodeId(2), 0)));
+        get.fail(NodeId(1));
+        get.answer(NodeId(2), &ReadOutcome::Missing);
+        assert_eq!(get.progress(), Progress::Impossible);
+        assert_eq!(get.answered(), 1);
+    }
+
+    #[test]
+    fn an_empty_fallback_counts_only_when_nobody_is_left_to_wait_for() {
+        let mut get = get(2, &[true, false, false]);
+        assert_eq!(get.first_count(), 3);
+        while get.ask_next().is_some() {}
+        get.answer(NodeId(0), &ReadOutcome::Missing);
+        get.answer(NodeId(1), &ReadOutcome::Missing);
+        assert_eq!(get.progress(), Progress::Waiting);
+        get.answer(NodeId(2), &ReadOutcome::Object(object(1, 1)));
+        assert_eq!(get.progress(), Progress::Done);
+        assert!(!get.merged().is_unknown());
+    }
+}

@@ -1,0 +1,692 @@
+//! What a node does unasked: gossip and probes, founding the ring, watching clocks, giving hints back, comparing partitions.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+
+use super::serve::end_of;
+use super::{Event, Node, Origin, Output, Task, Work};
+use crate::bucket::{BucketEntry, BucketProperties, PropertyError, BUCKETS_MAX};
+use crate::client::{ClientError, Reply};
+use crate::detector::Health;
+use crate::entropy::ROWS_MAX;
+use crate::handoff::Delivery;
+use crate::membership::{Changes, Gossip, Hello};
+use crate::message::{Control, Message, TaskId, WriteOutcome};
+use crate::ring::Ring;
+use crate::store::Space;
+use crate::types::{NodeId, Now, ObjectKey, Partition, Position};
+
+impl Node {
+    /// Everything whose time has come.
+    pub(super) fn run_due(&mut self, now: Now, out: &mut Vec<Output>) {
+        if !self.has_announced {
+            self.has_announced = true;
+            let known: Vec<NodeId> = self.membership.members.keys().copied().collect();
+            self.connect(&known, out);
+            self.found_ring(out);
+        }
+        while let Some(id) = self.tasks.next_due(now.mono_us) {
+            self.task_due(now, id, out);
+        }
+        for (peer, before) in self.detector.expire(now.mono_us) {
+            self.health_changed(now, peer, before, out);
+        }
+        if now.mono_us >= self.next_round_us {
+            self.next_round_us = now.mono_us + self.config.gossip_ms * 1000;
+            self.round(now, out);
+        }
+        if now.mono_us >= self.next_entropy_us {
+            let pause_ms = if self.config.entropy_ms == 0 {
+                60_000
+            } else {
+                self.config.entropy_ms
+            };
+            self.next_entropy_us = now.mono_us + pause_ms * 1000;
+            if self.config.entropy_ms > 0 {
+                self.compare_partition(now, out);
+            }
+        }
+        self.start_repairs(now, out);
+    }
+
+    /// One round of gossip: probes to all peers, a hash of the tables to one.
+    fn round(&mut self, now: Now, out: &mut Vec<Output>) {
+        for peer in self.detector.probes() {
+            self.ping(now, peer, out);
+        }
+        let up: Vec<NodeId> = self.peers_up();
+        if !up.is_empty() {
+            let peer = up[self.rng.below(up.len() as u64) as usize];
+            self.tell(peer, Gossip::Hash(self.membership.hash()), out);
+        }
+        self.found_ring(out);
+        for owner in self.handoff.owners() {
+            self.hand_over(now, owner, out);
+        }
+    }
+
+    fn peers_up(&self) -> Vec<NodeId> {
+        self.membership
+            .members
+            .keys()
+            .copied()
+            .filter(|&id| self.detector.health(id) == Health::Up)
+            .collect()
+    }
+
+    fn tell(&mut self, to: NodeId, gossip: Gossip, out: &mut Vec<Output>) {
+        out.push(Output::Send {
+            to,
+            message: Message::Control(Control::Gossip(gossip)),
+        });
+    }
+
+    fn ping(&mut self, now: Now, peer: NodeId, out: &mut Vec<Output>) {
+        let ping = Gossip::Ping {
+            mono_us: now.mono_us,
+            wall_ms: now.wall_ms,
+        };
+        self.send(now, peer, Message::Control(Control::Gossip(ping)), out);
+    }
+
+    // Links and health
+
+    pub(super) fn link_up(&mut self, now: Now, hello: Hello, out: &mut Vec<Output>) {
+        let peer = hello.member.id;
+        let before = self.detector.health(peer);
+        let changed = self.detector.link_up(peer);
+        self.compare_clock(now, peer, hello.wall_ms, out);
+        let changes = self.membership.merge(vec![hello.member], None, Vec::new());
+        self.membership_changed(changes, out);
+        self.ping(now, peer, out);
+        let versions = self.membership.versions(true);
+        self.tell(peer, versions, out);
+        if changed {
+            self.health_changed(now, peer, before, out);
+        }
+    }
+
+    pub(super) fn link_down(&mut self, now: Now, peer: NodeId, out: &mut Vec<Output>) {
+        let before = self.detector.health(peer);
+        if self.detector.link_down(peer) {
+            self.health_changed(now, peer, before, out);
+        }
+        self.clock_ahead_ms.remove(&peer);
+    }
+
+    pub(super) fn heard(&mut self, now: Now, peer: NodeId, out: &mut Vec<Output>) {
+        let before = self.detector.health(peer);
+        if self.detector.heard(peer) {
+            self.health_changed(now, peer, before, out);
+        }
+    }
+
+    fn health_changed(&mut self, now: Now, peer: NodeId, from: Health, out: &mut Vec<Output>) {
+        let to = self.detector.health(peer);
+        out.push(Output::Event(Event::HealthChanged { peer, from, to }));
+        match to {
+            Health::Up => self.hand_over(now, peer, out),
+            Health::Suspect | Health::Down => {
+                self.metrics.suspicions += 1;
+                self.stop_waiting_for(now, peer, to == Health::Down, out);
+            }
+        }
+    }
+
+    /// Refuses new requests and says goodbye, so that peers do not wait for this node.
+    pub(super) fn stop(&mut self, now: Now, out: &mut Vec<Output>) {
+        if std::mem::replace(&mut self.stopping, true) {
+            return;
+        }
+        self.membership.update_own(now.wall_ms, |own| own.stopped = true);
+        self.membership_is_dirty = true;
+        self.replica.stop_cleanly();
+        let own = self.membership.own().clone();
+        for peer in self.peers_up() {
+            let goodbye = Gossip::Delta {
+                members: vec![own.clone()],
+                ring: None,
+                buckets: Vec::new(),
+            };
+            self.tell(peer, goodbye, out);
+        }
+    }
+
+    // Gossip
+
+    pub(super) fn gossip(&mut self, now: Now, from: NodeId, gossip: Gossip, out: &mut Vec<Output>) {
+        match gossip {
+            Gossip::Hash(hash) => {
+                if hash != self.membership.hash() {
+                    let versions = self.membership.versions(true);
+                    self.tell(from, versions, out);
+                }
+            }
+            Gossip::Versions {
+                members,
+                ring,
+                buckets,
+                reply,
+            } => {
+                let delta = self.membership.delta(&members, &ring, &buckets);
+                self.tell(from, delta, out);
+                if reply {
+                    let versions = self.membership.versions(false);
+                    self.tell(from, versions, out);
+                }
+            }
+            Gossip::Delta {
+                members,
+                ring,
+                buckets,
+            } => {
+                let has_stopped = members.iter().any(|member| member.id == from && member.stopped);
+                let changes = self.membership.merge(members, ring, buckets);
+                self.membership_changed(changes, out);
+                self.found_ring(out);
+                if has_stopped {
+                    self.link_down(now, from, out);
+                }
+            }
+            Gossip::Ping { mono_us, wall_ms } => {
+                self.compare_clock(now, from, wall_ms, out);
+                self.tell(
+                    from,
+                    Gossip::Pong {
+                        mono_us,
+                        wall_ms: now.wall_ms,
+                    },
+                    out,
+                );
+            }
+            Gossip::Pong { mono_us, wall_ms } => {
+                self.detector
+                    .measured(from, now.mono_us.saturating_sub(mono_us).max(1));
+                self.compare_clock(now, from, wall_ms, out);
+            }
+        }
+    }
+
+    fn membership_changed(&mut self, changes: Changes, out: &mut Vec<Output>) {
+        if changes.is_empty() {
+            return;
+        }
+        self.membership_is_dirty = true;
+        self.connect(&changes.members, out);
+        for id in &changes.members {
+            let member = self.membership.members[id].clone();
+            out.push(Output::Event(Event::MemberChanged { member }));
+        }
+        if let Some(lost) = &changes.lost_ring {
+            out.push(Output::Event(Event::RingLost {
+                version: lost.version,
+                nodes: lost.nodes.len(),
+            }));
+        }
+        if changes.ring {
+            self.ring_changed(out);
+        }
+    }
+
+    fn connect(&mut self, members: &[NodeId], out: &mut Vec<Output>) {
+        for id in members.iter().filter(|id| **id != self.membership.me) {
+            let address = self.membership.members[id].addresses.peer.clone();
+            out.push(Output::Connect { peer: *id, address });
+        }
+    }
+
+    fn found_ring(&mut self, out: &mut Vec<Output>) {
+        if self
+            .membership
+            .found_ring(self.config.cluster_size, self.config.partitions)
+        {
+            self.membership_is_dirty = true;
+            self.ring_changed(out);
+            for peer in self.peers_up() {
+                let ring = self.membership.ring.clone();
+                self.tell(
+                    peer,
+                    Gossip::Delta {
+                        members: Vec::new(),
+                        ring,
+                        buckets: Vec::new(),
+                    },
+                    out,
+                );
+            }
+        }
+    }
+
+    fn ring_changed(&mut self, out: &mut Vec<Output>) {
+        let Some(state) = self.membership.ring.clone() else {
+            return;
+        };
+        let (version, nodes, partitions) = (state.version, state.nodes.len(), state.partitions);
+        self.ring = Some(Ring::new(state));
+        out.push(Output::Event(Event::RingFormed {
+            version,
+            nodes,
+            partitions,
+        }));
+    }
+
+    pub(super) fn set_bucket(
+        &mut self,
+        now: Now,
+        bucket: Bytes,
+        properties: BucketProperties,
+        out: &mut Vec<Output>,
+    ) -> Result<Reply, ClientError> {
+        let set_by = self.replica.make_stamp(now);
+        if !self.membership.buckets.merge(
+            bucket.clone(),
+            BucketEntry {
+                set_by,
+                properties: properties.clone(),
+            },
+        ) {
+            return Err(ClientError::Property(PropertyError::TooManyBuckets {
+                limit: BUCKETS_MAX,
+            }));
+        }
+        self.membership_is_dirty = true;
+        for peer in self.peers_up() {
+            let entry = BucketEntry {
+                set_by,
+                properties: properties.clone(),
+            };
+            let delta = Gossip::Delta {
+                members: Vec::new(),
+                ring: None,
+                buckets: vec![(bucket.clone(), entry)],
+            };
+            self.tell(peer, delta, out);
+        }
+        Ok(Reply::BucketSet)
+    }
+
+    // Clocks
+
+    /// Notices when the wall clock jumps ahead; until a peer confirms the new time, no dots are made.
+    pub(super) fn watch_clock(&mut self, now: Now, out: &mut Vec<Output>) {
+        let passed_ms = now.mono_us.saturating_sub(self.last_now.mono_us) / 1000;
+        let expected_ms = self.last_now.wall_ms.saturating_add(passed_ms);
+        self.last_now = now;
+        if now.wall_ms > expected_ms.saturating_add(self.config.clock_skew_ms_max) {
+            self.clock_ahead_ms.clear();
+            self.clock_is_doubtful = true;
+            for peer in self.peers_up() {
+                self.ping(now, peer, out);
+            }
+        }
+    }
+
+    fn compare_clock(&mut self, now: Now, peer: NodeId, their_wall_ms: u64, out: &mut Vec<Output>) {
+        let ahead = now.wall_ms as i64 - their_wall_ms as i64;
+        self.clock_ahead_ms.insert(peer, ahead);
+        if self.clock_ahead_ms.len() * 2 >= self.peers_up().len() {
+            self.clock_is_doubtful = false;
+        }
+        let ahead = self.clock_is_ahead();
+        if ahead.is_some() != self.clock_was_ahead {
+            self.clock_was_ahead = ahead.is_some();
+            out.push(Output::Event(match ahead {
+                Some(ahead_ms) => Event::ClockAhead { ahead_ms },
+                None => Event::ClockAgrees,
+            }));
+        }
+    }
+
+    /// How far this node's clock is ahead of most of its peers', if that is too much to make dots by it.
+    pub(super) fn clock_is_ahead(&self) -> Option<u64> {
+        let mut ahead: Vec<i64> = self.clock_ahead_ms.values().copied().collect();
+        ahead.sort_unstable();
+        let median = ahead.get(ahead.len() / 2).copied().unwrap_or(0);
+        let is_doubtful = self.clock_is_doubtful && !self.peers_up().is_empty();
+        let limit = self.config.clock_skew_ms_max;
+        match is_doubtful || median > limit as i64 {
+            true => Some(median.max(limit as i64) as u64),
+            false => None,
+        }
+    }
+
+    // Hints
+
+    pub(super) fn add_hint(&mut self, owner: NodeId, key: &ObjectKey) {
+        #[cfg(feature = "sabotage")]
+        if self.config.sabotage == crate::config::Sabotage::DropHints {
+            return;
+        }
+        if owner == self.membership.me {
+            return;
+        }
+        self.metrics.hints_stored += 1;
+        if self.replica.add_hint(owner, key) {
+            self.handoff.added(owner);
+        }
+    }
+
+    /// Sends the next hinted objects to their owner, as many as may be in flight.
+    fn hand_over(&mut self, now: Now, owner: NodeId, out: &mut Vec<Output>) {
+        if self.detector.health(owner) != Health::Up || self.stopping {
+            return;
+        }
+        let window = self.config.handoff_window;
+        let Some(owed) = self.handoff.owed_mut(owner) else {
+            return;
+        };
+        if owed.pending == 0 || owed.in_flight >= window / 2 {
+            return;
+        }
+        let (after, free) = (owed.after.clone(), window - owed.in_flight);
+        let hints = self.replica.hints(owner, after.as_ref(), free);
+        if let Some(owed) = self.handoff.owed_mut(owner) {
+            owed.after = if hints.len() < free {
+                None
+            } else {
+                hints.last().map(|(key, _)| key.clone())
+            };
+        }
+        for (key, mark) in hints {
+            match self.replica.load_object(&key) {
+                Some((_, Some(object))) => self.deliver(now, Delivery { owner, key, mark }, object, out),
+                Some((_, None)) => self.remove_hint(owner, &key),
+                // The object is corrupt: the other replicas have it and anti-entropy mends the owner.
+                None => self.remove_hint(owner, &key),
+            }
+        }
+    }
+
+    fn deliver(&mut self, now: Now, delivery: Delivery, object: Bytes, out: &mut Vec<Output>) {
+        let (owner, key) = (delivery.owner, delivery.key.clone());
+        let deadline_us = now.mono_us + self.config.timeout_ms as u64 * 1000;
+        let work = Work::Deliver(delivery);
+        let id = self.tasks.insert(Task {
+            origin: Origin::Nobody,
+            started_us: now.mono_us,
+            deadline_us,
+            work,
+        });
+        self.tasks.wake_at(deadline_us, id);
+        if let Some(owed) = self.handoff.owed_mut(owner) {
+            owed.in_flight += 1;
+        }
+        self.send(
+            now,
+            owner,
+            Message::Write {
+                task: id,
+                key,
+                object,
+                hint_for: None,
+            },
+            out,
+        );
+    }
+
+    pub(super) fn delivered(
+        &mut self,
+        now: Now,
+        from: NodeId,
+        id: TaskId,
+        outcome: WriteOutcome,
+        out: &mut Vec<Output>,
+    ) {
+        let is_expected =
+            matches!(self.tasks.get_mut(id), Some(Task { work: Work::Deliver(d), .. }) if d.owner == from);
+        if !is_expected {
+            return;
+        }
+        let Some(Task {
+            work: Work::Deliver(Delivery { owner, key, mark }),
+            ..
+        }) = self.tasks.remove(id)
+        else {
+            return;
+        };
+        let done = outcome == WriteOutcome::Durable && self.replica.hint_mark(owner, &key) == Some(mark);
+        if let Some(owed) = self.handoff.owed_mut(owner) {
+            owed.in_flight = owed.in_flight.saturating_sub(1);
+            owed.delivered += done as u64;
+        }
+        if done {
+            self.metrics.hints_delivered += 1;
+            self.remove_hint(owner, &key);
+            self.drop_if_foreign(&key);
+        }
+        if outcome == WriteOutcome::Durable {
+            self.hand_over(now, owner, out);
+        }
+        self.report_handoff(owner, out);
+    }
+
+    pub(super) fn delivery_lost(&mut self, id: TaskId) {
+        if let Some(Task {
+            work: Work::Deliver(delivery),
+            ..
+        }) = self.tasks.remove(id)
+        {
+            if let Some(owed) = self.handoff.owed_mut(delivery.owner) {
+                owed.in_flight = owed.in_flight.saturating_sub(1);
+            }
+        }
+    }
+
+    /// Forgets deliveries under way, because the markers were read anew.
+    pub(super) fn drop_deliveries(&mut self) {
+        for id in self.tasks.ids() {
+            if matches!(
+                self.tasks.get_mut(id),
+                Some(Task {
+                    work: Work::Deliver(_),
+                    ..
+                })
+            ) {
+                self.tasks.remove(id);
+            }
+        }
+    }
+
+    fn remove_hint(&mut self, owner: NodeId, key: &ObjectKey) {
+        self.replica.remove_hint(owner, key);
+        self.handoff.removed(owner);
+    }
+
+    /// Drops an object this node only kept for others, once nobody is owed it.
+    fn drop_if_foreign(&mut self, key: &ObjectKey) {
+        let Some(ring) = &self.ring else { return };
+        let n = self.replicas_of(key);
+        if ring.preference_at(key.position())[..n].contains(&self.membership.me) {
+            return;
+        }
+        let owners = self.handoff.owners();
+        if owners
+            .into_iter()
+            .any(|owner| self.replica.hint_mark(owner, key).is_some())
+        {
+            return;
+        }
+        if let Some((object, Some(_))) = self.replica.load_object(key) {
+            self.replica.drop_handed_over(key, &object);
+        }
+    }
+
+    fn report_handoff(&mut self, owner: NodeId, out: &mut Vec<Output>) {
+        let Some(owed) = self.handoff.owed_mut(owner) else {
+            return;
+        };
+        if owed.pending == 0 && owed.delivered > 0 {
+            let delivered = std::mem::take(&mut owed.delivered);
+            out.push(Output::Event(Event::HandoffDone { owner, delivered }));
+        }
+    }
+
+    // Anti-entropy
+
+    fn compare_partition(&mut self, now: Now, out: &mut Vec<Output>) {
+        let Some(ring) = &self.ring else { return };
+        let n = self.replicas_max().min(ring.nodes().len());
+        let me = self.membership.me;
+        let others = |partition: Partition| {
+            let owners = &ring.preference_list(partition)[..n];
+            match owners.contains(&me) {
+                true => owners.iter().copied().filter(|&owner| owner != me).collect(),
+                false => Vec::new(),
+            }
+        };
+        let Some((partition, peer)) = self.entropy.next(ring.partitions(), n - 1, others) else {
+            return;
+        };
+        if self.detector.health(peer) != Health::Up {
+            return;
+        }
+        self.metrics.entropy_rounds += 1;
+        let hash = self.partition_hash(partition, peer);
+        self.send(
+            now,
+            peer,
+            Message::Control(Control::EntropyHash { partition, hash }),
+            out,
+        );
+    }
+
+    fn replicas_max(&self) -> usize {
+        let own = self
+            .buckets()
+            .entries()
+            .map(|(_, entry)| entry.properties.n)
+            .max()
+            .unwrap_or(0);
+        own.max(self.buckets().properties(b"").n) as usize
+    }
+
+    /// Calls `visit` with every row between two positions that this node and `peer` both replicate.
+    fn shared_rows(
+        &mut self,
+        from: Position,
+        to: Position,
+        peer: NodeId,
+        mut visit: impl FnMut(ObjectKey, u64),
+    ) {
+        let Some(ring) = &self.ring else { return };
+        let (me, buckets) = (self.membership.me, &self.membership.buckets);
+        let mut corrupt = Vec::new();
+        let (first, last) = (from.0.to_be_bytes(), end_of(to));
+        self.replica
+            .store_mut()
+            .scan(Space::Data, &first, &last, &mut |row, value| {
+                let Ok(key) = ObjectKey::from_row(Bytes::copy_from_slice(row)) else {
+                    return true;
+                };
+                let n = (buckets.properties(key.bucket()).n as usize).min(ring.nodes().len());
+                let owners = &ring.preference_at(key.position())[..n];
+                if owners.contains(&me) && owners.contains(&peer) {
+                    match value {
+                        Ok(value) => visit(key, Node::row_hash(row, value)),
+                        Err(error) => corrupt.push((key, error.to_string())),
+                    }
+                }
+                true
+            });
+        for (key, detail) in corrupt {
+            self.replica.note_corruption(detail);
+            self.entropy.differs(key, peer);
+        }
+    }
+
+    /// A hash of all rows of a partition that this node and `peer` both replicate. Independent of their order.
+    fn partition_hash(&mut self, partition: Partition, peer: NodeId) -> u64 {
+        let Some(ring) = &self.ring else { return 0 };
+        let q = ring.partitions();
+        let mut sum = 0u64;
+        self.shared_rows(partition.start(q), partition.end(q), peer, |_, hash| {
+            sum = sum.wrapping_add(hash)
+        });
+        sum
+    }
+
+    pub(super) fn entropy_hash(
+        &mut self,
+        now: Now,
+        from: NodeId,
+        partition: Partition,
+        hash: u64,
+        out: &mut Vec<Output>,
+    ) {
+        let Some(ring) = &self.ring else { return };
+        let q = ring.partitions();
+        if partition.0 >= q || self.partition_hash(partition, from) == hash {
+            return;
+        }
+        self.metrics.entropy_differences += 1;
+        let mut start = partition.start(q).0;
+        let mut rows = Vec::new();
+        let mut all = Vec::new();
+        self.shared_rows(partition.start(q), partition.end(q), from, |key, hash| {
+            all.push((key, hash))
+        });
+        for (key, hash) in all {
+            // A position is never split over two messages.
+            if rows.len() >= ROWS_MAX && key.position().0 > start {
+                let to = key.position().0 - 1;
+                let message = Control::EntropyRows {
+                    from: start,
+                    to,
+                    rows: std::mem::take(&mut rows),
+                };
+                self.send(now, from, Message::Control(message), out);
+                start = to + 1;
+            }
+            rows.push((key, hash));
+        }
+        let to = partition.end(q).0;
+        self.send(
+            now,
+            from,
+            Message::Control(Control::EntropyRows {
+                from: start,
+                to,
+                rows,
+            }),
+            out,
+        );
+    }
+
+    pub(super) fn entropy_rows(
+        &mut self,
+        now: Now,
+        peer: NodeId,
+        from: u64,
+        to: u64,
+        rows: Vec<(ObjectKey, u64)>,
+        out: &mut Vec<Output>,
+    ) {
+        let mut theirs: BTreeMap<ObjectKey, u64> = rows.into_iter().collect();
+        let mut differing = Vec::new();
+        self.shared_rows(Position(from), Position(to), peer, |key, hash| {
+            match theirs.remove(&key) {
+                Some(other) if other == hash => {}
+                _ => differing.push(key),
+            }
+        });
+        differing.extend(theirs.into_keys());
+        for key in differing {
+            self.metrics.entropy_keys += 1;
+            self.entropy.differs(key, peer);
+        }
+        self.start_repairs(now, out);
+    }
+
+    fn start_repairs(&mut self, now: Now, out: &mut Vec<Output>) {
+        if self.ring.is_none() || self.read_only.is_some() {
+            return;
+        }
+        while let Some((key, peer)) = self.entropy.start_repair() {
+            match self.detector.health(peer) {
+                Health::Up => self.start_repair(now, key, peer, out),
+                _ => self.entropy.end_repair(),
+            }
+        }
+    }
+}

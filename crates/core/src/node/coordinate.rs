@@ -1,0 +1,1211 @@
+//! Running client operations: choosing the coordinator, asking replicas, counting answers.
+//!
+//! An update is run by one node of the key's preference list. A plain store is run where it arrives, if that node is a
+//! primary; what depends on the stored value goes to the key's *home*, the first reachable node of the list, so that
+//! concurrent conditional updates meet at one node while no link is broken.
+
+use super::{Node, Origin, Output, Purpose, Task, Work};
+use crate::bucket::Conflict;
+use crate::client::{
+    Action, ClientError, Operation, Page, Quorum, QuorumName, Reply, Request, RequestId, Updated, Want,
+    SCAN_LIMIT_MAX, TIMEOUT_MS_MAX,
+};
+use crate::detector::Health;
+use crate::get::{Candidate, Get, Needed, Progress as GetProgress};
+use crate::message::{Control, Message, ReadOutcome, TaskId, WriteOutcome};
+use crate::mutation::{Circumstances, Mutation};
+use crate::object::Object;
+use crate::put::{Progress as PutProgress, Put};
+use crate::replica::{hash_of, Held};
+use crate::ring::Ring;
+use crate::scan::Listing;
+use crate::types::{NodeId, Now, ObjectKey, Position};
+
+/// Whether a request may still be handed to another coordinator.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Hop {
+    First,
+    Last,
+}
+
+/// An update on its way to being applied.
+pub(super) struct Update {
+    pub key: ObjectKey,
+    pub mutation: Mutation,
+    pub quorum: Quorum,
+    pub want: Want,
+}
+
+impl Node {
+    pub(super) fn request(&mut self, now: Now, id: RequestId, request: Request, out: &mut Vec<Output>) {
+        let timeout_ms = request.timeout_ms.unwrap_or(self.config.timeout_ms);
+        let refusal = match () {
+            _ if self.stopping => Some(ClientError::Stopping),
+            _ if timeout_ms == 0 || timeout_ms > TIMEOUT_MS_MAX => {
+                Some(ClientError::InvalidTimeout { timeout_ms })
+            }
+            _ if self.requests_in_flight >= self.config.requests_max => {
+                self.metrics.busy += 1;
+                Some(ClientError::Busy {
+                    waiting: self.requests_in_flight as u64,
+                })
+            }
+            _ => None,
+        };
+        self.requests_in_flight += 1;
+        let origin = Origin::Client(id);
+        match refusal {
+            Some(error) => self.finish(origin, Err(error), out),
+            None => {
+                let deadline_us = now.mono_us + timeout_ms as u64 * 1000;
+                self.start(now, origin, request.operation, deadline_us, Hop::First, out);
+            }
+        }
+    }
+
+    pub(super) fn start(
+        &mut self,
+        now: Now,
+        origin: Origin,
+        operation: Operation,
+        deadline_us: u64,
+        hop: Hop,
+        out: &mut Vec<Output>,
+    ) {
+        if self.ring.is_none() {
+            return self.finish(origin, Err(ClientError::NotReady), out);
+        }
+        match operation {
+            Operation::Get { key, quorum } => match self.read_quorum(&key, quorum) {
+                Ok(needed) => self.start_get(now, origin, key, needed, Purpose::Answer, deadline_us, out),
+                Err(error) => self.finish(origin, Err(error), out),
+            },
+            Operation::Update {
+                key,
+                mutation,
+                quorum,
+                want,
+            } => {
+                let update = Update {
+                    key,
+                    mutation,
+                    quorum,
+                    want,
+                };
+                self.start_update(now, origin, update, deadline_us, hop, out);
+            }
+            Operation::Scan(scan) => self.start_scan(now, origin, scan, deadline_us, out),
+            Operation::SetBucket { bucket, properties } => {
+                let result = match properties.check() {
+                    Ok(()) => self.set_bucket(now, bucket, properties, out),
+                    Err(error) => Err(ClientError::Property(error)),
+                };
+                self.finish(origin, result, out);
+            }
+        }
+    }
+
+    // Quorums and placement
+
+    fn placed_ring(&self) -> &Ring {
+        self.ring
+            .as_ref()
+            .expect("operations start only when there is a ring")
+    }
+
+    /// The bucket's `n`, or the number of nodes if that is smaller.
+    pub(super) fn replicas_of(&self, key: &ObjectKey) -> usize {
+        let n = self.buckets().properties(key.bucket()).n as usize;
+        n.min(self.placed_ring().nodes().len())
+    }
+
+    fn read_quorum(&self, key: &ObjectKey, quorum: Quorum) -> Result<Needed, ClientError> {
+        let properties = self.buckets().properties(key.bucket());
+        let total = quorum.r.unwrap_or(properties.r);
+        check_quorum(QuorumName::R, total, properties.n)?;
+        check_quorum(QuorumName::PrimaryR, quorum.primary_r.max(1), properties.n)?;
+        let replicas = self.replicas_of(key) as u8;
+        Ok(Needed {
+            total: total.min(replicas),
+            primaries: quorum.primary_r.min(replicas),
+        })
+    }
+
+    fn write_quorum(&self, key: &ObjectKey, quorum: Quorum) -> Result<Needed, ClientError> {
+        let properties = self.buckets().properties(key.bucket());
+        let total = quorum.w.unwrap_or(properties.w);
+        check_quorum(QuorumName::W, total, properties.n)?;
+        check_quorum(QuorumName::PrimaryW, quorum.primary_w.max(1), properties.n)?;
+        let replicas = self.replicas_of(key) as u8;
+        Ok(Needed {
+            total: total.min(replicas),
+            primaries: quorum.primary_w.min(replicas),
+        })
+    }
+
+    pub(super) fn is_lww(&self, key: &ObjectKey) -> bool {
+        self.buckets().properties(key.bucket()).conflict == Conflict::Lww
+    }
+
+    /// Whom a get may ask, in order: this node, primaries that are up, suspect ones, then as many fallbacks as
+    /// primaries are down.
+    fn candidates(&mut self, key: &ObjectKey) -> Vec<Candidate> {
+        let n = self.replicas_of(key);
+        let me = self.id();
+        let turn = self.rng.next_u64() as usize;
+        let list = self.placed_ring().preference_at(key.position());
+        let mut candidates = Vec::with_capacity(n);
+        if list[..n].contains(&me) {
+            candidates.push(Candidate {
+                node: me,
+                is_primary: true,
+            });
+        }
+        for wanted in [Health::Up, Health::Suspect] {
+            for i in 0..n {
+                let node = list[(i + turn) % n];
+                if node != me && self.detector.health(node) == wanted {
+                    candidates.push(Candidate {
+                        node,
+                        is_primary: true,
+                    });
+                }
+            }
+        }
+        let missing = n - candidates.len();
+        let fallbacks = list[n..]
+            .iter()
+            .filter(|&&node| self.health(node) != Health::Down)
+            .take(missing);
+        candidates.extend(fallbacks.map(|&node| Candidate {
+            node,
+            is_primary: false,
+        }));
+        candidates
+    }
+
+    // Gets
+
+    #[allow(clippy::too_many_arguments)] // One call site each for client, update and repair; a struct would say less.
+    pub(super) fn start_get(
+        &mut self,
+        now: Now,
+        origin: Origin,
+        key: ObjectKey,
+        needed: Needed,
+        purpose: Purpose,
+        deadline_us: u64,
+        out: &mut Vec<Output>,
+    ) {
+        let candidates = self.candidates(&key);
+        self.start_get_from(now, origin, key, needed, purpose, candidates, deadline_us, out);
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn start_get_from(
+        &mut self,
+        now: Now,
+        origin: Origin,
+        key: ObjectKey,
+        needed: Needed,
+        purpose: Purpose,
+        candidates: Vec<Candidate>,
+        deadline_us: u64,
+        out: &mut Vec<Output>,
+    ) {
+        let lww = self.is_lww(&key);
+        let get = Get::new(key, needed, lww, self.replica.reading_max(now), candidates);
+        let count = get.first_count();
+        let work = Work::Get { get, purpose };
+        let id = self.tasks.insert(Task {
+            origin,
+            started_us: now.mono_us,
+            deadline_us,
+            work,
+        });
+        self.ask_more(now, id, count, out);
+        if self.advance_get(now, id, out) {
+            return;
+        }
+        self.tasks
+            .wake_at(deadline_us.min(now.mono_us + self.config.hedge_us), id);
+    }
+
+    /// Repairs one key by reading it here and at `peer`.
+    pub(super) fn start_repair(&mut self, now: Now, key: ObjectKey, peer: NodeId, out: &mut Vec<Output>) {
+        let candidates = [self.id(), peer]
+            .map(|node| Candidate {
+                node,
+                is_primary: true,
+            })
+            .to_vec();
+        let needed = Needed {
+            total: 2,
+            primaries: 0,
+        };
+        let deadline_us = now.mono_us + self.config.timeout_ms as u64 * 1000;
+        self.start_get_from(
+            now,
+            Origin::Repair,
+            key,
+            needed,
+            Purpose::Repair,
+            candidates,
+            deadline_us,
+            out,
+        );
+    }
+
+    fn ask_more(&mut self, now: Now, id: TaskId, count: usize, out: &mut Vec<Output>) {
+        for _ in 0..count {
+            let Some(Task {
+                work: Work::Get { get, .. },
+                ..
+            }) = self.tasks.get_mut(id)
+            else {
+                return;
+            };
+            let Some((node, have)) = get.ask_next() else {
+                return;
+            };
+            let key = get.key.clone();
+            if node != self.membership.me {
+                self.send(now, node, Message::Read { task: id, key, have }, out);
+                continue;
+            }
+            let outcome = match self.replica.load(&key) {
+                Held::Missing => ReadOutcome::Missing,
+                Held::Object(bytes) => ReadOutcome::Object(bytes),
+                Held::Corrupt => ReadOutcome::Failed,
+            };
+            if let Some(Task {
+                work: Work::Get { get, .. },
+                ..
+            }) = self.tasks.get_mut(id)
+            {
+                get.answer(node, &outcome);
+            }
+        }
+    }
+
+    pub(super) fn read_result(
+        &mut self,
+        now: Now,
+        from: NodeId,
+        id: TaskId,
+        outcome: ReadOutcome,
+        out: &mut Vec<Output>,
+    ) {
+        match self.tasks.get_mut(id) {
+            Some(Task {
+                work: Work::Get { get, .. },
+                ..
+            }) => match get.answer(from, &outcome) {
+                true => {
+                    self.advance_get(now, id, out);
+                }
+                false => self.metrics.late_messages += 1,
+            },
+            #[cfg(feature = "sabotage")]
+            Some(Task {
+                work: Work::Put { put, .. },
+                ..
+            }) if self.config.sabotage == crate::config::Sabotage::CountRefusals => {
+                put.acknowledge(from);
+                self.advance_put(now, id, out);
+            }
+            _ => self.metrics.late_messages += 1,
+        }
+    }
+
+    /// Looks whether a get has enough answers and goes on with it. True if it is over.
+    pub(super) fn advance_get(&mut self, now: Now, id: TaskId, out: &mut Vec<Output>) -> bool {
+        loop {
+            let Some(Task {
+                work: Work::Get { get, .. },
+                ..
+            }) = self.tasks.get_mut(id)
+            else {
+                return true;
+            };
+            match get.progress() {
+                GetProgress::Done => break,
+                GetProgress::Waiting if get.is_outstanding() => return false,
+                GetProgress::Waiting => self.ask_more(now, id, 1, out),
+                GetProgress::Impossible => {
+                    self.fail_get(now, id, out);
+                    return true;
+                }
+            }
+        }
+        self.finish_get(now, id, out)
+    }
+
+    /// Mends stale replicas, answers whoever waits, and stays while late answers may show more stale replicas.
+    fn finish_get(&mut self, now: Now, id: TaskId, out: &mut Vec<Output>) -> bool {
+        let me = self.membership.me;
+        let Some(task) = self.tasks.get_mut(id) else {
+            return true;
+        };
+        let Work::Get { get, purpose } = &mut task.work else {
+            return true;
+        };
+        let origin = std::mem::replace(&mut task.origin, Origin::Nobody);
+        let purpose = std::mem::replace(purpose, Purpose::Repair);
+        let (deadline_us, key) = (task.deadline_us, get.key.clone());
+        let repairs = get.take_repairs();
+        let own_restored = get.repair_failed(me);
+        let (merged, is_over) = match get.is_outstanding() {
+            true => (get.merged().clone(), false),
+            false => match self.tasks.remove(id) {
+                Some(Task {
+                    work: Work::Get { get, .. },
+                    ..
+                }) => (get.into_merged(), true),
+                _ => unreachable!("the task was just found"),
+            },
+        };
+        if let Some(bytes) = own_restored {
+            self.metrics.corrupt_rows_repaired += 1;
+            self.replica.merge_in(now, &key, &bytes, self.is_lww(&key));
+        }
+        if let Some((bytes, stale)) = repairs {
+            self.repair(now, &key, bytes, stale, out);
+        }
+        match (origin, purpose) {
+            (Origin::Nobody, _) => {}
+            (Origin::Repair, _) => self.entropy.end_repair(),
+            (
+                _,
+                Purpose::Update {
+                    mutation,
+                    quorum,
+                    want,
+                },
+            ) => {
+                let update = Update {
+                    key,
+                    mutation,
+                    quorum,
+                    want,
+                };
+                self.apply_update(now, origin, update, Some(merged), deadline_us, out);
+            }
+            (_, Purpose::Answer | Purpose::Repair) => {
+                self.metrics.gets += 1;
+                if merged.0.values().len() > 1 {
+                    self.metrics.gets_with_siblings += 1;
+                }
+                self.finish(origin, Ok(Reply::Object(merged)), out);
+            }
+        }
+        is_over
+    }
+
+    fn repair(
+        &mut self,
+        now: Now,
+        key: &ObjectKey,
+        bytes: bytes::Bytes,
+        stale: Vec<NodeId>,
+        out: &mut Vec<Output>,
+    ) {
+        for node in stale {
+            self.metrics.read_repairs += 1;
+            if node == self.membership.me {
+                self.replica.merge_in(now, key, &bytes, self.is_lww(key));
+                continue;
+            }
+            let message = Message::Write {
+                task: 0,
+                key: key.clone(),
+                object: bytes.clone(),
+                hint_for: None,
+            };
+            self.send(now, node, message, out);
+        }
+    }
+
+    fn fail_get(&mut self, now: Now, id: TaskId, out: &mut Vec<Output>) {
+        let Some(task) = self.tasks.remove(id) else { return };
+        let Work::Get { get, purpose } = task.work else {
+            return;
+        };
+        match task.origin {
+            Origin::Nobody => return,
+            Origin::Repair => return self.entropy.end_repair(),
+            Origin::Client(_) | Origin::Peer(..) => {}
+        }
+        self.metrics.gets_failed += 1;
+        if matches!(purpose, Purpose::Update { .. }) {
+            self.metrics.puts_failed += 1;
+        }
+        let error = ClientError::QuorumUnavailable {
+            action: Action::Get,
+            answered: get.answered(),
+            needed: get.needed().total.max(get.needed().primaries),
+            replicas: get.replicas(),
+            waited_ms: (now.mono_us - task.started_us) / 1000,
+        };
+        self.finish(task.origin, Err(error), out);
+    }
+
+    // Updates
+
+    pub(super) fn start_update(
+        &mut self,
+        now: Now,
+        origin: Origin,
+        update: Update,
+        deadline_us: u64,
+        hop: Hop,
+        out: &mut Vec<Output>,
+    ) {
+        let needed = match self.write_quorum(&update.key, update.quorum) {
+            Ok(needed) => needed,
+            Err(error) => return self.finish(origin, Err(error), out),
+        };
+        let needed_read = match self.read_quorum(&update.key, update.quorum) {
+            Ok(needed) => needed,
+            Err(error) => return self.finish(origin, Err(error), out),
+        };
+        let reading_max = self.replica.reading_max(now);
+        if update
+            .mutation
+            .seen()
+            .is_some_and(|seen| seen.dots().any(|dot| dot.counter > reading_max))
+        {
+            return self.finish(origin, Err(ClientError::InvalidContext), out);
+        }
+        if hop == Hop::First {
+            if let Some(coordinator) = self.other_coordinator(&update) {
+                let Update {
+                    key,
+                    mutation,
+                    quorum,
+                    want,
+                } = update;
+                let operation = Operation::Update {
+                    key,
+                    mutation,
+                    quorum,
+                    want,
+                };
+                return self.forward(now, origin, coordinator, operation, deadline_us, out);
+            }
+        }
+        if let Some(error) = self.write_refusal(&update.key, needed) {
+            self.metrics.puts_failed += 1;
+            return self.finish(origin, Err(error), out);
+        }
+        if !update.mutation.needs_read() || needed_read.total.max(needed_read.primaries) == 1 {
+            return self.apply_update(now, origin, update, None, deadline_us, out);
+        }
+        self.read_then_apply(now, origin, update, needed_read, deadline_us, out);
+    }
+
+    fn read_then_apply(
+        &mut self,
+        now: Now,
+        origin: Origin,
+        update: Update,
+        needed: Needed,
+        deadline_us: u64,
+        out: &mut Vec<Output>,
+    ) {
+        let Update {
+            key,
+            mutation,
+            quorum,
+            want,
+        } = update;
+        let purpose = Purpose::Update {
+            mutation,
+            quorum,
+            want,
+        };
+        self.start_get(now, origin, key, needed, purpose, deadline_us, out);
+    }
+
+    /// The node to hand an update to; `None`: this one runs it.
+    fn other_coordinator(&self, update: &Update) -> Option<NodeId> {
+        let me = self.id();
+        let n = self.replicas_of(&update.key);
+        let list = self.placed_ring().preference_at(update.key.position());
+        if !update.mutation.needs_read() && list[..n].contains(&me) {
+            return None;
+        }
+        let first = |wanted: Health| list.iter().copied().find(|&node| self.health(node) == wanted);
+        first(Health::Up)
+            .or_else(|| first(Health::Suspect))
+            .filter(|&node| node != me)
+    }
+
+    /// Why this node cannot coordinate a write of `key` now. Nothing was changed.
+    fn write_refusal(&self, key: &ObjectKey, needed: Needed) -> Option<ClientError> {
+        if let Some(detail) = &self.read_only {
+            return Some(ClientError::ReadOnly {
+                detail: detail.clone(),
+            });
+        }
+        if let Some(ahead_ms) = self.clock_is_ahead() {
+            return Some(ClientError::ClockSkew { ahead_ms });
+        }
+        let n = self.replicas_of(key);
+        let list = self.placed_ring().preference_at(key.position());
+        let reachable = |nodes: &[NodeId]| {
+            nodes
+                .iter()
+                .filter(|&&node| self.health(node) != Health::Down)
+                .count()
+        };
+        let primaries = reachable(&list[..n]);
+        let copies = (primaries + reachable(&list[n..])).min(n);
+        if copies >= needed.total as usize && primaries >= needed.primaries as usize {
+            return None;
+        }
+        let reachable = if copies < needed.total as usize {
+            copies
+        } else {
+            primaries
+        };
+        Some(ClientError::TooFewReachable {
+            reachable: reachable as u8,
+            needed: needed.total.max(needed.primaries),
+        })
+    }
+
+    /// Evaluates the mutation on what this node holds and `read` brought, stores the new version and sends it on.
+    fn apply_update(
+        &mut self,
+        now: Now,
+        origin: Origin,
+        update: Update,
+        read: Option<Object>,
+        deadline_us: u64,
+        out: &mut Vec<Output>,
+    ) {
+        let lww = self.is_lww(&update.key);
+        let was_read = read.is_some();
+        let mut object = match self.replica.load_object(&update.key) {
+            Some((object, _)) => object,
+            None if was_read => Object::default(),
+            None => {
+                // What this replica held is unreadable: evaluate on what another one holds.
+                let needed = Needed {
+                    total: 1,
+                    primaries: 0,
+                };
+                return self.read_then_apply(now, origin, update, needed, deadline_us, out);
+            }
+        };
+        if let Some(read) = read {
+            object.merge(&read);
+            if lww {
+                object.0.keep_newest();
+            }
+        }
+        let needed = match self.write_quorum(&update.key, update.quorum) {
+            Ok(needed) => needed,
+            Err(error) => return self.finish(origin, Err(error), out),
+        };
+        if let Some(detail) = &self.read_only {
+            let error = ClientError::ReadOnly {
+                detail: detail.clone(),
+            };
+            return self.finish(origin, Err(error), out);
+        }
+        let Update {
+            key, mutation, want, ..
+        } = update;
+        #[cfg(feature = "sabotage")]
+        let mutation = self.sabotaged(mutation);
+        let properties = self.buckets().properties(key.bucket());
+        let given = Circumstances {
+            wall_ms: now.wall_ms,
+            value_bytes_max: properties.value_bytes_max,
+            default_ttl_ms: properties.default_ttl_ms,
+        };
+        let existed = object.is_live(now.wall_ms);
+        let before = want.before.then(|| object.clone());
+        let above = mutation
+            .seen()
+            .and_then(|seen| seen.dots().map(|dot| dot.counter).max())
+            .unwrap_or(0);
+        let dot = self.replica.make_dot(now, &object, above);
+        let applied = match mutation.apply(&mut object, dot, given) {
+            Ok(applied) => applied,
+            Err(error) => {
+                self.metrics.puts_failed += 1;
+                return self.finish(origin, Err(ClientError::Mutation(error)), out);
+            }
+        };
+        if applied && lww {
+            object.0.keep_newest();
+        }
+        let bytes = applied.then(|| object.encode());
+        let after = want.after.then_some(object);
+        let updated = Updated {
+            applied,
+            existed,
+            before,
+            after,
+        };
+        match bytes {
+            Some(bytes) => self.start_put(
+                now,
+                origin,
+                Put::new(key, bytes, needed),
+                updated,
+                deadline_us,
+                out,
+            ),
+            None => self.finish(origin, Ok(Reply::Updated(updated)), out),
+        }
+    }
+
+    fn start_put(
+        &mut self,
+        now: Now,
+        origin: Origin,
+        mut put: Put,
+        updated: Updated,
+        deadline_us: u64,
+        out: &mut Vec<Output>,
+    ) {
+        let me = self.membership.me;
+        let n = self.replicas_of(&put.key);
+        let key = put.key.clone();
+        let primaries: Vec<NodeId> = self.placed_ring().preference_at(key.position())[..n].to_vec();
+        self.replica.save(&key, put.object.clone());
+        if primaries.contains(&me) {
+            put.hold(me, None);
+        } else {
+            let absent = primaries
+                .iter()
+                .copied()
+                .find(|&node| self.health(node) == Health::Down);
+            let owner = absent.unwrap_or(primaries[0]);
+            put.hold(me, Some(owner));
+            self.add_hint(owner, &key);
+        }
+        let work = Work::Put {
+            put,
+            updated: Some(updated),
+        };
+        let id = self.tasks.insert(Task {
+            origin,
+            started_us: now.mono_us,
+            deadline_us,
+            work,
+        });
+        self.turn_puts.push((id, origin));
+        for primary in primaries.into_iter().filter(|&node| node != me) {
+            if self.detector.is_reachable(primary) {
+                self.ask_copy(now, id, primary, None, out);
+            } else {
+                self.stand_in(now, id, primary, out);
+            }
+        }
+        if !self.advance_put(now, id, out) {
+            self.tasks.wake_at(deadline_us, id);
+        }
+    }
+
+    fn ask_copy(
+        &mut self,
+        now: Now,
+        id: TaskId,
+        node: NodeId,
+        hint_for: Option<NodeId>,
+        out: &mut Vec<Output>,
+    ) {
+        let Some(Task {
+            work: Work::Put { put, .. },
+            ..
+        }) = self.tasks.get_mut(id)
+        else {
+            return;
+        };
+        put.ask(node, hint_for);
+        let (key, object) = (put.key.clone(), put.object.clone());
+        self.send(
+            now,
+            node,
+            Message::Write {
+                task: id,
+                key,
+                object,
+                hint_for,
+            },
+            out,
+        );
+    }
+
+    /// `owner` misses the write: gives its copy to the next fallback, or if there is none, remembers it here.
+    fn stand_in(&mut self, now: Now, id: TaskId, owner: NodeId, out: &mut Vec<Output>) {
+        let Some(Task {
+            work: Work::Put { put, .. },
+            ..
+        }) = self.tasks.get_mut(id)
+        else {
+            return;
+        };
+        let key = put.key.clone();
+        let n = self.replicas_of(&key);
+        let fallbacks: Vec<NodeId> = self.placed_ring().preference_at(key.position())[n..].to_vec();
+        let Some(Task {
+            work: Work::Put { put, .. },
+            ..
+        }) = self.tasks.get_mut(id)
+        else {
+            return;
+        };
+        let me = self.membership.me;
+        let detector = &self.detector;
+        let free = fallbacks
+            .into_iter()
+            .find(|&f| f != me && detector.is_reachable(f) && !put.involves(f));
+        match free {
+            Some(fallback) => self.ask_copy(now, id, fallback, Some(owner), out),
+            None => self.add_hint(owner, &key),
+        }
+    }
+
+    pub(super) fn written(
+        &mut self,
+        now: Now,
+        from: NodeId,
+        id: TaskId,
+        outcome: WriteOutcome,
+        out: &mut Vec<Output>,
+    ) {
+        if id == 0 {
+            return;
+        }
+        match self.tasks.get_mut(id) {
+            Some(Task {
+                work: Work::Put { put, .. },
+                ..
+            }) => {
+                #[cfg(feature = "sabotage")]
+                let outcome = match self.config.sabotage {
+                    crate::config::Sabotage::CountRefusals => WriteOutcome::Durable,
+                    crate::config::Sabotage::CountDuplicates => {
+                        put.count_twice(from);
+                        outcome
+                    }
+                    _ => outcome,
+                };
+                if outcome == WriteOutcome::Durable {
+                    if !put.acknowledge(from) {
+                        self.metrics.late_messages += 1;
+                    }
+                } else if let Some(owner) = put.fail(from) {
+                    self.stand_in(now, id, owner, out);
+                }
+                self.advance_put(now, id, out);
+            }
+            Some(Task {
+                work: Work::Deliver(_),
+                ..
+            }) => self.delivered(now, from, id, outcome, out),
+            _ => self.metrics.late_messages += 1,
+        }
+    }
+
+    /// Looks whether a put has enough acknowledgements and goes on with it. True if it is over.
+    pub(super) fn advance_put(&mut self, now: Now, id: TaskId, out: &mut Vec<Output>) -> bool {
+        let Some(task) = self.tasks.get_mut(id) else {
+            return true;
+        };
+        let Work::Put { put, updated } = &mut task.work else {
+            return true;
+        };
+        let is_over = put.outstanding().next().is_none();
+        let result = match put.progress() {
+            PutProgress::Waiting => None,
+            PutProgress::Done => updated.take().map(Ok),
+            PutProgress::Impossible => updated.take().map(|_| Err(put_error(put, now, task.started_us))),
+        };
+        let origin = task.origin;
+        if let Some(result) = result {
+            task.origin = Origin::Nobody;
+            self.answer_put(origin, result, out);
+        }
+        if is_over {
+            self.tasks.remove(id);
+        }
+        is_over
+    }
+
+    fn answer_put(&mut self, origin: Origin, result: Result<Updated, ClientError>, out: &mut Vec<Output>) {
+        match &result {
+            Ok(_) => self.metrics.puts += 1,
+            Err(_) => self.metrics.puts_failed += 1,
+        }
+        self.finish(origin, result.map(Reply::Updated), out);
+    }
+
+    #[cfg(feature = "sabotage")]
+    fn sabotaged(&self, mutation: Mutation) -> Mutation {
+        use crate::mutation::Basis;
+        match mutation {
+            Mutation::Store {
+                value,
+                headers,
+                expiry,
+                condition,
+                basis: _,
+            } if self.config.sabotage == crate::config::Sabotage::IgnoreContext => Mutation::Store {
+                value,
+                headers,
+                expiry,
+                condition,
+                basis: Basis::Local,
+            },
+            other => other,
+        }
+    }
+
+    // Forwards
+
+    fn forward(
+        &mut self,
+        now: Now,
+        origin: Origin,
+        to: NodeId,
+        operation: Operation,
+        deadline_us: u64,
+        out: &mut Vec<Output>,
+    ) {
+        self.metrics.forwards += 1;
+        let timeout_ms = (deadline_us.saturating_sub(now.mono_us) / 1000).max(1) as u32;
+        let work = Work::Forward {
+            to,
+            operation: operation.clone(),
+        };
+        let id = self.tasks.insert(Task {
+            origin,
+            started_us: now.mono_us,
+            deadline_us,
+            work,
+        });
+        self.detector.sent(to, now.mono_us);
+        let message = Message::Control(Control::Forward {
+            task: id,
+            operation,
+            timeout_ms,
+        });
+        self.send(now, to, message, out);
+        self.tasks.wake_at(deadline_us + self.config.hedge_us, id);
+    }
+
+    pub(super) fn forwarded(
+        &mut self,
+        from: NodeId,
+        id: TaskId,
+        result: Result<Reply, ClientError>,
+        out: &mut Vec<Output>,
+    ) {
+        match self.tasks.get_mut(id) {
+            Some(Task {
+                work: Work::Forward { to, .. },
+                origin,
+                ..
+            }) if *to == from => {
+                let origin = *origin;
+                self.tasks.remove(id);
+                self.finish(origin, result, out);
+            }
+            _ => self.metrics.late_messages += 1,
+        }
+    }
+
+    /// The node a request was handed to is lost or late: hands it to another if doing it twice does no harm.
+    fn reroute(&mut self, now: Now, id: TaskId, is_lost: bool, out: &mut Vec<Output>) {
+        let Some(Task {
+            work: Work::Forward { operation, .. },
+            ..
+        }) = self.tasks.get_mut(id)
+        else {
+            return;
+        };
+        let is_safe = match operation {
+            Operation::Update { mutation, .. } => mutation.is_idempotent(),
+            _ => true,
+        };
+        if !is_safe && !is_lost {
+            return;
+        }
+        let Some(task) = self.tasks.remove(id) else { return };
+        let Work::Forward { operation, .. } = task.work else {
+            return;
+        };
+        match is_safe && now.mono_us < task.deadline_us {
+            true => self.start(now, task.origin, operation, task.deadline_us, Hop::First, out),
+            false => self.finish(task.origin, Err(ClientError::OutcomeUnknown), out),
+        }
+    }
+
+    // Scans
+
+    fn start_scan(
+        &mut self,
+        now: Now,
+        origin: Origin,
+        mut scan: crate::client::Scan,
+        deadline_us: u64,
+        out: &mut Vec<Output>,
+    ) {
+        scan.limit = scan.limit.clamp(1, SCAN_LIMIT_MAX);
+        let work = Work::Scan(Listing::new(scan));
+        let id = self.tasks.insert(Task {
+            origin,
+            started_us: now.mono_us,
+            deadline_us,
+            work,
+        });
+        self.tasks.wake_at(deadline_us, id);
+        self.advance_scan(now, id, out);
+    }
+
+    /// Asks for the next segment, or answers with the page.
+    fn advance_scan(&mut self, now: Now, id: TaskId, out: &mut Vec<Output>) {
+        loop {
+            let Some(Task {
+                work: Work::Scan(listing),
+                ..
+            }) = self.tasks.get_mut(id)
+            else {
+                return;
+            };
+            let Some(from) = listing.next() else { break };
+            let scan = listing.scan.clone();
+            let Some((to, nodes)) = self.segment(&scan, from) else {
+                return self.fail_scan(now, id, out);
+            };
+            let Some(Task {
+                work: Work::Scan(listing),
+                ..
+            }) = self.tasks.get_mut(id)
+            else {
+                return;
+            };
+            let part = listing.start_segment(to, &nodes);
+            let me = self.membership.me;
+            for node in nodes.iter().copied().filter(|&node| node != me) {
+                self.detector.sent(node, now.mono_us);
+                let message = Message::Control(Control::ScanRange {
+                    task: id,
+                    scan: part.clone(),
+                });
+                self.send(now, node, message, out);
+            }
+            if !nodes.contains(&me) {
+                return;
+            }
+            let (rows, count, done_to) = self.list_rows(now, &part);
+            let Some(Task {
+                work: Work::Scan(listing),
+                ..
+            }) = self.tasks.get_mut(id)
+            else {
+                return;
+            };
+            if !listing.answer(me, rows, count, done_to) {
+                return;
+            }
+            listing.finish_segment(now.wall_ms);
+        }
+        let Some(Task {
+            work: Work::Scan(listing),
+            origin,
+            ..
+        }) = self.tasks.remove(id)
+        else {
+            return;
+        };
+        self.metrics.scans += 1;
+        let page: Page = listing.into_page();
+        self.finish(origin, Ok(Reply::Page(page)), out);
+    }
+
+    /// The replicas to ask for the range that starts at `from`, and how far the same ones serve.
+    fn segment(&self, scan: &crate::client::Scan, from: Position) -> Option<(Position, Vec<NodeId>)> {
+        let ring = self.placed_ring();
+        let properties = self.buckets().properties(&scan.bucket);
+        let n = (properties.n as usize).min(ring.nodes().len());
+        let r = if scan.count_only {
+            1
+        } else {
+            (properties.r as usize).min(n)
+        };
+        let choose = |partition| {
+            let mut nodes: Vec<NodeId> = ring.preference_list(partition)[..n].to_vec();
+            nodes.retain(|&node| self.health(node) != Health::Down);
+            nodes.sort_by_key(|&node| (node != self.id(), self.health(node), node));
+            nodes.truncate(r);
+            nodes
+        };
+        let mut partition = ring.partition_of(from);
+        let nodes = choose(partition);
+        let last = ring.partition_of(scan.to);
+        while partition < last && choose(crate::types::Partition(partition.0 + 1)) == nodes {
+            partition.0 += 1;
+        }
+        let to = partition.end(ring.partitions()).min(scan.to);
+        (nodes.len() == r).then_some((to, nodes))
+    }
+
+    pub(super) fn scan_rows(
+        &mut self,
+        now: Now,
+        from: NodeId,
+        id: TaskId,
+        rows: Vec<(ObjectKey, bytes::Bytes)>,
+        count: u64,
+        done_to: u64,
+        out: &mut Vec<Output>,
+    ) {
+        let Some(Task {
+            work: Work::Scan(listing),
+            ..
+        }) = self.tasks.get_mut(id)
+        else {
+            self.metrics.late_messages += 1;
+            return;
+        };
+        if listing.waits_for(from) && listing.answer(from, rows, count, done_to) {
+            listing.finish_segment(now.wall_ms);
+            self.advance_scan(now, id, out);
+        }
+    }
+
+    fn fail_scan(&mut self, now: Now, id: TaskId, out: &mut Vec<Output>) {
+        let Some(task) = self.tasks.remove(id) else { return };
+        let Work::Scan(listing) = task.work else { return };
+        let (answered, needed) = listing.answered();
+        let error = ClientError::QuorumUnavailable {
+            action: Action::Scan,
+            answered,
+            needed: needed.max(self.buckets().properties(&listing.scan.bucket).r),
+            replicas: needed,
+            waited_ms: (now.mono_us - task.started_us) / 1000,
+        };
+        self.finish(task.origin, Err(error), out);
+    }
+
+    // Time and failures
+
+    pub(super) fn task_due(&mut self, now: Now, id: TaskId, out: &mut Vec<Output>) {
+        let Some(task) = self.tasks.get_mut(id) else {
+            return;
+        };
+        let is_late = now.mono_us >= task.deadline_us;
+        match &task.work {
+            Work::Get { .. } if is_late => self.fail_get(now, id, out),
+            Work::Get { .. } => {
+                let deadline_us = task.deadline_us;
+                if task.origin != Origin::Nobody {
+                    self.metrics.hedged_reads += 1;
+                    self.ask_more(now, id, 1, out);
+                }
+                if !self.advance_get(now, id, out) {
+                    self.tasks.wake_at(deadline_us, id);
+                }
+            }
+            Work::Put { .. } => self.expire_put(now, id, out),
+            Work::Forward { .. } => self.expire_forward(id, out),
+            Work::Scan(_) => self.fail_scan(now, id, out),
+            Work::Deliver(_) => self.delivery_lost(id),
+        }
+    }
+
+    fn expire_put(&mut self, now: Now, id: TaskId, out: &mut Vec<Output>) {
+        let Some(mut task) = self.tasks.remove(id) else {
+            return;
+        };
+        let Work::Put { put, updated } = &mut task.work else {
+            return;
+        };
+        if updated.take().is_some() {
+            let error = put_error(put, now, task.started_us);
+            self.answer_put(task.origin, Err(error), out);
+        }
+        let Work::Put { put, .. } = &mut task.work else {
+            return;
+        };
+        let late: Vec<NodeId> = put.outstanding().collect();
+        for node in late {
+            if let Some(owner) = put.fail(node) {
+                let key = put.key.clone();
+                self.add_hint(owner, &key);
+            }
+        }
+    }
+
+    fn expire_forward(&mut self, id: TaskId, out: &mut Vec<Output>) {
+        if let Some(task) = self.tasks.remove(id) {
+            self.finish(task.origin, Err(ClientError::OutcomeUnknown), out);
+        }
+    }
+
+    /// Goes on with everything that waits for `peer`, which is late or lost.
+    pub(super) fn stop_waiting_for(&mut self, now: Now, peer: NodeId, is_lost: bool, out: &mut Vec<Output>) {
+        for id in self.tasks.ids() {
+            let Some(task) = self.tasks.get_mut(id) else {
+                continue;
+            };
+            match &mut task.work {
+                Work::Get { get, .. } if get.outstanding().any(|node| node == peer) => {
+                    if is_lost {
+                        get.fail(peer);
+                    }
+                    if task.origin != Origin::Nobody {
+                        self.ask_more(now, id, 1, out);
+                    }
+                    self.advance_get(now, id, out);
+                }
+                Work::Put { put, .. } if is_lost => {
+                    if let Some(owner) = put.fail(peer) {
+                        self.stand_in(now, id, owner, out);
+                        self.advance_put(now, id, out);
+                    }
+                }
+                Work::Put {
+                    put,
+                    updated: Some(_),
+                } if put.outstanding().any(|node| node == peer) => {
+                    self.stand_in(now, id, peer, out);
+                }
+                Work::Forward { to, .. } if *to == peer => self.reroute(now, id, is_lost, out),
+                Work::Scan(listing) if listing.waits_for(peer) => self.advance_scan(now, id, out),
+                Work::Deliver(delivery) if is_lost && delivery.owner == peer => self.delivery_lost(id),
+                _ => {}
+            }
+        }
+    }
+
+    /// The hash of a row for comparing replicas.
+    pub(super) fn row_hash(key: &[u8], object: &[u8]) -> u64 {
+        hash_of(object) ^ hash_of(key).rotate_left(32)
+    }
+}
+
+fn check_quorum(name: QuorumName, value: u8, n: u8) -> Result<(), ClientError> {
+    match (1..=n).contains(&value) {
+        true => Ok(()),
+        false => Err(ClientError::InvalidQuorum { name, value, n }),
+    }
+}
+
+fn put_error(put: &Put, now: Now, started_us: u64) -> ClientError {
+    ClientError::QuorumUnavailable {
+        action: Action::Put,
+        answered: put.acknowledged(),
+        needed: put.needed().total.max(put.needed().primaries),
+        replicas: put.replicas(),
+        waited_ms: (now.mono_us - started_us) / 1000,
+    }
+}

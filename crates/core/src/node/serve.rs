@@ -1,0 +1,177 @@
+//! Answering other nodes: writes and reads for their coordinators, forwarded requests, listings.
+
+use bytes::Bytes;
+
+use super::coordinate::Hop;
+use super::{Node, Origin, Output};
+use crate::client::Scan;
+use crate::message::{Control, Message, ReadOutcome, TaskId, WriteOutcome};
+use crate::object::Object;
+use crate::replica::{hash_of, Held, Merge};
+use crate::store::Space;
+use crate::types::{NodeId, Now, ObjectKey, Position};
+
+/// The most rows one listing looks at before it answers with what it has.
+const ROWS_VISITED_MAX: usize = 4096;
+
+impl Node {
+    pub(super) fn message(&mut self, now: Now, from: NodeId, message: Message, out: &mut Vec<Output>) {
+        self.heard(now, from, out);
+        match message {
+            Message::Write {
+                task,
+                key,
+                object,
+                hint_for,
+            } => self.serve_write(now, from, task, &key, &object, hint_for, out),
+            Message::Written { task, outcome } => self.written(now, from, task, outcome, out),
+            Message::Read { task, key, have } => self.serve_read(now, from, task, &key, have, out),
+            Message::ReadResult { task, outcome } => self.read_result(now, from, task, outcome, out),
+            Message::Control(control) => self.control(now, from, control, out),
+        }
+    }
+
+    fn control(&mut self, now: Now, from: NodeId, control: Control, out: &mut Vec<Output>) {
+        match control {
+            Control::Gossip(gossip) => self.gossip(now, from, gossip, out),
+            Control::Forward {
+                task,
+                operation,
+                timeout_ms,
+            } => {
+                let deadline_us = now.mono_us + timeout_ms as u64 * 1000;
+                self.start(
+                    now,
+                    Origin::Peer(from, task),
+                    operation,
+                    deadline_us,
+                    Hop::Last,
+                    out,
+                );
+            }
+            Control::Forwarded { task, result } => self.forwarded(from, task, result, out),
+            Control::ScanRange { task, scan } => {
+                let (rows, count, done_to) = self.list_rows(now, &scan);
+                let message = Message::Control(Control::ScanRows {
+                    task,
+                    rows,
+                    count,
+                    done_to,
+                });
+                self.send(now, from, message, out);
+            }
+            Control::ScanRows {
+                task,
+                rows,
+                count,
+                done_to,
+            } => self.scan_rows(now, from, task, rows, count, done_to, out),
+            Control::EntropyHash { partition, hash } => self.entropy_hash(now, from, partition, hash, out),
+            Control::EntropyRows {
+                from: first,
+                to,
+                rows,
+            } => self.entropy_rows(now, from, first, to, rows, out),
+        }
+    }
+
+    #[allow(clippy::too_many_arguments)] // The fields of one message.
+    fn serve_write(
+        &mut self,
+        now: Now,
+        from: NodeId,
+        task: TaskId,
+        key: &ObjectKey,
+        object: &Bytes,
+        hint_for: Option<NodeId>,
+        out: &mut Vec<Output>,
+    ) {
+        self.metrics.replica_writes += 1;
+        let outcome = match self.read_only {
+            Some(_) => WriteOutcome::ReadOnly,
+            None => match self.replica.merge_in(now, key, object, self.is_lww(key)) {
+                Merge::Changed | Merge::Known => WriteOutcome::Durable,
+                Merge::ClockSkew => {
+                    self.metrics.clock_refusals += 1;
+                    WriteOutcome::ClockSkew
+                }
+                Merge::Malformed => WriteOutcome::Malformed,
+            },
+        };
+        if let (Some(owner), WriteOutcome::Durable) = (hint_for, outcome) {
+            self.add_hint(owner, key);
+        }
+        if task != 0 {
+            self.send(now, from, Message::Written { task, outcome }, out);
+        }
+    }
+
+    fn serve_read(
+        &mut self,
+        now: Now,
+        from: NodeId,
+        task: TaskId,
+        key: &ObjectKey,
+        have: u64,
+        out: &mut Vec<Output>,
+    ) {
+        self.metrics.replica_reads += 1;
+        let outcome = match self.replica.load(key) {
+            Held::Missing => ReadOutcome::Missing,
+            Held::Object(bytes) if have != 0 && hash_of(&bytes) == have => ReadOutcome::Same,
+            Held::Object(bytes) => ReadOutcome::Object(bytes),
+            Held::Corrupt => {
+                self.entropy.differs(key.clone(), from);
+                ReadOutcome::Failed
+            }
+        };
+        self.send(now, from, Message::ReadResult { task, outcome }, out);
+    }
+
+    /// Rows of a range with their causality, their number, and up to where they are complete.
+    ///
+    /// A position is never split, so the range's next part starts at the position after.
+    pub(super) fn list_rows(&mut self, now: Now, scan: &Scan) -> (Vec<(ObjectKey, Bytes)>, u64, u64) {
+        let (mut rows, mut count, mut visited) = (Vec::new(), 0, 0);
+        let mut last = scan.from;
+        let mut done_to = scan.to.0;
+        let from = scan.from.0.to_be_bytes();
+        let to = end_of(scan.to);
+        self.replica
+            .store_mut()
+            .scan(Space::Data, &from, &to, &mut |row, value| {
+                let Ok(key) = ObjectKey::from_row(Bytes::copy_from_slice(row)) else {
+                    return true;
+                };
+                let position = key.position();
+                let is_full = visited >= ROWS_VISITED_MAX || count >= scan.limit as u64 && !scan.count_only;
+                if is_full && position > last {
+                    done_to = position.0 - 1;
+                    return false;
+                }
+                last = position;
+                visited += 1;
+                if key.bucket() != &scan.bucket[..] {
+                    return true;
+                }
+                let Ok(object) = value.map(Object::decode) else {
+                    return true;
+                };
+                let Ok(object) = object else { return true };
+                let is_live = object.is_live(now.wall_ms);
+                count += is_live as u64;
+                if !scan.count_only {
+                    rows.push((key, object.skeleton().encode()));
+                }
+                true
+            });
+        (rows, count, done_to)
+    }
+}
+
+/// The greatest row at `position`.
+pub(super) fn end_of(position: Position) -> Vec<u8> {
+    let mut row = position.0.to_be_bytes().to_vec();
+    row.extend_from_slice(&[0xff; 256]);
+    row
+}

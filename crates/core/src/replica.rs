@@ -1,0 +1,425 @@
+//! The node as the holder of copies: objects and hints in its store, its identity, and the dots it makes.
+//!
+//! Two laws are kept here. A dot is used once: readings come from a clock whose lease is durable with their first use.
+//! And an actor forgets nothing: when writes it named may be gone from the store (a corrupt row, a handed-over
+//! object, an unclean stop with `sync = interval`), the next write is made by a new actor. Without the second law a
+//! fresh dot would seem to have seen, and so supersede, older ones that its maker no longer knows.
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use xxhash_rust::xxh3::xxh3_64;
+
+use crate::causality::Dot;
+use crate::clock::HybridClock;
+use crate::object::Object;
+use crate::store::{Durability, Space, Store, StoreError};
+use crate::types::{ActorId, NodeId, Now, ObjectKey, Rng};
+
+/// The version of the records in the meta space that this program writes and reads.
+pub const META_FORMAT: u8 = 1;
+
+const IDENTITY_ROW: &[u8] = b"identity";
+
+/// Who this node is, and what it may not forget. One row in the meta space.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Identity {
+    pub node: NodeId,
+    pub cluster: String,
+    pub actor: ActorId,
+    /// No reading at or above this was ever used.
+    pub lease: u64,
+    /// Objects were dropped that this actor had written: the next write takes a new actor.
+    pub forgot: bool,
+    /// The node stopped after its last write was durable.
+    pub clean: bool,
+}
+
+/// Why a record of the meta space cannot be used.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum MetaError {
+    Store(StoreError),
+    Format { found: u8 },
+    Malformed,
+}
+
+/// What merging a peer's object did.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Merge {
+    Changed,
+    /// Everything in it was known.
+    Known,
+    /// Its dots lie absurdly far ahead.
+    ClockSkew,
+    /// Its bytes are no object.
+    Malformed,
+}
+
+/// A row of this replica as found in its store.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Held {
+    Missing,
+    Object(Bytes),
+    /// The row cannot be read. Other replicas have it.
+    Corrupt,
+}
+
+/// The store with the identity and clock that write to it.
+pub struct Replica {
+    store: Box<dyn Store>,
+    identity: Identity,
+    clock: HybridClock,
+    rng: Rng,
+    identity_is_dirty: bool,
+    must_renew: Option<&'static str>,
+    renewed: Vec<&'static str>,
+    needs_durable: bool,
+    corrupt: Vec<String>,
+    keeps_actor: bool,
+}
+
+/// The hash by which replicas compare an object's bytes; never 0, which stands for no object.
+pub fn hash_of(object: &[u8]) -> u64 {
+    xxh3_64(object).max(1)
+}
+
+/// Reads a record of the meta space; `None` if it was never written.
+pub fn load_meta<T: for<'a> Deserialize<'a>>(
+    store: &mut dyn Store,
+    row: &[u8],
+) -> Result<Option<T>, MetaError> {
+    let Some(bytes) = store.get(Space::Meta, row).map_err(MetaError::Store)? else {
+        return Ok(None);
+    };
+    match bytes.split_first() {
+        Some((&META_FORMAT, record)) => match postcard::from_bytes(record) {
+            Ok(record) => Ok(Some(record)),
+            Err(_) => Err(MetaError::Malformed),
+        },
+        Some((&found, _)) => Err(MetaError::Format { found }),
+        None => Err(MetaError::Malformed),
+    }
+}
+
+fn encode_meta<T: Serialize>(record: &T) -> Bytes {
+    let bytes = vec![META_FORMAT];
+    postcard::to_extend(record, bytes)
+        .expect("writing to memory does not fail")
+        .into()
+}
+
+impl Replica {
+    /// Opens the identity in `store`, or makes one. `is_interval`: acknowledged writes may be lost by a crash.
+    pub fn open(
+        mut store: Box<dyn Store>,
+        cluster: &str,
+        mut rng: Rng,
+        skew_ms_max: u64,
+        is_interval: bool,
+    ) -> Result<Replica, MetaError> {
+        let found: Option<Identity> = load_meta(&mut *store, IDENTITY_ROW)?;
+        let is_new = found.is_none();
+        let mut identity = found.unwrap_or_else(|| Identity {
+            node: NodeId(rng.next_u64()),
+            cluster: cluster.to_owned(),
+            actor: ActorId(rng.next_u64()),
+            lease: 0,
+            forgot: false,
+            clean: true,
+        });
+        let must_renew = match () {
+            _ if store.lost_writes() => Some("durable writes are gone from the store"),
+            _ if is_interval && !identity.clean => Some("the node was killed with sync = interval"),
+            _ => None,
+        };
+        identity.clean = false;
+        let clock = HybridClock::new(identity.lease, skew_ms_max);
+        let mut replica = Replica {
+            store,
+            identity,
+            clock,
+            rng,
+            identity_is_dirty: false,
+            must_renew,
+            renewed: Vec::new(),
+            needs_durable: is_new,
+            corrupt: Vec::new(),
+            keeps_actor: false,
+        };
+        replica.save_identity();
+        Ok(replica)
+    }
+
+    /// Breaks both laws, for the simulator: ignores the lease, or keeps the actor whatever was forgotten.
+    #[cfg(feature = "sabotage")]
+    pub fn sabotage(&mut self, forget_lease: bool, keep_actor: bool) {
+        self.keeps_actor = keep_actor;
+        if forget_lease {
+            self.clock.reset();
+        }
+    }
+
+    pub fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    pub fn store(&self) -> &dyn Store {
+        &*self.store
+    }
+
+    pub fn store_mut(&mut self) -> &mut dyn Store {
+        &mut *self.store
+    }
+
+    /// What is held under `key`.
+    pub fn load(&mut self, key: &ObjectKey) -> Held {
+        match self.store.get(Space::Data, key.row()) {
+            Ok(Some(bytes)) => Held::Object(bytes),
+            Ok(None) => Held::Missing,
+            Err(error) => {
+                self.note_corruption(error.to_string());
+                Held::Corrupt
+            }
+        }
+    }
+
+    /// What is held under `key`, decoded; the second value is the bytes. An unknown object if nothing is.
+    ///
+    /// `None` if the row is corrupt.
+    pub fn load_object(&mut self, key: &ObjectKey) -> Option<(Object, Option<Bytes>)> {
+        match self.load(key) {
+            Held::Missing => Some((Object::default(), None)),
+            Held::Corrupt => None,
+            Held::Object(bytes) => match Object::decode(&bytes) {
+                Ok(object) => Some((object, Some(bytes))),
+                Err(error) => {
+                    self.note_corruption(format!("object {key:?}: {error}"));
+                    None
+                }
+            },
+        }
+    }
+
+    /// Stores an object's bytes.
+    pub fn save(&mut self, key: &ObjectKey, object: Bytes) {
+        self.store.apply((Space::Data, key.row().clone(), Some(object)));
+    }
+
+    /// Merges a peer's object in. `lww`: only the greatest dot stays.
+    pub fn merge_in(&mut self, now: Now, key: &ObjectKey, bytes: &Bytes, lww: bool) -> Merge {
+        let Ok(incoming) = Object::decode(bytes) else {
+            return Merge::Malformed;
+        };
+        if self.is_absurd(now, &incoming) {
+            return Merge::ClockSkew;
+        }
+        let held = self.load_object(key);
+        if let Some((_, Some(held_bytes))) = &held {
+            if held_bytes == bytes {
+                return Merge::Known;
+            }
+        }
+        self.clock.observe(now, incoming.newest_reading());
+        // A corrupt row is simply replaced: what else was in it comes back from the other replicas.
+        let (mut merged, held_bytes) = held.unwrap_or_default();
+        merged.merge(&incoming);
+        if lww {
+            merged.0.keep_newest();
+        }
+        let merged_bytes = match merged == incoming {
+            true => bytes.clone(),
+            false => merged.encode(),
+        };
+        if held_bytes.as_ref() == Some(&merged_bytes) {
+            return Merge::Known;
+        }
+        self.save(key, merged_bytes);
+        Merge::Changed
+    }
+
+    /// True if the object's context reaches absurdly far ahead of the wall clock.
+    pub fn is_absurd(&self, now: Now, object: &Object) -> bool {
+        self.clock.is_absurd(now, object.newest_reading())
+    }
+
+    /// The greatest clock reading that is believed.
+    pub fn reading_max(&self, now: Now) -> u64 {
+        self.clock.reading_max(now)
+    }
+
+    /// A new dot, greater than everything in `object` and `above`. Its lease becomes durable with the write.
+    pub fn make_dot(&mut self, now: Now, object: &Object, above: u64) -> Dot {
+        self.clock.observe(now, object.newest_reading());
+        self.clock.observe(now, above);
+        if self.clock.runs_ahead(now) {
+            self.renew_actor("the clock ran absurdly far ahead");
+            self.clock.reset();
+            self.clock.observe(now, object.newest_reading());
+            self.clock.observe(now, above);
+        } else if let Some(why) = self.must_renew {
+            self.renew_actor(why);
+        } else if self.identity.forgot {
+            self.renew_actor("handed-over objects were dropped");
+        }
+        let (counter, lease) = self.clock.tick(now);
+        if let Some(lease) = lease {
+            self.identity.lease = lease;
+            self.identity_is_dirty = true;
+        }
+        if self.identity_is_dirty {
+            self.save_identity();
+        }
+        Dot {
+            counter,
+            actor: self.identity.actor,
+        }
+    }
+
+    /// The clock's next reading, for what is not an object (bucket properties).
+    pub fn make_stamp(&mut self, now: Now) -> Dot {
+        self.make_dot(now, &Object::default(), 0)
+    }
+
+    /// From now on writes need a new actor: this one may have forgotten some of its own.
+    pub fn must_renew(&mut self, why: &'static str) {
+        self.must_renew = Some(why);
+    }
+
+    /// Drops `object`, held under `key`, after it was handed over to its owner.
+    pub fn drop_handed_over(&mut self, key: &ObjectKey, object: &Object) {
+        self.store.apply((Space::Data, key.row().clone(), None));
+        let is_own = object.context().counter(self.identity.actor) > 0;
+        if is_own && !self.identity.forgot && !self.keeps_actor {
+            self.identity.forgot = true;
+            self.save_identity();
+        }
+    }
+
+    /// Marks that `owner` misses what is held under `key`. Returns true if that was not marked yet.
+    pub fn add_hint(&mut self, owner: NodeId, key: &ObjectKey) -> bool {
+        let row = hint_row(owner, key);
+        let is_new = !matches!(self.store.get(Space::Hints, &row), Ok(Some(_)));
+        // A fresh mark, so that the answer to an earlier delivery does not remove this one.
+        let mark = Bytes::copy_from_slice(&self.rng.next_u64().to_le_bytes());
+        self.store.apply((Space::Hints, row, Some(mark)));
+        is_new
+    }
+
+    /// The mark of a hint; `None` if there is none.
+    pub fn hint_mark(&mut self, owner: NodeId, key: &ObjectKey) -> Option<Bytes> {
+        self.store.get(Space::Hints, &hint_row(owner, key)).ok().flatten()
+    }
+
+    /// Removes a hint.
+    pub fn remove_hint(&mut self, owner: NodeId, key: &ObjectKey) {
+        self.store.apply((Space::Hints, hint_row(owner, key), None));
+    }
+
+    /// Up to `limit` hints for `owner` after the row `after`, in row order, with their marks.
+    pub fn hints(
+        &mut self,
+        owner: NodeId,
+        after: Option<&ObjectKey>,
+        limit: usize,
+    ) -> Vec<(ObjectKey, Bytes)> {
+        let mut from = owner.0.to_be_bytes().to_vec();
+        if let Some(after) = after {
+            from.extend_from_slice(after.row());
+            from.push(0);
+        }
+        let mut to = owner.0.to_be_bytes().to_vec();
+        to.extend_from_slice(&[0xff; 16]);
+        let mut hints = Vec::new();
+        self.store.scan(Space::Hints, &from, &to, &mut |row, mark| {
+            let key = ObjectKey::from_row(Bytes::copy_from_slice(row.get(8..).unwrap_or(&[])));
+            if let (Ok(key), Ok(mark)) = (key, mark) {
+                hints.push((key, mark.clone()));
+            }
+            hints.len() < limit
+        });
+        hints
+    }
+
+    /// Number of hints by owner. Reads them all.
+    pub fn count_hints(&mut self) -> std::collections::BTreeMap<NodeId, u64> {
+        let mut counts = std::collections::BTreeMap::new();
+        self.store.scan(Space::Hints, &[], &[0xff; 32], &mut |row, _| {
+            if let Some(owner) = row.first_chunk::<8>() {
+                *counts.entry(NodeId(u64::from_be_bytes(*owner))).or_default() += 1;
+            }
+            true
+        });
+        counts
+    }
+
+    /// Stores a record of the meta space.
+    pub fn save_meta<T: Serialize>(&mut self, row: &'static [u8], record: &T) {
+        self.store
+            .apply((Space::Meta, Bytes::from_static(row), Some(encode_meta(record))));
+    }
+
+    /// Records that everything is durable and the node stops.
+    pub fn stop_cleanly(&mut self) {
+        self.identity.clean = true;
+        self.save_identity();
+    }
+
+    /// Makes everything stored durable, or buffered if that is enough and nothing demands more.
+    ///
+    /// Errors: the disk refuses; everything since the last success is undone.
+    pub fn sync(&mut self, durability: Durability) -> Result<(), StoreError> {
+        let durability = if self.needs_durable {
+            Durability::Durable
+        } else {
+            durability
+        };
+        match self.store.sync(durability) {
+            Ok(()) => {
+                self.needs_durable = false;
+                Ok(())
+            }
+            Err(error) => {
+                self.identity_is_dirty = true;
+                Err(error)
+            }
+        }
+    }
+
+    /// Descriptions of the corrupt rows found since the last call.
+    pub fn take_corruptions(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.corrupt)
+    }
+
+    /// Why actors were renewed since the last call.
+    pub fn take_renewals(&mut self) -> Vec<&'static str> {
+        std::mem::take(&mut self.renewed)
+    }
+
+    /// Records a corrupt row, found by a read or a scan: what the actor wrote there may be forgotten.
+    pub fn note_corruption(&mut self, detail: String) {
+        self.corrupt.push(detail);
+        self.must_renew("a corrupt row was found");
+    }
+
+    fn renew_actor(&mut self, why: &'static str) {
+        self.must_renew = None;
+        if self.keeps_actor {
+            return;
+        }
+        self.identity.actor = ActorId(self.rng.next_u64());
+        self.identity.forgot = false;
+        self.identity_is_dirty = true;
+        self.renewed.push(why);
+    }
+
+    fn save_identity(&mut self) {
+        self.identity_is_dirty = false;
+        self.needs_durable = true;
+        let record = encode_meta(&self.identity);
+        self.store
+            .apply((Space::Meta, Bytes::from_static(IDENTITY_ROW), Some(record)));
+    }
+}
+
+fn hint_row(owner: NodeId, key: &ObjectKey) -> Bytes {
+    [&owner.0.to_be_bytes(), &key.row()[..]].concat().into()
+}
