@@ -76,10 +76,7 @@ impl fmt::Display for PropertyError {
                 write!(f, "{name} is {quorum}: it must be 1 to n, which is {n}")
             }
             PropertyError::ValueLimit { bytes } => {
-                write!(
-                    f,
-                    "value_bytes_max is {bytes}: it must be 1 to {VALUE_BYTES_LIMIT}"
-                )
+                write!(f, "value_bytes_max is {bytes}: it must be 1 to {VALUE_BYTES_LIMIT}")
             }
             PropertyError::TooManyBuckets { limit } => write!(f, "more than {limit} buckets with properties"),
         }
@@ -96,17 +93,11 @@ impl BucketProperties {
         }
         for (name, quorum) in [('r', self.r), ('w', self.w)] {
             if quorum == 0 || quorum > self.n {
-                return Err(PropertyError::Quorum {
-                    name,
-                    quorum,
-                    n: self.n,
-                });
+                return Err(PropertyError::Quorum { name, quorum, n: self.n });
             }
         }
         if self.value_bytes_max == 0 || self.value_bytes_max > VALUE_BYTES_LIMIT {
-            return Err(PropertyError::ValueLimit {
-                bytes: self.value_bytes_max,
-            });
+            return Err(PropertyError::ValueLimit { bytes: self.value_bytes_max });
         }
         Ok(())
     }
@@ -129,10 +120,7 @@ pub struct BucketTable {
 impl BucketTable {
     /// An empty table whose buckets have `defaults`.
     pub fn new(defaults: BucketProperties) -> BucketTable {
-        BucketTable {
-            entries: BTreeMap::new(),
-            defaults,
-        }
+        BucketTable { entries: BTreeMap::new(), defaults }
     }
 
     /// Changes what buckets without properties of their own have.
@@ -144,10 +132,7 @@ impl BucketTable {
     pub fn properties(&self, bucket: &[u8]) -> &BucketProperties {
         match self.entries.is_empty() {
             true => &self.defaults,
-            false => self
-                .entries
-                .get(bucket)
-                .map_or(&self.defaults, |entry| &entry.properties),
+            false => self.entries.get(bucket).map_or(&self.defaults, |entry| &entry.properties),
         }
     }
 

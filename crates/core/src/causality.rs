@@ -45,10 +45,7 @@ impl VersionVector {
 
     /// The greatest counter seen of `actor`, 0 if none.
     pub fn counter(&self, actor: ActorId) -> u64 {
-        self.0
-            .iter()
-            .find(|(a, _)| *a == actor)
-            .map_or(0, |(_, counter)| *counter)
+        self.0.iter().find(|(a, _)| *a == actor).map_or(0, |(_, counter)| *counter)
     }
 
     /// Records that `dot`, and all earlier dots of its actor, were seen.
@@ -106,13 +103,8 @@ impl VersionVector {
         let mut entries = Vec::with_capacity(count + 1);
         for _ in 0..count {
             let entry = (ActorId(input.fixed("actor")?), input.fixed("counter")?);
-            if entries
-                .last()
-                .is_some_and(|last: &(ActorId, u64)| last.0 >= entry.0)
-            {
-                return Err(DecodeError::Invalid {
-                    field: "version vector order",
-                });
+            if entries.last().is_some_and(|last: &(ActorId, u64)| last.0 >= entry.0) {
+                return Err(DecodeError::Invalid { field: "version vector order" });
             }
             entries.push(entry);
         }
@@ -145,10 +137,7 @@ pub struct DvvSet<T> {
 
 impl<T> Default for DvvSet<T> {
     fn default() -> DvvSet<T> {
-        DvvSet {
-            context: VersionVector::default(),
-            values: Vec::new(),
-        }
+        DvvSet { context: VersionVector::default(), values: Vec::new() }
     }
 }
 
@@ -156,14 +145,10 @@ impl<T> DvvSet<T> {
     /// Joins parts read back from bytes. Errors: dots out of order, or one that `context` does not cover.
     pub fn from_parts(context: VersionVector, values: Vec<(Dot, T)>) -> Result<DvvSet<T>, DecodeError> {
         if values.windows(2).any(|pair| pair[0].0 >= pair[1].0) {
-            return Err(DecodeError::Invalid {
-                field: "sibling order",
-            });
+            return Err(DecodeError::Invalid { field: "sibling order" });
         }
         if !values.iter().all(|(dot, _)| context.covers(*dot)) {
-            return Err(DecodeError::Invalid {
-                field: "sibling outside its context",
-            });
+            return Err(DecodeError::Invalid { field: "sibling outside its context" });
         }
         Ok(DvvSet { context, values })
     }
@@ -216,11 +201,7 @@ impl<T> DvvSet<T> {
     pub fn map<U>(&self, convert: impl Fn(&T) -> U) -> DvvSet<U> {
         DvvSet {
             context: self.context.clone(),
-            values: self
-                .values
-                .iter()
-                .map(|(dot, value)| (*dot, convert(value)))
-                .collect(),
+            values: self.values.iter().map(|(dot, value)| (*dot, convert(value))).collect(),
         }
     }
 }

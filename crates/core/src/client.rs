@@ -37,19 +37,11 @@ pub enum Operation {
     /// Reads an object with all its siblings.
     Get { key: ObjectKey, quorum: Quorum },
     /// Changes an object.
-    Update {
-        key: ObjectKey,
-        mutation: Mutation,
-        quorum: Quorum,
-        want: Want,
-    },
+    Update { key: ObjectKey, mutation: Mutation, quorum: Quorum, want: Want },
     /// Lists live keys of a bucket in ring order.
     Scan(Scan),
     /// Sets a bucket's properties on all nodes.
-    SetBucket {
-        bucket: Bytes,
-        properties: BucketProperties,
-    },
+    SetBucket { bucket: Bytes, properties: BucketProperties },
 }
 
 /// Which states of the object an update's reply carries.
@@ -120,13 +112,7 @@ pub struct Page {
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum ClientError {
     /// Too few replicas answered in time, or can answer at all. A put may have been stored by some.
-    QuorumUnavailable {
-        action: Action,
-        answered: u8,
-        needed: u8,
-        replicas: u8,
-        waited_ms: u64,
-    },
+    QuorumUnavailable { action: Action, answered: u8, needed: u8, replicas: u8, waited_ms: u64 },
     /// Too few replicas can be reached for a put. Nothing was changed.
     TooFewReachable { reachable: u8, needed: u8 },
     /// The node does not know a ring yet. Try again.
@@ -173,13 +159,7 @@ pub enum QuorumName {
 impl fmt::Display for ClientError {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         match self {
-            ClientError::QuorumUnavailable {
-                action,
-                answered,
-                needed,
-                replicas,
-                waited_ms,
-            } => {
+            ClientError::QuorumUnavailable { action, answered, needed, replicas, waited_ms } => {
                 let done = match action {
                     Action::Get | Action::Scan => "answered",
                     Action::Put => "acknowledged",
@@ -190,18 +170,12 @@ impl fmt::Display for ClientError {
                 )
             }
             ClientError::TooFewReachable { reachable, needed } => {
-                write!(
-                    f,
-                    "quorum unavailable: {reachable} of {needed} replicas can be reached"
-                )
+                write!(f, "quorum unavailable: {reachable} of {needed} replicas can be reached")
             }
             ClientError::NotReady => write!(f, "the cluster is not formed yet"),
             ClientError::ReadOnly { detail } => write!(f, "this node refuses writes: {detail}"),
             ClientError::ClockSkew { ahead_ms } => {
-                write!(
-                    f,
-                    "this node's clock is {ahead_ms} ms ahead of its peers': writes are refused"
-                )
+                write!(f, "this node's clock is {ahead_ms} ms ahead of its peers': writes are refused")
             }
             ClientError::InvalidQuorum { name, value, n } => {
                 let name = match name {
@@ -210,26 +184,17 @@ impl fmt::Display for ClientError {
                     QuorumName::PrimaryR => "pr",
                     QuorumName::PrimaryW => "pw",
                 };
-                write!(
-                    f,
-                    "{name} is {value}: it must be 1 to the bucket's n, which is {n}"
-                )
+                write!(f, "{name} is {value}: it must be 1 to the bucket's n, which is {n}")
             }
             ClientError::InvalidTimeout { timeout_ms } => {
-                write!(
-                    f,
-                    "timeout of {timeout_ms} ms: it must be 1 to {TIMEOUT_MS_MAX} ms"
-                )
+                write!(f, "timeout of {timeout_ms} ms: it must be 1 to {TIMEOUT_MS_MAX} ms")
             }
             ClientError::InvalidContext => write!(f, "context lies in the far future"),
             ClientError::Mutation(error) => error.fmt(f),
             ClientError::Property(error) => error.fmt(f),
             ClientError::Busy { waiting } => write!(f, "{waiting} requests are waiting: try again later"),
             ClientError::OutcomeUnknown => {
-                write!(
-                    f,
-                    "the coordinating node was lost: the write may or may not have happened"
-                )
+                write!(f, "the coordinating node was lost: the write may or may not have happened")
             }
             ClientError::Stopping => write!(f, "the node is stopping"),
         }

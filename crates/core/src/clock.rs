@@ -35,11 +35,7 @@ impl HybridClock {
     ///
     /// `skew_ms_max`: readings of others further ahead than this are refused, see [`HybridClock::is_absurd`].
     pub fn new(lease: u64, skew_ms_max: u64) -> HybridClock {
-        HybridClock {
-            last: lease,
-            lease,
-            skew_ms_max,
-        }
+        HybridClock { last: lease, lease, skew_ms_max }
     }
 
     /// The next reading, greater than all before it and all observed.

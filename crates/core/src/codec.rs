@@ -90,10 +90,7 @@ impl<'a> Reader<'a> {
     }
 
     pub fn fixed(&mut self, field: &'static str) -> Result<u64, DecodeError> {
-        let bytes = self
-            .source
-            .get(self.at..self.at + 8)
-            .ok_or(DecodeError::Truncated { field })?;
+        let bytes = self.source.get(self.at..self.at + 8).ok_or(DecodeError::Truncated { field })?;
         self.at += 8;
         Ok(u64::from_le_bytes(bytes.try_into().expect("8 bytes were taken")))
     }
@@ -176,18 +173,9 @@ mod tests {
     #[test]
     fn forged_lengths_are_refused_before_anything_is_allocated() {
         let bytes = Bytes::from_static(&[0xff, 0xff, 0xff, 0xff, 0x7f, 1, 2]);
-        assert_eq!(
-            Reader::new(&bytes).bytes("b"),
-            Err(DecodeError::Truncated { field: "b" })
-        );
-        assert_eq!(
-            Reader::new(&bytes).count(1, "c"),
-            Err(DecodeError::Truncated { field: "c" })
-        );
+        assert_eq!(Reader::new(&bytes).bytes("b"), Err(DecodeError::Truncated { field: "b" }));
+        assert_eq!(Reader::new(&bytes).count(1, "c"), Err(DecodeError::Truncated { field: "c" }));
         let endless = Bytes::from_static(&[0xff; 11]);
-        assert_eq!(
-            Reader::new(&endless).varint("v"),
-            Err(DecodeError::Invalid { field: "v" })
-        );
+        assert_eq!(Reader::new(&endless).varint("v"), Err(DecodeError::Invalid { field: "v" }));
     }
 }

@@ -33,11 +33,7 @@ struct Total {
 impl Counter {
     /// A counter that starts at `base`, made from the version `origin`.
     pub fn new(origin: Option<Dot>, base: i64) -> Counter {
-        Counter {
-            origin,
-            base,
-            totals: Vec::new(),
-        }
+        Counter { origin, base, totals: Vec::new() }
     }
 
     /// The current number. Concurrent additions beyond the range of `i64` stop at its end.
@@ -53,20 +49,10 @@ impl Counter {
         match self.totals.binary_search_by_key(&dot.actor, |t| t.actor) {
             Ok(i) => {
                 let total = &mut self.totals[i];
-                assert!(
-                    total.last < dot.counter,
-                    "addition {dot:?} is not the actor's newest"
-                );
+                assert!(total.last < dot.counter, "addition {dot:?} is not the actor's newest");
                 (total.sum, total.last) = (total.sum.checked_add(delta)?, dot.counter);
             }
-            Err(i) => self.totals.insert(
-                i,
-                Total {
-                    actor: dot.actor,
-                    last: dot.counter,
-                    sum: delta,
-                },
-            ),
+            Err(i) => self.totals.insert(i, Total { actor: dot.actor, last: dot.counter, sum: delta }),
         }
         Some(())
     }
@@ -103,15 +89,8 @@ impl Counter {
     pub fn decode(input: &mut Reader) -> Result<Counter, DecodeError> {
         let origin = match input.u8("counter origin")? {
             0 => None,
-            1 => Some(Dot {
-                actor: ActorId(input.fixed("origin")?),
-                counter: input.fixed("origin")?,
-            }),
-            _ => {
-                return Err(DecodeError::Invalid {
-                    field: "counter origin",
-                })
-            }
+            1 => Some(Dot { actor: ActorId(input.fixed("origin")?), counter: input.fixed("origin")? }),
+            _ => return Err(DecodeError::Invalid { field: "counter origin" }),
         };
         let base = input.signed("counter base")?;
         let count = input.count(17, "counter totals")?;
@@ -123,9 +102,7 @@ impl Counter {
                 sum: input.signed("total sum")?,
             };
             if totals.last().is_some_and(|last| last.actor >= total.actor) {
-                return Err(DecodeError::Invalid {
-                    field: "counter order",
-                });
+                return Err(DecodeError::Invalid { field: "counter order" });
             }
             totals.push(total);
         }
@@ -138,10 +115,7 @@ mod tests {
     use super::*;
 
     fn dot(actor: u64, counter: u64) -> Dot {
-        Dot {
-            counter,
-            actor: ActorId(actor),
-        }
+        Dot { counter, actor: ActorId(actor) }
     }
 
     #[test]

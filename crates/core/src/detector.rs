@@ -47,10 +47,7 @@ pub struct Detector {
 impl Detector {
     /// `suspect_ms`: silence that makes a peer suspect.
     pub fn new(suspect_ms: u64) -> Detector {
-        Detector {
-            suspect_us: suspect_ms * 1000,
-            peers: BTreeMap::new(),
-        }
+        Detector { suspect_us: suspect_ms * 1000, peers: BTreeMap::new() }
     }
 
     /// The opinion of `peer`; one never linked is down.
@@ -118,11 +115,7 @@ impl Detector {
     /// A probe's answer took `rtt_us`.
     pub fn measured(&mut self, peer: NodeId, rtt_us: u64) {
         if let Some(p) = self.peers.get_mut(&peer) {
-            p.rtt_us = if p.rtt_us == 0 {
-                rtt_us
-            } else {
-                (p.rtt_us * 7 + rtt_us) / 8
-            };
+            p.rtt_us = if p.rtt_us == 0 { rtt_us } else { (p.rtt_us * 7 + rtt_us) / 8 };
         }
     }
 

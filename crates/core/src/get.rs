@@ -75,21 +75,9 @@ impl Get {
         reading_max: u64,
         candidates: Vec<Candidate>,
     ) -> Get {
-        let replicas = candidates
-            .into_iter()
-            .map(|candidate| (candidate, State::Unasked))
-            .collect();
+        let replicas = candidates.into_iter().map(|candidate| (candidate, State::Unasked)).collect();
         let (merged, merged_hash, merged_bytes) = (Object::default(), Some(0), None);
-        Get {
-            key,
-            needed,
-            lww,
-            replicas,
-            reading_max,
-            merged,
-            merged_hash,
-            merged_bytes,
-        }
+        Get { key, needed, lww, replicas, reading_max, merged, merged_hash, merged_bytes }
     }
 
     /// How many replicas to ask at first: as many as are needed, all of them while any primary is missing.
@@ -105,10 +93,7 @@ impl Get {
     /// Marks one more replica as asked; returns it and the hash it compares with, so that it need not send what is
     /// known: 0 if nothing is.
     pub fn ask_next(&mut self) -> Option<(NodeId, u64)> {
-        let (candidate, state) = self
-            .replicas
-            .iter_mut()
-            .find(|(_, state)| *state == State::Unasked)?;
+        let (candidate, state) = self.replicas.iter_mut().find(|(_, state)| *state == State::Unasked)?;
         let have = self.merged_hash.unwrap_or(0);
         *state = State::Asked(have);
         Some((candidate.node, have))
@@ -143,13 +128,10 @@ impl Get {
     }
 
     fn index_of_asked(&self, node: NodeId) -> Option<(usize, u64)> {
-        self.replicas
-            .iter()
-            .enumerate()
-            .find_map(|(index, (candidate, state))| match state {
-                State::Asked(have) if candidate.node == node => Some((index, *have)),
-                _ => None,
-            })
+        self.replicas.iter().enumerate().find_map(|(index, (candidate, state))| match state {
+            State::Asked(have) if candidate.node == node => Some((index, *have)),
+            _ => None,
+        })
     }
 
     fn merge(&mut self, bytes: &Bytes) -> Option<u64> {
@@ -188,10 +170,8 @@ impl Get {
             }
             total >= self.needed.total && primaries >= self.needed.primaries
         };
-        let is_waiting = self
-            .replicas
-            .iter()
-            .any(|(_, state)| matches!(state, State::Asked(_) | State::Unasked));
+        let is_waiting =
+            self.replicas.iter().any(|(_, state)| matches!(state, State::Asked(_) | State::Unasked));
         match () {
             _ if counts(false) => Progress::Done,
             _ if is_waiting => Progress::Waiting,
@@ -215,10 +195,7 @@ impl Get {
 
     /// Number of replicas that answered.
     pub fn answered(&self) -> u8 {
-        self.replicas
-            .iter()
-            .filter(|(_, state)| matches!(state, State::Answered(_)))
-            .count() as u8
+        self.replicas.iter().filter(|(_, state)| matches!(state, State::Answered(_))).count() as u8
     }
 
     /// Number of replicas that could be asked.
@@ -269,10 +246,8 @@ impl Get {
 
     /// Like [`Get::take_repairs`], for a primary whose row could not be read.
     pub fn repair_failed(&mut self, node: NodeId) -> Option<Bytes> {
-        let has_failed = self
-            .replicas
-            .iter()
-            .any(|(candidate, state)| candidate.node == node && *state == State::Failed);
+        let has_failed =
+            self.replicas.iter().any(|(candidate, state)| candidate.node == node && *state == State::Failed);
         (has_failed && !self.merged.is_unknown()).then(|| self.merged.encode())
     }
 }
@@ -286,10 +261,7 @@ mod tests {
 
     fn object(actor: u64, counter: u64) -> Bytes {
         let mut object = Object::default();
-        let dot = Dot {
-            counter,
-            actor: ActorId(actor),
-        };
+        let dot = Dot { counter, actor: ActorId(actor) };
         object.0.put(&VersionVector::default(), dot, Version::bytes("v"));
         object.encode()
     }
@@ -297,17 +269,8 @@ mod tests {
     fn get(total: u8, primaries: &[bool]) -> Get {
         let key = ObjectKey::new(b"b", b"k").unwrap();
         let candidates = primaries.iter().enumerate();
-        let candidates = candidates.map(|(i, &is_primary)| Candidate {
-            node: NodeId(i as u64),
-            is_primary,
-        });
-        Get::new(
-            key,
-            Needed { total, primaries: 0 },
-            false,
-            u64::MAX,
-            candidates.collect(),
-        )
+        let candidates = candidates.map(|(i, &is_primary)| Candidate { node: NodeId(i as u64), is_primary });
+        Get::new(key, Needed { total, primaries: 0 }, false, u64::MAX, candidates.collect())
     }
 
     #[test]

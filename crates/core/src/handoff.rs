@@ -42,15 +42,7 @@ pub struct Handoff {
 impl Handoff {
     /// Starts with the markers found in the store.
     pub fn new(counts: BTreeMap<NodeId, u64>) -> Handoff {
-        let owed = counts.into_iter().map(|(owner, pending)| {
-            (
-                owner,
-                Owed {
-                    pending,
-                    ..Owed::default()
-                },
-            )
-        });
+        let owed = counts.into_iter().map(|(owner, pending)| (owner, Owed { pending, ..Owed::default() }));
         Handoff { owed: owed.collect() }
     }
 
@@ -73,11 +65,7 @@ impl Handoff {
 
     /// Owners with markers waiting.
     pub fn owners(&self) -> Vec<NodeId> {
-        self.owed
-            .iter()
-            .filter(|(_, owed)| owed.pending > 0)
-            .map(|(owner, _)| *owner)
-            .collect()
+        self.owed.iter().filter(|(_, owed)| owed.pending > 0).map(|(owner, _)| *owner).collect()
     }
 
     /// Markers waiting, over all owners.

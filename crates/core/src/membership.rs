@@ -81,10 +81,9 @@ impl std::fmt::Display for Refusal {
                     theirs.escape_debug()
                 )
             }
-            Refusal::SameId => write!(
-                f,
-                "this node has the same id: is it its own seed, or its directory a copy?"
-            ),
+            Refusal::SameId => {
+                write!(f, "this node has the same id: is it its own seed, or its directory a copy?")
+            }
         }
     }
 }
@@ -95,18 +94,9 @@ pub enum Gossip {
     /// A hash of everything known. The receiver answers only if its own differs.
     Hash(u64),
     /// What the sender has, so that the receiver can send what is newer and ask for what is older.
-    Versions {
-        members: Vec<(NodeId, u64)>,
-        ring: Option<RingState>,
-        buckets: Vec<(Bytes, Dot)>,
-        reply: bool,
-    },
+    Versions { members: Vec<(NodeId, u64)>, ring: Option<RingState>, buckets: Vec<(Bytes, Dot)>, reply: bool },
     /// Records the receiver lacks.
-    Delta {
-        members: Vec<Member>,
-        ring: Option<RingState>,
-        buckets: Vec<(Bytes, BucketEntry)>,
-    },
+    Delta { members: Vec<Member>, ring: Option<RingState>, buckets: Vec<(Bytes, BucketEntry)> },
     /// Is anybody there? `mono_us` comes back; `wall_ms` lets the receiver compare clocks.
     Ping { mono_us: u64, wall_ms: u64 },
     /// The answer to a ping.
@@ -142,12 +132,7 @@ pub struct Membership {
 impl Membership {
     /// A table that knows only its own node.
     pub fn new(me: Member, buckets: BucketTable) -> Membership {
-        Membership {
-            me: me.id,
-            members: BTreeMap::from([(me.id, me)]),
-            ring: None,
-            buckets,
-        }
+        Membership { me: me.id, members: BTreeMap::from([(me.id, me)]), ring: None, buckets }
     }
 
     /// This node's own record.
@@ -157,10 +142,7 @@ impl Membership {
 
     /// Changes this node's own record and raises its version, to at least `floor`.
     pub fn update_own(&mut self, floor: u64, change: impl FnOnce(&mut Member)) {
-        let own = self
-            .members
-            .get_mut(&self.me)
-            .expect("a node is in its own table");
+        let own = self.members.get_mut(&self.me).expect("a node is in its own table");
         change(own);
         own.version = (own.version + 1).max(floor);
     }
@@ -186,11 +168,7 @@ impl Membership {
         Gossip::Versions {
             members: self.members.values().map(|m| (m.id, m.version)).collect(),
             ring: self.ring.clone(),
-            buckets: self
-                .buckets
-                .entries()
-                .map(|(bucket, entry)| (bucket.clone(), entry.set_by))
-                .collect(),
+            buckets: self.buckets.entries().map(|(bucket, entry)| (bucket.clone(), entry.set_by)).collect(),
             reply,
         }
     }
@@ -212,11 +190,7 @@ impl Membership {
                 .filter(|m| theirs.get(&m.id).is_none_or(|version| *version < m.version))
                 .cloned()
                 .collect(),
-            ring: if *ring == self.ring {
-                None
-            } else {
-                self.ring.clone()
-            },
+            ring: if *ring == self.ring { None } else { self.ring.clone() },
             buckets: self
                 .buckets
                 .entries()

@@ -118,12 +118,7 @@ impl Message {
     pub fn encode(&self, bytes: &mut Vec<u8>) {
         let mut out = Writer(bytes);
         match self {
-            Message::Write {
-                task,
-                key,
-                object,
-                hint_for,
-            } => {
+            Message::Write { task, key, object, hint_for } => {
                 out.u8(WRITE);
                 out.varint(*task);
                 out.bytes(key.row());
@@ -190,11 +185,7 @@ impl Message {
                     1 => WriteOutcome::ReadOnly,
                     2 => WriteOutcome::ClockSkew,
                     3 => WriteOutcome::Malformed,
-                    _ => {
-                        return Err(DecodeError::Invalid {
-                            field: "write outcome",
-                        })
-                    }
+                    _ => return Err(DecodeError::Invalid { field: "write outcome" }),
                 },
             },
             READ => Message::Read {
@@ -209,18 +200,13 @@ impl Message {
                     1 => ReadOutcome::Missing,
                     2 => ReadOutcome::Failed,
                     3 => ReadOutcome::Object(input.bytes("object")?),
-                    _ => {
-                        return Err(DecodeError::Invalid {
-                            field: "read outcome",
-                        })
-                    }
+                    _ => return Err(DecodeError::Invalid { field: "read outcome" }),
                 },
             },
             CONTROL => {
                 let rest = input.rest();
-                let (control, left) = postcard::take_from_bytes(&rest).map_err(|_| DecodeError::Invalid {
-                    field: "control message",
-                })?;
+                let (control, left) = postcard::take_from_bytes(&rest)
+                    .map_err(|_| DecodeError::Invalid { field: "control message" })?;
                 if !left.is_empty() {
                     return Err(DecodeError::TrailingBytes { bytes: left.len() });
                 }

@@ -63,39 +63,15 @@ impl Metrics {
         let mut total = |name, help, value| visit(name, help, true, value);
         total("gets", "gets coordinated and answered", self.gets);
         total("gets_failed", "gets that failed", self.gets_failed);
-        total(
-            "gets_with_siblings",
-            "gets that found more than one live sibling",
-            self.gets_with_siblings,
-        );
+        total("gets_with_siblings", "gets that found more than one live sibling", self.gets_with_siblings);
         total("puts", "puts coordinated and acknowledged", self.puts);
         total("puts_failed", "puts that failed", self.puts_failed);
         total("scans", "pages of scans answered", self.scans);
-        total(
-            "forwards",
-            "requests handed to a node that may coordinate them",
-            self.forwards,
-        );
-        total(
-            "replica_reads",
-            "reads served to other coordinators",
-            self.replica_reads,
-        );
-        total(
-            "replica_writes",
-            "writes served to other coordinators",
-            self.replica_writes,
-        );
-        total(
-            "hedged_reads",
-            "gets that asked one more replica",
-            self.hedged_reads,
-        );
-        total(
-            "read_repairs",
-            "stale replicas sent the merged object after a get",
-            self.read_repairs,
-        );
+        total("forwards", "requests handed to a node that may coordinate them", self.forwards);
+        total("replica_reads", "reads served to other coordinators", self.replica_reads);
+        total("replica_writes", "writes served to other coordinators", self.replica_writes);
+        total("hedged_reads", "gets that asked one more replica", self.hedged_reads);
+        total("read_repairs", "stale replicas sent the merged object after a get", self.read_repairs);
         total("corrupt_rows", "rows found corrupt", self.corrupt_rows);
         total(
             "corrupt_rows_repaired",
@@ -103,57 +79,16 @@ impl Metrics {
             self.corrupt_rows_repaired,
         );
         total("hints_stored", "hints written", self.hints_stored);
-        total(
-            "hints_delivered",
-            "hints delivered to their owner",
-            self.hints_delivered,
-        );
-        total(
-            "entropy_rounds",
-            "partitions compared with another owner",
-            self.entropy_rounds,
-        );
-        total(
-            "entropy_differences",
-            "comparisons that found a difference",
-            self.entropy_differences,
-        );
-        total(
-            "entropy_keys",
-            "keys handed to repair by a comparison",
-            self.entropy_keys,
-        );
-        total(
-            "clock_refusals",
-            "writes refused for a dot absurdly far ahead",
-            self.clock_refusals,
-        );
-        total(
-            "actor_renewals",
-            "times the node took a new actor",
-            self.actor_renewals,
-        );
-        total(
-            "store_refusals",
-            "times the store refused writes",
-            self.store_refusals,
-        );
+        total("hints_delivered", "hints delivered to their owner", self.hints_delivered);
+        total("entropy_rounds", "partitions compared with another owner", self.entropy_rounds);
+        total("entropy_differences", "comparisons that found a difference", self.entropy_differences);
+        total("entropy_keys", "keys handed to repair by a comparison", self.entropy_keys);
+        total("clock_refusals", "writes refused for a dot absurdly far ahead", self.clock_refusals);
+        total("actor_renewals", "times the node took a new actor", self.actor_renewals);
+        total("store_refusals", "times the store refused writes", self.store_refusals);
         total("busy", "requests answered BUSY", self.busy);
-        total(
-            "suspicions",
-            "times a peer became suspect or down",
-            self.suspicions,
-        );
-        total(
-            "late_messages",
-            "messages that named no request in flight",
-            self.late_messages,
-        );
-        visit(
-            "hints_pending",
-            "hints waiting for their owner",
-            false,
-            self.hints_pending,
-        );
+        total("suspicions", "times a peer became suspect or down", self.suspicions);
+        total("late_messages", "messages that named no request in flight", self.late_messages);
+        visit("hints_pending", "hints waiting for their owner", false, self.hints_pending);
     }
 }

@@ -64,12 +64,8 @@ pub struct ExpiryCondition {
 
 impl ExpiryCondition {
     /// No condition.
-    pub const ALWAYS: ExpiryCondition = ExpiryCondition {
-        if_none: false,
-        if_some: false,
-        if_later: false,
-        if_earlier: false,
-    };
+    pub const ALWAYS: ExpiryCondition =
+        ExpiryCondition { if_none: false, if_some: false, if_later: false, if_earlier: false };
 }
 
 /// A change to one object.
@@ -141,10 +137,7 @@ impl fmt::Display for MutationError {
             MutationError::WouldOverflow => write!(f, "increment or decrement would overflow"),
             MutationError::NotFinite => write!(f, "increment would produce NaN or Infinity"),
             MutationError::ValueTooLarge { bytes, limit_bytes } => {
-                write!(
-                    f,
-                    "value of {bytes} bytes exceeds the bucket's limit of {limit_bytes} bytes"
-                )
+                write!(f, "value of {bytes} bytes exceeds the bucket's limit of {limit_bytes} bytes")
             }
             MutationError::ObjectTooLarge { bytes, limit_bytes } => {
                 write!(
@@ -153,10 +146,7 @@ impl fmt::Display for MutationError {
                 )
             }
             MutationError::TooManySiblings { limit } => {
-                write!(
-                    f,
-                    "key already has {limit} siblings: read it and write back with its context"
-                )
+                write!(f, "key already has {limit} siblings: read it and write back with its context")
             }
         }
     }
@@ -191,13 +181,10 @@ impl Mutation {
     /// Deletes read too: a delete that has not seen a value would not remove it.
     pub fn needs_read(&self) -> bool {
         match self {
-            Mutation::Store {
-                condition, expiry, ..
-            } => *condition != Condition::Always || *expiry == Expiry::Keep,
-            Mutation::Delete {
-                basis: Basis::Seen(_),
-                condition,
-            } => *condition != Condition::Always,
+            Mutation::Store { condition, expiry, .. } => {
+                *condition != Condition::Always || *expiry == Expiry::Keep
+            }
+            Mutation::Delete { basis: Basis::Seen(_), condition } => *condition != Condition::Always,
             _ => true,
         }
     }
@@ -217,14 +204,8 @@ impl Mutation {
     /// The context the client sent along, if any.
     pub fn seen(&self) -> Option<&VersionVector> {
         match self {
-            Mutation::Store {
-                basis: Basis::Seen(seen),
-                ..
-            }
-            | Mutation::Delete {
-                basis: Basis::Seen(seen),
-                ..
-            } => Some(seen),
+            Mutation::Store { basis: Basis::Seen(seen), .. }
+            | Mutation::Delete { basis: Basis::Seen(seen), .. } => Some(seen),
             _ => None,
         }
     }
@@ -235,29 +216,18 @@ impl Mutation {
     pub fn apply(&self, object: &mut Object, dot: Dot, given: Circumstances) -> Result<bool, MutationError> {
         let now = given.wall_ms;
         match self {
-            Mutation::Store {
-                value,
-                headers,
-                basis,
-                expiry,
-                condition,
-            } => {
+            Mutation::Store { value, headers, basis, expiry, condition } => {
                 if !condition.holds(object, now) {
                     return Ok(false);
                 }
                 check_value_size(value.len() as u64, given)?;
                 let expires_ms = match expiry {
                     Expiry::Default => given.default_ttl_ms.map(|ttl| now.saturating_add(ttl)),
-                    Expiry::Keep => object
-                        .newest_live(now)
-                        .and_then(|(_, version)| version.expires_ms),
+                    Expiry::Keep => object.newest_live(now).and_then(|(_, version)| version.expires_ms),
                     Expiry::At(at) => Some(*at),
                 };
-                let version = Version {
-                    value: Value::Bytes(value.clone()),
-                    expires_ms,
-                    headers: headers.clone(),
-                };
+                let version =
+                    Version { value: Value::Bytes(value.clone()), expires_ms, headers: headers.clone() };
                 put(object, basis, dot, version, now)?;
             }
             Mutation::Delete { basis, condition } => {
@@ -328,10 +298,7 @@ impl Object {
 fn check_value_size(bytes: u64, given: Circumstances) -> Result<(), MutationError> {
     match bytes <= given.value_bytes_max {
         true => Ok(()),
-        false => Err(MutationError::ValueTooLarge {
-            bytes,
-            limit_bytes: given.value_bytes_max,
-        }),
+        false => Err(MutationError::ValueTooLarge { bytes, limit_bytes: given.value_bytes_max }),
     }
 }
 
@@ -344,23 +311,11 @@ fn put(
 ) -> Result<(), MutationError> {
     let kept = match basis {
         Basis::Local => 0,
-        Basis::Unseen => object
-            .0
-            .values()
-            .iter()
-            .filter(|(_, held)| held.is_live(wall_ms))
-            .count(),
-        Basis::Seen(seen) => object
-            .0
-            .values()
-            .iter()
-            .filter(|(held, _)| !seen.covers(*held))
-            .count(),
+        Basis::Unseen => object.0.values().iter().filter(|(_, held)| held.is_live(wall_ms)).count(),
+        Basis::Seen(seen) => object.0.values().iter().filter(|(held, _)| !seen.covers(*held)).count(),
     };
     if kept >= SIBLINGS_MAX {
-        return Err(MutationError::TooManySiblings {
-            limit: SIBLINGS_MAX as u64,
-        });
+        return Err(MutationError::TooManySiblings { limit: SIBLINGS_MAX as u64 });
     }
     if kept > 0 {
         let bytes = (object.encode().len() + version_length(&version)) as u64;
@@ -399,20 +354,13 @@ fn rewrite(
     check_value_size(bytes.len() as u64, given)?;
     let (expires_ms, headers) = match old {
         Some(sibling) => (sibling.expires_ms, sibling.headers),
-        None => (
-            given.default_ttl_ms.map(|ttl| given.wall_ms.saturating_add(ttl)),
-            Vec::new(),
-        ),
+        None => (given.default_ttl_ms.map(|ttl| given.wall_ms.saturating_add(ttl)), Vec::new()),
     };
     put(
         object,
         &Basis::Local,
         dot,
-        Version {
-            value: Value::Bytes(bytes.into()),
-            expires_ms,
-            headers,
-        },
+        Version { value: Value::Bytes(bytes.into()), expires_ms, headers },
         given.wall_ms,
     )?;
     Ok(true)
@@ -430,10 +378,9 @@ fn add(object: &mut Object, dot: Dot, delta: i64, given: Circumstances) -> Resul
         Some((origin, version)) => {
             let counter = match &version.value {
                 Value::Counter(counter) => object.merged_counter(counter, now),
-                Value::Bytes(bytes) => Counter::new(
-                    Some(*origin),
-                    parse_integer(bytes).ok_or(MutationError::NotAnInteger)?,
-                ),
+                Value::Bytes(bytes) => {
+                    Counter::new(Some(*origin), parse_integer(bytes).ok_or(MutationError::NotAnInteger)?)
+                }
                 Value::Tombstone => unreachable!("a tombstone is not live"),
             };
             (counter, version.expires_ms, version.headers.clone())
@@ -451,11 +398,7 @@ fn add(object: &mut Object, dot: Dot, delta: i64, given: Circumstances) -> Resul
     object.0.put(
         &VersionVector::default(),
         dot,
-        Version {
-            value: Value::Counter(counter),
-            expires_ms,
-            headers,
-        },
+        Version { value: Value::Counter(counter), expires_ms, headers },
     );
     Ok(())
 }
@@ -483,11 +426,7 @@ fn set_expiry(
         Value::Counter(counter) => Value::Counter(object.merged_counter(counter, now)),
         other => other.clone(),
     };
-    let version = Version {
-        value,
-        expires_ms: at_ms,
-        headers: version.headers.clone(),
-    };
+    let version = Version { value, expires_ms: at_ms, headers: version.headers.clone() };
     object.0.put(&object.context().clone(), dot, version);
     true
 }

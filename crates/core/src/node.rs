@@ -55,10 +55,7 @@ pub enum Input {
 #[derive(Clone, Debug)]
 pub enum Output {
     /// Answer a client.
-    Reply {
-        id: RequestId,
-        result: Result<Reply, ClientError>,
-    },
+    Reply { id: RequestId, result: Result<Reply, ClientError> },
     /// Send to a peer, in order, if the link is open; else drop.
     Send { to: NodeId, message: Message },
     /// Keep a link open to this peer at this address from now on, instead of any before.
@@ -207,27 +204,17 @@ impl Node {
         let mut rng = Rng::new(seed);
         let is_interval = matches!(config.sync, SyncMode::Interval { .. });
         let replica_rng = Rng::new(rng.next_u64());
-        let mut replica = Replica::open(
-            store,
-            &config.cluster,
-            replica_rng,
-            config.clock_skew_ms_max,
-            is_interval,
-        )
-        .map_err(|error| OpenError::from_meta(error, "identity"))?;
+        let mut replica =
+            Replica::open(store, &config.cluster, replica_rng, config.clock_skew_ms_max, is_interval)
+                .map_err(|error| OpenError::from_meta(error, "identity"))?;
         if replica.identity().cluster != config.cluster {
-            return Err(OpenError::ForeignCluster {
-                found: replica.identity().cluster.clone(),
-            });
+            return Err(OpenError::ForeignCluster { found: replica.identity().cluster.clone() });
         }
         #[cfg(feature = "sabotage")]
         {
             use crate::config::Sabotage;
             let forget_lease = config.sabotage == Sabotage::ForgetLease;
-            replica.sabotage(
-                forget_lease,
-                forget_lease || config.sabotage == Sabotage::KeepActor,
-            );
+            replica.sabotage(forget_lease, forget_lease || config.sabotage == Sabotage::KeepActor);
         }
         let me = replica.identity().node;
         let found: Option<Membership> = load_meta(replica.store_mut(), MEMBERSHIP_ROW)
@@ -328,9 +315,8 @@ impl Node {
     /// When a [`Input::Tick`] is due at the latest, in `mono_us`. Ask again after every turn.
     pub fn next_wakeup(&self) -> u64 {
         let mut at = self.next_round_us.min(self.next_entropy_us);
-        for deadline in [self.tasks.next_deadline_us(), self.detector.next_deadline_us()]
-            .into_iter()
-            .flatten()
+        for deadline in
+            [self.tasks.next_deadline_us(), self.detector.next_deadline_us()].into_iter().flatten()
         {
             at = at.min(deadline);
         }
@@ -363,9 +349,7 @@ impl Node {
     /// Whether a link with this peer is acceptable. Errors: other protocol, other cluster, own id.
     pub fn check(&self, hello: &Hello) -> Result<(), Refusal> {
         if hello.protocol != PROTOCOL {
-            return Err(Refusal::Protocol {
-                theirs: hello.protocol,
-            });
+            return Err(Refusal::Protocol { theirs: hello.protocol });
         }
         if hello.cluster != self.config.cluster {
             let (theirs, ours) = (hello.cluster.clone(), self.config.cluster.clone());
@@ -435,10 +419,7 @@ impl Node {
     pub fn coordinates(&self, key: &ObjectKey) -> bool {
         let Some(ring) = &self.ring else { return true };
         let n = self.buckets().properties(key.bucket()).n as usize;
-        ring.preference_at(key.position())
-            .iter()
-            .take(n)
-            .any(|node| *node == self.id())
+        ring.preference_at(key.position()).iter().take(n).any(|node| *node == self.id())
     }
 
     fn send(&mut self, now: Now, to: NodeId, message: Message, out: &mut Vec<Output>) {
@@ -475,35 +456,25 @@ impl Node {
         self.metrics.store_refusals += 1;
         self.handoff = Handoff::new(self.replica.count_hints());
         self.drop_deliveries();
-        let refusal = ClientError::ReadOnly {
-            detail: detail.clone(),
-        };
+        let refusal = ClientError::ReadOnly { detail: detail.clone() };
         let undone = std::mem::take(&mut self.turn_puts);
         out.retain_mut(|output| match output {
-            Output::Send {
-                message: Message::Write { task, .. },
-                ..
-            } => !undone.iter().any(|(id, _)| id == task),
+            Output::Send { message: Message::Write { task, .. }, .. } => {
+                !undone.iter().any(|(id, _)| id == task)
+            }
             Output::Reply { id, result }
                 if undone.iter().any(|(_, origin)| *origin == Origin::Client(*id)) =>
             {
                 *result = Err(refusal.clone());
                 true
             }
-            Output::Send {
-                to,
-                message: Message::Control(Control::Forwarded { task, result }),
-            } if undone
-                .iter()
-                .any(|(_, origin)| *origin == Origin::Peer(*to, *task)) =>
+            Output::Send { to, message: Message::Control(Control::Forwarded { task, result }) }
+                if undone.iter().any(|(_, origin)| *origin == Origin::Peer(*to, *task)) =>
             {
                 *result = Err(refusal.clone());
                 true
             }
-            Output::Send {
-                message: Message::Written { outcome, .. },
-                ..
-            } => {
+            Output::Send { message: Message::Written { outcome, .. }, .. } => {
                 if *outcome == WriteOutcome::Durable {
                     *outcome = WriteOutcome::ReadOnly;
                 }
@@ -518,9 +489,7 @@ impl Node {
             self.finish(task.origin, Err(refusal.clone()), out);
         }
         if self.read_only.is_none() {
-            out.push(Output::Event(Event::StoreRefuses {
-                detail: detail.clone(),
-            }));
+            out.push(Output::Event(Event::StoreRefuses { detail: detail.clone() }));
         }
         self.read_only = Some(detail);
     }
@@ -553,11 +522,7 @@ impl std::fmt::Display for OpenError {
         match self {
             OpenError::Store(error) => error.fmt(f),
             OpenError::ForeignCluster { found } => {
-                write!(
-                    f,
-                    "the directory belongs to the cluster '{}'",
-                    found.escape_debug()
-                )
+                write!(f, "the directory belongs to the cluster '{}'", found.escape_debug())
             }
             OpenError::ForeignFormat { found } => {
                 let known = crate::replica::META_FORMAT;

@@ -49,20 +49,12 @@ pub struct Version {
 impl Version {
     /// Plain bytes without expiry or headers.
     pub fn bytes(value: impl Into<Bytes>) -> Version {
-        Version {
-            value: Value::Bytes(value.into()),
-            expires_ms: None,
-            headers: Vec::new(),
-        }
+        Version { value: Value::Bytes(value.into()), expires_ms: None, headers: Vec::new() }
     }
 
     /// A delete.
     pub fn tombstone() -> Version {
-        Version {
-            value: Value::Tombstone,
-            expires_ms: None,
-            headers: Vec::new(),
-        }
+        Version { value: Value::Tombstone, expires_ms: None, headers: Vec::new() }
     }
 
     /// False for a tombstone, and from the expiry on.
@@ -109,19 +101,12 @@ impl Object {
 
     /// True if any version is neither deleted nor expired.
     pub fn is_live(&self, wall_ms: u64) -> bool {
-        self.0
-            .values()
-            .iter()
-            .any(|(_, version)| version.is_live(wall_ms))
+        self.0.values().iter().any(|(_, version)| version.is_live(wall_ms))
     }
 
     /// The newest live version, by greatest dot.
     pub fn newest_live(&self, wall_ms: u64) -> Option<&(Dot, Version)> {
-        self.0
-            .values()
-            .iter()
-            .rev()
-            .find(|(_, version)| version.is_live(wall_ms))
+        self.0.values().iter().rev().find(|(_, version)| version.is_live(wall_ms))
     }
 
     /// The live value with the greatest dot: what a Redis `GET` answers.
@@ -172,13 +157,7 @@ impl Object {
             }
             Value::Tombstone => unreachable!("a tombstone is not live"),
         };
-        Sibling {
-            dot,
-            value,
-            counter,
-            expires_ms: version.expires_ms,
-            headers: version.headers.clone(),
-        }
+        Sibling { dot, value, counter, expires_ms: version.expires_ms, headers: version.headers.clone() }
     }
 
     /// The greatest counter in the context: what a clock must move past before it writes here.
@@ -200,12 +179,7 @@ impl Object {
 
     /// The bytes for disk and wire, drawn above. Equal objects have equal bytes.
     pub fn encode(&self) -> Bytes {
-        let payload: usize = self
-            .0
-            .values()
-            .iter()
-            .map(|(_, version)| encoded_length_hint(version))
-            .sum();
+        let payload: usize = self.0.values().iter().map(|(_, version)| encoded_length_hint(version)).sum();
         let mut bytes = Vec::with_capacity(8 + 16 * self.context().len() + payload);
         let out = &mut Writer(&mut bytes);
         out.u8(OBJECT_FORMAT);
@@ -224,13 +198,10 @@ impl Object {
         let mut input = Reader::new(bytes);
         let found = input.u8("object format")?;
         if found != OBJECT_FORMAT {
-            return Err(DecodeError::Version {
-                found,
-                known: OBJECT_FORMAT,
-            });
+            return Err(DecodeError::Version { found, known: OBJECT_FORMAT });
         }
         let context = VersionVector::decode(&mut input)?;
-        let count = input.count(3, "siblings")?;
+        let count = input.count(2, "siblings")?;
         let mut values = Vec::with_capacity(count);
         for _ in 0..count {
             values.push(decode_version(&mut input, &context)?);
@@ -246,19 +217,13 @@ fn encoded_length_hint(version: &Version) -> usize {
         Value::Counter(_) => 64,
         Value::Tombstone => 0,
     };
-    let headers: usize = version
-        .headers
-        .iter()
-        .map(|(name, value)| name.len() + value.len() + 8)
-        .sum();
+    let headers: usize = version.headers.iter().map(|(name, value)| name.len() + value.len() + 8).sum();
     24 + value + headers
 }
 
 fn encode_version(out: &mut Writer, context: &VersionVector, dot: Dot, version: &Version) {
-    let actor = context
-        .dots()
-        .position(|seen| seen.actor == dot.actor)
-        .expect("the context covers its siblings");
+    let actor =
+        context.dots().position(|seen| seen.actor == dot.actor).expect("the context covers its siblings");
     let is_newest = context.covers(dot) && context.counter(dot.actor) == dot.counter;
     let kind = match version.value {
         Value::Bytes(_) => 0,
@@ -267,16 +232,8 @@ fn encode_version(out: &mut Writer, context: &VersionVector, dot: Dot, version: 
     };
     out.varint(actor as u64);
     out.u8(kind
-        | if version.expires_ms.is_some() {
-            HAS_EXPIRY
-        } else {
-            0
-        }
-        | if version.headers.is_empty() {
-            0
-        } else {
-            HAS_HEADERS
-        }
+        | if version.expires_ms.is_some() { HAS_EXPIRY } else { 0 }
+        | if version.headers.is_empty() { 0 } else { HAS_HEADERS }
         | if is_newest { NEWEST_OF_ACTOR } else { 0 });
     if !is_newest {
         out.fixed(dot.counter);
@@ -300,19 +257,13 @@ fn encode_version(out: &mut Writer, context: &VersionVector, dot: Dot, version: 
 
 fn decode_version(input: &mut Reader, context: &VersionVector) -> Result<(Dot, Version), DecodeError> {
     let index = input.varint("actor index")?;
-    let newest = context
-        .dots()
-        .nth(index as usize)
-        .ok_or(DecodeError::Invalid { field: "actor index" })?;
+    let newest = context.dots().nth(index as usize).ok_or(DecodeError::Invalid { field: "actor index" })?;
     let flags = input.u8("flags")?;
     if flags & !(KIND | HAS_EXPIRY | HAS_HEADERS | NEWEST_OF_ACTOR) != 0 {
         return Err(DecodeError::Invalid { field: "flags" });
     }
     let dot = match flags & NEWEST_OF_ACTOR {
-        0 => Dot {
-            counter: input.fixed("dot")?,
-            actor: newest.actor,
-        },
+        0 => Dot { counter: input.fixed("dot")?, actor: newest.actor },
         _ => newest,
     };
     let expires_ms = match flags & HAS_EXPIRY {
@@ -329,20 +280,9 @@ fn decode_version(input: &mut Reader, context: &VersionVector) -> Result<(Dot, V
         0 => Value::Bytes(input.bytes("value")?),
         1 => Value::Counter(Counter::decode(input)?),
         2 => Value::Tombstone,
-        _ => {
-            return Err(DecodeError::Invalid {
-                field: "kind of value",
-            })
-        }
+        _ => return Err(DecodeError::Invalid { field: "kind of value" }),
     };
-    Ok((
-        dot,
-        Version {
-            value,
-            expires_ms,
-            headers,
-        },
-    ))
+    Ok((dot, Version { value, expires_ms, headers }))
 }
 
 impl TryFrom<Bytes> for Object {
@@ -360,12 +300,8 @@ impl From<Object> for Bytes {
 
 impl fmt::Debug for Object {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        let values: Vec<_> = self
-            .0
-            .values()
-            .iter()
-            .map(|(dot, version)| (dot.counter, dot.actor, &version.value))
-            .collect();
+        let values: Vec<_> =
+            self.0.values().iter().map(|(dot, version)| (dot.counter, dot.actor, &version.value)).collect();
         write!(f, "{:?} seen {:?}", values, self.context())
     }
 }

@@ -48,30 +48,17 @@ pub struct Put {
 impl Put {
     /// A put that nobody holds yet.
     pub fn new(key: ObjectKey, object: Bytes, needed: Needed) -> Put {
-        Put {
-            key,
-            object,
-            needed,
-            copies: Vec::with_capacity(3),
-        }
+        Put { key, object, needed, copies: Vec::with_capacity(3) }
     }
 
     /// Counts the coordinator's own copy, durable when this turn's outputs leave.
     pub fn hold(&mut self, node: NodeId, hint_for: Option<NodeId>) {
-        self.copies.push(Copy {
-            node,
-            hint_for,
-            state: State::Acknowledged,
-        });
+        self.copies.push(Copy { node, hint_for, state: State::Acknowledged });
     }
 
     /// Waits for `node` to acknowledge, as itself or standing in for a primary.
     pub fn ask(&mut self, node: NodeId, hint_for: Option<NodeId>) {
-        self.copies.push(Copy {
-            node,
-            hint_for,
-            state: State::Asked,
-        });
+        self.copies.push(Copy { node, hint_for, state: State::Asked });
     }
 
     /// True if `node` was given a copy, whatever became of it.
@@ -90,10 +77,7 @@ impl Put {
     }
 
     fn settle(&mut self, node: NodeId, state: State) -> Option<NodeId> {
-        let copy = self
-            .copies
-            .iter_mut()
-            .find(|copy| copy.node == node && copy.state == State::Asked)?;
+        let copy = self.copies.iter_mut().find(|copy| copy.node == node && copy.state == State::Asked)?;
         copy.state = state;
         Some(copy.hint_for.unwrap_or(copy.node))
     }
@@ -101,11 +85,7 @@ impl Put {
     /// Counts an acknowledgement that was never asked for: what a coordinator without this bookkeeping does.
     #[cfg(feature = "sabotage")]
     pub fn count_twice(&mut self, node: NodeId) {
-        self.copies.push(Copy {
-            node,
-            hint_for: None,
-            state: State::Acknowledged,
-        });
+        self.copies.push(Copy { node, hint_for: None, state: State::Acknowledged });
     }
 
     /// Whether it is enough.
@@ -132,10 +112,7 @@ impl Put {
 
     /// Nodes that were asked and have not answered.
     pub fn outstanding(&self) -> impl Iterator<Item = NodeId> + '_ {
-        self.copies
-            .iter()
-            .filter(|copy| copy.state == State::Asked)
-            .map(|copy| copy.node)
+        self.copies.iter().filter(|copy| copy.state == State::Asked).map(|copy| copy.node)
     }
 
     /// Number of durable copies.
@@ -158,11 +135,7 @@ mod tests {
     use super::*;
 
     fn put(total: u8, primaries: u8) -> Put {
-        Put::new(
-            ObjectKey::new(b"b", b"k").unwrap(),
-            Bytes::new(),
-            Needed { total, primaries },
-        )
+        Put::new(ObjectKey::new(b"b", b"k").unwrap(), Bytes::new(), Needed { total, primaries })
     }
 
     #[test]
@@ -173,10 +146,7 @@ mod tests {
         put.ask(NodeId(3), None);
         assert_eq!(put.progress(), Progress::Waiting);
         assert!(put.acknowledge(NodeId(2)));
-        assert!(
-            !put.acknowledge(NodeId(2)),
-            "a repeated acknowledgement does not count"
-        );
+        assert!(!put.acknowledge(NodeId(2)), "a repeated acknowledgement does not count");
         assert!(!put.acknowledge(NodeId(9)));
         assert_eq!((put.progress(), put.acknowledged()), (Progress::Done, 2));
         assert_eq!(put.outstanding().collect::<Vec<_>>(), [NodeId(3)]);

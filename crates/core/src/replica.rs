@@ -102,9 +102,7 @@ pub fn load_meta<T: for<'a> Deserialize<'a>>(
 
 fn encode_meta<T: Serialize>(record: &T) -> Bytes {
     let bytes = vec![META_FORMAT];
-    postcard::to_extend(record, bytes)
-        .expect("writing to memory does not fail")
-        .into()
+    postcard::to_extend(record, bytes).expect("writing to memory does not fail").into()
 }
 
 impl Replica {
@@ -268,10 +266,7 @@ impl Replica {
         if self.identity_is_dirty {
             self.save_identity();
         }
-        Dot {
-            counter,
-            actor: self.identity.actor,
-        }
+        Dot { counter, actor: self.identity.actor }
     }
 
     /// The clock's next reading, for what is not an object (bucket properties).
@@ -353,8 +348,7 @@ impl Replica {
 
     /// Stores a record of the meta space.
     pub fn save_meta<T: Serialize>(&mut self, row: &'static [u8], record: &T) {
-        self.store
-            .apply((Space::Meta, Bytes::from_static(row), Some(encode_meta(record))));
+        self.store.apply((Space::Meta, Bytes::from_static(row), Some(encode_meta(record))));
     }
 
     /// Records that everything is durable and the node stops.
@@ -367,11 +361,7 @@ impl Replica {
     ///
     /// Errors: the disk refuses; everything since the last success is undone.
     pub fn sync(&mut self, durability: Durability) -> Result<(), StoreError> {
-        let durability = if self.needs_durable {
-            Durability::Durable
-        } else {
-            durability
-        };
+        let durability = if self.needs_durable { Durability::Durable } else { durability };
         match self.store.sync(durability) {
             Ok(()) => {
                 self.needs_durable = false;
@@ -415,8 +405,7 @@ impl Replica {
         self.identity_is_dirty = false;
         self.needs_durable = true;
         let record = encode_meta(&self.identity);
-        self.store
-            .apply((Space::Meta, Bytes::from_static(IDENTITY_ROW), Some(record)));
+        self.store.apply((Space::Meta, Bytes::from_static(IDENTITY_ROW), Some(record)));
     }
 }
 

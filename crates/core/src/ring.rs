@@ -43,12 +43,7 @@ impl RingState {
     pub fn founding(mut nodes: Vec<NodeId>, partitions: u16) -> RingState {
         nodes.sort_unstable();
         nodes.dedup();
-        RingState {
-            version: 1,
-            strategy: Strategy::EqualPartitions,
-            partitions,
-            nodes,
-        }
+        RingState { version: 1, strategy: Strategy::EqualPartitions, partitions, nodes }
     }
 
     /// True if this state can be computed: it has nodes and a legal number of partitions.
@@ -104,20 +99,11 @@ impl Ring {
                 }
             }
             // More nodes than partitions: those without a token stand last, in order of their ids.
-            let missing: Vec<NodeId> = state
-                .nodes
-                .iter()
-                .filter(|node| !preference[start..].contains(node))
-                .copied()
-                .collect();
+            let missing: Vec<NodeId> =
+                state.nodes.iter().filter(|node| !preference[start..].contains(node)).copied().collect();
             preference.extend(missing.into_iter().take(stride - (preference.len() - start)));
         }
-        Ring {
-            state,
-            owners,
-            preference,
-            stride,
-        }
+        Ring { state, owners, preference, stride }
     }
 
     /// What this ring was computed from.
@@ -207,10 +193,7 @@ mod tests {
                 .iter()
                 .map(|node| (0..1024).filter(|&p| ring.owner(Partition(p)) == *node).count())
                 .collect();
-            assert!(
-                counts.iter().max().unwrap() - counts.iter().min().unwrap() <= 1,
-                "{counts:?}"
-            );
+            assert!(counts.iter().max().unwrap() - counts.iter().min().unwrap() <= 1, "{counts:?}");
         }
     }
 

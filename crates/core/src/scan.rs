@@ -37,14 +37,7 @@ pub struct Listing {
 impl Listing {
     pub fn new(scan: Scan) -> Listing {
         let from = (scan.from <= scan.to).then_some(scan.from.0);
-        Listing {
-            scan,
-            from,
-            segment_to: 0,
-            answers: Vec::new(),
-            segments: 0,
-            page: Page::default(),
-        }
+        Listing { scan, from, segment_to: 0, answers: Vec::new(), segments: 0, page: Page::default() }
     }
 
     /// The first position not yet listed; `None` when the page is complete.
@@ -61,31 +54,14 @@ impl Listing {
     pub fn start_segment(&mut self, to: Position, nodes: &[NodeId]) -> Scan {
         self.segment_to = to.0;
         self.segments += 1;
-        self.answers = nodes
-            .iter()
-            .map(|&node| Answer {
-                node,
-                rows: None,
-                done_to: 0,
-                count: 0,
-            })
-            .collect();
+        self.answers = nodes.iter().map(|&node| Answer { node, rows: None, done_to: 0, count: 0 }).collect();
         let limit = self.scan.limit.saturating_sub(self.page.count as u32).max(1);
-        Scan {
-            from: Position(self.from.unwrap_or(u64::MAX)),
-            to,
-            limit,
-            ..self.scan.clone()
-        }
+        Scan { from: Position(self.from.unwrap_or(u64::MAX)), to, limit, ..self.scan.clone() }
     }
 
     /// Takes in a replica's rows. True if the segment is complete.
     pub fn answer(&mut self, node: NodeId, rows: Vec<(ObjectKey, Bytes)>, count: u64, done_to: u64) -> bool {
-        if let Some(answer) = self
-            .answers
-            .iter_mut()
-            .find(|a| a.node == node && a.rows.is_none())
-        {
+        if let Some(answer) = self.answers.iter_mut().find(|a| a.node == node && a.rows.is_none()) {
             // A replica that claims to stop before the start would make the listing stand still.
             let done_to = done_to.clamp(self.from.unwrap_or(0), self.segment_to);
             (answer.rows, answer.done_to, answer.count) = (Some(rows), done_to, count);
@@ -95,9 +71,7 @@ impl Listing {
 
     /// True if `node`'s rows are still missing.
     pub fn waits_for(&self, node: NodeId) -> bool {
-        self.answers
-            .iter()
-            .any(|answer| answer.node == node && answer.rows.is_none())
+        self.answers.iter().any(|answer| answer.node == node && answer.rows.is_none())
     }
 
     /// Number of replicas that answered the current segment, and of those asked.
@@ -108,12 +82,7 @@ impl Listing {
 
     /// Merges the complete segment into the page and moves on.
     pub fn finish_segment(&mut self, wall_ms: u64) {
-        let done_to = self
-            .answers
-            .iter()
-            .map(|answer| answer.done_to)
-            .min()
-            .unwrap_or(self.segment_to);
+        let done_to = self.answers.iter().map(|answer| answer.done_to).min().unwrap_or(self.segment_to);
         let mut rows: BTreeMap<ObjectKey, Object> = BTreeMap::new();
         for answer in std::mem::take(&mut self.answers) {
             if self.scan.count_only {

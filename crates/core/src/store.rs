@@ -141,10 +141,7 @@ impl MemoryStore {
 
     /// All rows of `space`, for checkers.
     pub fn rows(&self, space: Space) -> impl Iterator<Item = (&Bytes, &Bytes)> {
-        self.rows
-            .iter()
-            .filter(move |((s, _), _)| *s == space)
-            .map(|((_, key), value)| (key, value))
+        self.rows.iter().filter(move |((s, _), _)| *s == space).map(|((_, key), value)| (key, value))
     }
 
     fn restore(&mut self, key: (Space, Bytes), before: Option<Bytes>) {
@@ -155,9 +152,7 @@ impl MemoryStore {
     }
 
     fn corruption() -> StoreError {
-        StoreError::Corrupt {
-            detail: "checksum mismatch".into(),
-        }
+        StoreError::Corrupt { detail: "checksum mismatch".into() }
     }
 }
 
@@ -185,9 +180,7 @@ impl Store for MemoryStore {
             for (key, before) in std::mem::take(&mut self.undo_turn) {
                 self.restore(key, before);
             }
-            return Err(StoreError::ReadOnly {
-                detail: "no space left on device".into(),
-            });
+            return Err(StoreError::ReadOnly { detail: "no space left on device".into() });
         }
         for (key, before) in std::mem::take(&mut self.undo_turn) {
             self.undo.entry(key).or_insert(before);
@@ -215,10 +208,7 @@ impl Store for MemoryStore {
     }
 
     fn size_bytes(&self) -> u64 {
-        self.rows
-            .iter()
-            .map(|((_, key), value)| (key.len() + value.len()) as u64)
-            .sum()
+        self.rows.iter().map(|((_, key), value)| (key.len() + value.len()) as u64).sum()
     }
 }
 

@@ -87,10 +87,7 @@ impl Position {
 
     /// The partition that holds this position when the ring has `partitions` of them, a power of two.
     pub fn partition(self, partitions: u16) -> Partition {
-        assert!(
-            partitions.is_power_of_two(),
-            "{partitions} partitions: not a power of two"
-        );
+        assert!(partitions.is_power_of_two(), "{partitions} partitions: not a power of two");
         if partitions == 1 {
             return Partition(0);
         }
@@ -129,9 +126,7 @@ pub fn slot(key: &[u8]) -> u16 {
 }
 
 fn crc16(bytes: &[u8]) -> u16 {
-    bytes
-        .iter()
-        .fold(0, |crc, &b| (crc << 8) ^ CRC16[((crc >> 8) as u8 ^ b) as usize])
+    bytes.iter().fold(0, |crc, &b| (crc << 8) ^ CRC16[((crc >> 8) as u8 ^ b) as usize])
 }
 
 const CRC16: [u16; 256] = {
@@ -141,11 +136,7 @@ const CRC16: [u16; 256] = {
         let mut crc = (i as u16) << 8;
         let mut bit = 0;
         while bit < 8 {
-            crc = if crc & 0x8000 != 0 {
-                crc << 1 ^ 0x1021
-            } else {
-                crc << 1
-            };
+            crc = if crc & 0x8000 != 0 { crc << 1 ^ 0x1021 } else { crc << 1 };
             bit += 1;
         }
         table[i] = crc;
@@ -181,10 +172,7 @@ impl fmt::Display for KeyError {
                 write!(f, "key of {bytes} bytes: a key has 1 to {KEY_BYTES_MAX} bytes")
             }
             KeyError::BucketLength { bytes } => {
-                write!(
-                    f,
-                    "bucket name of {bytes} bytes: a bucket name has 1 to {BUCKET_BYTES_MAX} bytes"
-                )
+                write!(f, "bucket name of {bytes} bytes: a bucket name has 1 to {BUCKET_BYTES_MAX} bytes")
             }
             KeyError::MalformedRow => write!(f, "malformed row key"),
         }
@@ -229,9 +217,7 @@ impl ObjectKey {
 
     /// The place on the ring.
     pub fn position(&self) -> Position {
-        Position(u64::from_be_bytes(
-            self.0[..8].try_into().expect("a row has 8 bytes of position"),
-        ))
+        Position(u64::from_be_bytes(self.0[..8].try_into().expect("a row has 8 bytes of position")))
     }
 
     /// The bucket's name.
@@ -252,12 +238,7 @@ impl ObjectKey {
 
 impl fmt::Debug for ObjectKey {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        write!(
-            f,
-            "{}/{}",
-            self.bucket().escape_ascii(),
-            self.key().escape_ascii()
-        )
+        write!(f, "{}/{}", self.bucket().escape_ascii(), self.key().escape_ascii())
     }
 }
 
@@ -336,14 +317,8 @@ mod tests {
         assert_eq!(a.position().slot(), slot(b"alice"));
         assert_eq!(ObjectKey::from_row(a.row().clone()), Ok(a));
         assert_eq!(ObjectKey::new(b"b", b""), Err(KeyError::KeyLength { bytes: 0 }));
-        assert_eq!(
-            ObjectKey::new(b"b", &[0; 4097]),
-            Err(KeyError::KeyLength { bytes: 4097 })
-        );
-        assert_eq!(
-            ObjectKey::new(b"", b"k"),
-            Err(KeyError::BucketLength { bytes: 0 })
-        );
+        assert_eq!(ObjectKey::new(b"b", &[0; 4097]), Err(KeyError::KeyLength { bytes: 4097 }));
+        assert_eq!(ObjectKey::new(b"", b"k"), Err(KeyError::BucketLength { bytes: 0 }));
         for cut in 0..10 {
             assert!(ObjectKey::from_row(Bytes::from(vec![1; cut])).is_err());
         }

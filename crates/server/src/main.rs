@@ -1,1 +1,7 @@
-fn main() {}
+//! The one binary, `oort`.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    oort::cli::main()
+}

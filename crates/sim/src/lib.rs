@@ -1,1 +1,23 @@
+//! A whole Oort cluster in one thread, with faults, judged by checkers: the same core the server runs, driven by
+//! a discrete-event simulator.
+//!
+//! One seed is one history. Virtual time moves from event to event; the only source of chance is one generator fed
+//! with the seed, and nothing iterates in hash order, so a seed that fails replays exactly, here and on any machine.
+//! `docs/simulation.md` says what is simulated and what is not.
+//!
+//! Reading order: what is recorded (`trace`, `history`), the world (`disk`, `faults`, `network`, `workload`), what is
+//! demanded of it (`check`), the event loop (`machine`, `cluster`), the command line (`cli`).
+//!
+//! Source: FoundationDB's simulation and TigerBeetle's VOPR; swarm testing (Groce et al., 2012): every seed draws its own
+//! subset of faults and its own rates, because a bug often needs some faults to be absent.
 
+pub mod trace;
+pub mod history;
+pub mod disk;
+pub mod faults;
+pub mod network;
+pub mod workload;
+pub mod check;
+pub mod machine;
+pub mod cluster;
+pub mod cli;

@@ -37,11 +37,7 @@ impl Node {
             self.round(now, out);
         }
         if now.mono_us >= self.next_entropy_us {
-            let pause_ms = if self.config.entropy_ms == 0 {
-                60_000
-            } else {
-                self.config.entropy_ms
-            };
+            let pause_ms = if self.config.entropy_ms == 0 { 60_000 } else { self.config.entropy_ms };
             self.next_entropy_us = now.mono_us + pause_ms * 1000;
             if self.config.entropy_ms > 0 {
                 self.compare_partition(now, out);
@@ -67,26 +63,15 @@ impl Node {
     }
 
     fn peers_up(&self) -> Vec<NodeId> {
-        self.membership
-            .members
-            .keys()
-            .copied()
-            .filter(|&id| self.detector.health(id) == Health::Up)
-            .collect()
+        self.membership.members.keys().copied().filter(|&id| self.detector.health(id) == Health::Up).collect()
     }
 
     fn tell(&mut self, to: NodeId, gossip: Gossip, out: &mut Vec<Output>) {
-        out.push(Output::Send {
-            to,
-            message: Message::Control(Control::Gossip(gossip)),
-        });
+        out.push(Output::Send { to, message: Message::Control(Control::Gossip(gossip)) });
     }
 
     fn ping(&mut self, now: Now, peer: NodeId, out: &mut Vec<Output>) {
-        let ping = Gossip::Ping {
-            mono_us: now.mono_us,
-            wall_ms: now.wall_ms,
-        };
+        let ping = Gossip::Ping { mono_us: now.mono_us, wall_ms: now.wall_ms };
         self.send(now, peer, Message::Control(Control::Gossip(ping)), out);
     }
 
@@ -144,11 +129,7 @@ impl Node {
         self.replica.stop_cleanly();
         let own = self.membership.own().clone();
         for peer in self.peers_up() {
-            let goodbye = Gossip::Delta {
-                members: vec![own.clone()],
-                ring: None,
-                buckets: Vec::new(),
-            };
+            let goodbye = Gossip::Delta { members: vec![own.clone()], ring: None, buckets: Vec::new() };
             self.tell(peer, goodbye, out);
         }
     }
@@ -163,12 +144,7 @@ impl Node {
                     self.tell(from, versions, out);
                 }
             }
-            Gossip::Versions {
-                members,
-                ring,
-                buckets,
-                reply,
-            } => {
+            Gossip::Versions { members, ring, buckets, reply } => {
                 let delta = self.membership.delta(&members, &ring, &buckets);
                 self.tell(from, delta, out);
                 if reply {
@@ -176,11 +152,7 @@ impl Node {
                     self.tell(from, versions, out);
                 }
             }
-            Gossip::Delta {
-                members,
-                ring,
-                buckets,
-            } => {
+            Gossip::Delta { members, ring, buckets } => {
                 let has_stopped = members.iter().any(|member| member.id == from && member.stopped);
                 let changes = self.membership.merge(members, ring, buckets);
                 self.membership_changed(changes, out);
@@ -191,18 +163,10 @@ impl Node {
             }
             Gossip::Ping { mono_us, wall_ms } => {
                 self.compare_clock(now, from, wall_ms, out);
-                self.tell(
-                    from,
-                    Gossip::Pong {
-                        mono_us,
-                        wall_ms: now.wall_ms,
-                    },
-                    out,
-                );
+                self.tell(from, Gossip::Pong { mono_us, wall_ms: now.wall_ms }, out);
             }
             Gossip::Pong { mono_us, wall_ms } => {
-                self.detector
-                    .measured(from, now.mono_us.saturating_sub(mono_us).max(1));
+                self.detector.measured(from, now.mono_us.saturating_sub(mono_us).max(1));
                 self.compare_clock(now, from, wall_ms, out);
             }
         }
@@ -219,10 +183,7 @@ impl Node {
             out.push(Output::Event(Event::MemberChanged { member }));
         }
         if let Some(lost) = &changes.lost_ring {
-            out.push(Output::Event(Event::RingLost {
-                version: lost.version,
-                nodes: lost.nodes.len(),
-            }));
+            out.push(Output::Event(Event::RingLost { version: lost.version, nodes: lost.nodes.len() }));
         }
         if changes.ring {
             self.ring_changed(out);
@@ -237,23 +198,12 @@ impl Node {
     }
 
     fn found_ring(&mut self, out: &mut Vec<Output>) {
-        if self
-            .membership
-            .found_ring(self.config.cluster_size, self.config.partitions)
-        {
+        if self.membership.found_ring(self.config.cluster_size, self.config.partitions) {
             self.membership_is_dirty = true;
             self.ring_changed(out);
             for peer in self.peers_up() {
                 let ring = self.membership.ring.clone();
-                self.tell(
-                    peer,
-                    Gossip::Delta {
-                        members: Vec::new(),
-                        ring,
-                        buckets: Vec::new(),
-                    },
-                    out,
-                );
+                self.tell(peer, Gossip::Delta { members: Vec::new(), ring, buckets: Vec::new() }, out);
             }
         }
     }
@@ -264,11 +214,7 @@ impl Node {
         };
         let (version, nodes, partitions) = (state.version, state.nodes.len(), state.partitions);
         self.ring = Some(Ring::new(state));
-        out.push(Output::Event(Event::RingFormed {
-            version,
-            nodes,
-            partitions,
-        }));
+        out.push(Output::Event(Event::RingFormed { version, nodes, partitions }));
     }
 
     pub(super) fn set_bucket(
@@ -279,28 +225,18 @@ impl Node {
         out: &mut Vec<Output>,
     ) -> Result<Reply, ClientError> {
         let set_by = self.replica.make_stamp(now);
-        if !self.membership.buckets.merge(
-            bucket.clone(),
-            BucketEntry {
-                set_by,
-                properties: properties.clone(),
-            },
-        ) {
-            return Err(ClientError::Property(PropertyError::TooManyBuckets {
-                limit: BUCKETS_MAX,
-            }));
+        if !self
+            .membership
+            .buckets
+            .merge(bucket.clone(), BucketEntry { set_by, properties: properties.clone() })
+        {
+            return Err(ClientError::Property(PropertyError::TooManyBuckets { limit: BUCKETS_MAX }));
         }
         self.membership_is_dirty = true;
         for peer in self.peers_up() {
-            let entry = BucketEntry {
-                set_by,
-                properties: properties.clone(),
-            };
-            let delta = Gossip::Delta {
-                members: Vec::new(),
-                ring: None,
-                buckets: vec![(bucket.clone(), entry)],
-            };
+            let entry = BucketEntry { set_by, properties: properties.clone() };
+            let delta =
+                Gossip::Delta { members: Vec::new(), ring: None, buckets: vec![(bucket.clone(), entry)] };
             self.tell(peer, delta, out);
         }
         Ok(Reply::BucketSet)
@@ -382,11 +318,7 @@ impl Node {
         let (after, free) = (owed.after.clone(), window - owed.in_flight);
         let hints = self.replica.hints(owner, after.as_ref(), free);
         if let Some(owed) = self.handoff.owed_mut(owner) {
-            owed.after = if hints.len() < free {
-                None
-            } else {
-                hints.last().map(|(key, _)| key.clone())
-            };
+            owed.after = if hints.len() < free { None } else { hints.last().map(|(key, _)| key.clone()) };
         }
         for (key, mark) in hints {
             match self.replica.load_object(&key) {
@@ -402,27 +334,13 @@ impl Node {
         let (owner, key) = (delivery.owner, delivery.key.clone());
         let deadline_us = now.mono_us + self.config.timeout_ms as u64 * 1000;
         let work = Work::Deliver(delivery);
-        let id = self.tasks.insert(Task {
-            origin: Origin::Nobody,
-            started_us: now.mono_us,
-            deadline_us,
-            work,
-        });
+        let id =
+            self.tasks.insert(Task { origin: Origin::Nobody, started_us: now.mono_us, deadline_us, work });
         self.tasks.wake_at(deadline_us, id);
         if let Some(owed) = self.handoff.owed_mut(owner) {
             owed.in_flight += 1;
         }
-        self.send(
-            now,
-            owner,
-            Message::Write {
-                task: id,
-                key,
-                object,
-                hint_for: None,
-            },
-            out,
-        );
+        self.send(now, owner, Message::Write { task: id, key, object, hint_for: None }, out);
     }
 
     pub(super) fn delivered(
@@ -438,10 +356,7 @@ impl Node {
         if !is_expected {
             return;
         }
-        let Some(Task {
-            work: Work::Deliver(Delivery { owner, key, mark }),
-            ..
-        }) = self.tasks.remove(id)
+        let Some(Task { work: Work::Deliver(Delivery { owner, key, mark }), .. }) = self.tasks.remove(id)
         else {
             return;
         };
@@ -462,11 +377,7 @@ impl Node {
     }
 
     pub(super) fn delivery_lost(&mut self, id: TaskId) {
-        if let Some(Task {
-            work: Work::Deliver(delivery),
-            ..
-        }) = self.tasks.remove(id)
-        {
+        if let Some(Task { work: Work::Deliver(delivery), .. }) = self.tasks.remove(id) {
             if let Some(owed) = self.handoff.owed_mut(delivery.owner) {
                 owed.in_flight = owed.in_flight.saturating_sub(1);
             }
@@ -476,13 +387,7 @@ impl Node {
     /// Forgets deliveries under way, because the markers were read anew.
     pub(super) fn drop_deliveries(&mut self) {
         for id in self.tasks.ids() {
-            if matches!(
-                self.tasks.get_mut(id),
-                Some(Task {
-                    work: Work::Deliver(_),
-                    ..
-                })
-            ) {
+            if matches!(self.tasks.get_mut(id), Some(Task { work: Work::Deliver(_), .. })) {
                 self.tasks.remove(id);
             }
         }
@@ -501,10 +406,7 @@ impl Node {
             return;
         }
         let owners = self.handoff.owners();
-        if owners
-            .into_iter()
-            .any(|owner| self.replica.hint_mark(owner, key).is_some())
-        {
+        if owners.into_iter().any(|owner| self.replica.hint_mark(owner, key).is_some()) {
             return;
         }
         if let Some((object, Some(_))) = self.replica.load_object(key) {
@@ -543,21 +445,11 @@ impl Node {
         }
         self.metrics.entropy_rounds += 1;
         let hash = self.partition_hash(partition, peer);
-        self.send(
-            now,
-            peer,
-            Message::Control(Control::EntropyHash { partition, hash }),
-            out,
-        );
+        self.send(now, peer, Message::Control(Control::EntropyHash { partition, hash }), out);
     }
 
     fn replicas_max(&self) -> usize {
-        let own = self
-            .buckets()
-            .entries()
-            .map(|(_, entry)| entry.properties.n)
-            .max()
-            .unwrap_or(0);
+        let own = self.buckets().entries().map(|(_, entry)| entry.properties.n).max().unwrap_or(0);
         own.max(self.buckets().properties(b"").n) as usize
     }
 
@@ -573,22 +465,20 @@ impl Node {
         let (me, buckets) = (self.membership.me, &self.membership.buckets);
         let mut corrupt = Vec::new();
         let (first, last) = (from.0.to_be_bytes(), end_of(to));
-        self.replica
-            .store_mut()
-            .scan(Space::Data, &first, &last, &mut |row, value| {
-                let Ok(key) = ObjectKey::from_row(Bytes::copy_from_slice(row)) else {
-                    return true;
-                };
-                let n = (buckets.properties(key.bucket()).n as usize).min(ring.nodes().len());
-                let owners = &ring.preference_at(key.position())[..n];
-                if owners.contains(&me) && owners.contains(&peer) {
-                    match value {
-                        Ok(value) => visit(key, Node::row_hash(row, value)),
-                        Err(error) => corrupt.push((key, error.to_string())),
-                    }
+        self.replica.store_mut().scan(Space::Data, &first, &last, &mut |row, value| {
+            let Ok(key) = ObjectKey::from_row(Bytes::copy_from_slice(row)) else {
+                return true;
+            };
+            let n = (buckets.properties(key.bucket()).n as usize).min(ring.nodes().len());
+            let owners = &ring.preference_at(key.position())[..n];
+            if owners.contains(&me) && owners.contains(&peer) {
+                match value {
+                    Ok(value) => visit(key, Node::row_hash(row, value)),
+                    Err(error) => corrupt.push((key, error.to_string())),
                 }
-                true
-            });
+            }
+            true
+        });
         for (key, detail) in corrupt {
             self.replica.note_corruption(detail);
             self.entropy.differs(key, peer);
@@ -600,9 +490,7 @@ impl Node {
         let Some(ring) = &self.ring else { return 0 };
         let q = ring.partitions();
         let mut sum = 0u64;
-        self.shared_rows(partition.start(q), partition.end(q), peer, |_, hash| {
-            sum = sum.wrapping_add(hash)
-        });
+        self.shared_rows(partition.start(q), partition.end(q), peer, |_, hash| sum = sum.wrapping_add(hash));
         sum
     }
 
@@ -623,34 +511,19 @@ impl Node {
         let mut start = partition.start(q).0;
         let mut rows = Vec::new();
         let mut all = Vec::new();
-        self.shared_rows(partition.start(q), partition.end(q), from, |key, hash| {
-            all.push((key, hash))
-        });
+        self.shared_rows(partition.start(q), partition.end(q), from, |key, hash| all.push((key, hash)));
         for (key, hash) in all {
             // A position is never split over two messages.
             if rows.len() >= ROWS_MAX && key.position().0 > start {
                 let to = key.position().0 - 1;
-                let message = Control::EntropyRows {
-                    from: start,
-                    to,
-                    rows: std::mem::take(&mut rows),
-                };
+                let message = Control::EntropyRows { from: start, to, rows: std::mem::take(&mut rows) };
                 self.send(now, from, Message::Control(message), out);
                 start = to + 1;
             }
             rows.push((key, hash));
         }
         let to = partition.end(q).0;
-        self.send(
-            now,
-            from,
-            Message::Control(Control::EntropyRows {
-                from: start,
-                to,
-                rows,
-            }),
-            out,
-        );
+        self.send(now, from, Message::Control(Control::EntropyRows { from: start, to, rows }), out);
     }
 
     pub(super) fn entropy_rows(
@@ -664,11 +537,9 @@ impl Node {
     ) {
         let mut theirs: BTreeMap<ObjectKey, u64> = rows.into_iter().collect();
         let mut differing = Vec::new();
-        self.shared_rows(Position(from), Position(to), peer, |key, hash| {
-            match theirs.remove(&key) {
-                Some(other) if other == hash => {}
-                _ => differing.push(key),
-            }
+        self.shared_rows(Position(from), Position(to), peer, |key, hash| match theirs.remove(&key) {
+            Some(other) if other == hash => {}
+            _ => differing.push(key),
         });
         differing.extend(theirs.into_keys());
         for key in differing {

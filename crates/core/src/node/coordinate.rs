@@ -46,9 +46,7 @@ impl Node {
             }
             _ if self.requests_in_flight >= self.config.requests_max => {
                 self.metrics.busy += 1;
-                Some(ClientError::Busy {
-                    waiting: self.requests_in_flight as u64,
-                })
+                Some(ClientError::Busy { waiting: self.requests_in_flight as u64 })
             }
             _ => None,
         };
@@ -80,18 +78,8 @@ impl Node {
                 Ok(needed) => self.start_get(now, origin, key, needed, Purpose::Answer, deadline_us, out),
                 Err(error) => self.finish(origin, Err(error), out),
             },
-            Operation::Update {
-                key,
-                mutation,
-                quorum,
-                want,
-            } => {
-                let update = Update {
-                    key,
-                    mutation,
-                    quorum,
-                    want,
-                };
+            Operation::Update { key, mutation, quorum, want } => {
+                let update = Update { key, mutation, quorum, want };
                 self.start_update(now, origin, update, deadline_us, hop, out);
             }
             Operation::Scan(scan) => self.start_scan(now, origin, scan, deadline_us, out),
@@ -108,9 +96,7 @@ impl Node {
     // Quorums and placement
 
     fn placed_ring(&self) -> &Ring {
-        self.ring
-            .as_ref()
-            .expect("operations start only when there is a ring")
+        self.ring.as_ref().expect("operations start only when there is a ring")
     }
 
     /// The bucket's `n`, or the number of nodes if that is smaller.
@@ -125,10 +111,7 @@ impl Node {
         check_quorum(QuorumName::R, total, properties.n)?;
         check_quorum(QuorumName::PrimaryR, quorum.primary_r.max(1), properties.n)?;
         let replicas = self.replicas_of(key) as u8;
-        Ok(Needed {
-            total: total.min(replicas),
-            primaries: quorum.primary_r.min(replicas),
-        })
+        Ok(Needed { total: total.min(replicas), primaries: quorum.primary_r.min(replicas) })
     }
 
     fn write_quorum(&self, key: &ObjectKey, quorum: Quorum) -> Result<Needed, ClientError> {
@@ -137,10 +120,7 @@ impl Node {
         check_quorum(QuorumName::W, total, properties.n)?;
         check_quorum(QuorumName::PrimaryW, quorum.primary_w.max(1), properties.n)?;
         let replicas = self.replicas_of(key) as u8;
-        Ok(Needed {
-            total: total.min(replicas),
-            primaries: quorum.primary_w.min(replicas),
-        })
+        Ok(Needed { total: total.min(replicas), primaries: quorum.primary_w.min(replicas) })
     }
 
     pub(super) fn is_lww(&self, key: &ObjectKey) -> bool {
@@ -156,31 +136,19 @@ impl Node {
         let list = self.placed_ring().preference_at(key.position());
         let mut candidates = Vec::with_capacity(n);
         if list[..n].contains(&me) {
-            candidates.push(Candidate {
-                node: me,
-                is_primary: true,
-            });
+            candidates.push(Candidate { node: me, is_primary: true });
         }
         for wanted in [Health::Up, Health::Suspect] {
             for i in 0..n {
                 let node = list[(i + turn) % n];
                 if node != me && self.detector.health(node) == wanted {
-                    candidates.push(Candidate {
-                        node,
-                        is_primary: true,
-                    });
+                    candidates.push(Candidate { node, is_primary: true });
                 }
             }
         }
         let missing = n - candidates.len();
-        let fallbacks = list[n..]
-            .iter()
-            .filter(|&&node| self.health(node) != Health::Down)
-            .take(missing);
-        candidates.extend(fallbacks.map(|&node| Candidate {
-            node,
-            is_primary: false,
-        }));
+        let fallbacks = list[n..].iter().filter(|&&node| self.health(node) != Health::Down).take(missing);
+        candidates.extend(fallbacks.map(|&node| Candidate { node, is_primary: false }));
         candidates
     }
 
@@ -217,52 +185,25 @@ impl Node {
         let get = Get::new(key, needed, lww, self.replica.reading_max(now), candidates);
         let count = get.first_count();
         let work = Work::Get { get, purpose };
-        let id = self.tasks.insert(Task {
-            origin,
-            started_us: now.mono_us,
-            deadline_us,
-            work,
-        });
+        let id = self.tasks.insert(Task { origin, started_us: now.mono_us, deadline_us, work });
         self.ask_more(now, id, count, out);
         if self.advance_get(now, id, out) {
             return;
         }
-        self.tasks
-            .wake_at(deadline_us.min(now.mono_us + self.config.hedge_us), id);
+        self.tasks.wake_at(deadline_us.min(now.mono_us + self.config.hedge_us), id);
     }
 
     /// Repairs one key by reading it here and at `peer`.
     pub(super) fn start_repair(&mut self, now: Now, key: ObjectKey, peer: NodeId, out: &mut Vec<Output>) {
-        let candidates = [self.id(), peer]
-            .map(|node| Candidate {
-                node,
-                is_primary: true,
-            })
-            .to_vec();
-        let needed = Needed {
-            total: 2,
-            primaries: 0,
-        };
+        let candidates = [self.id(), peer].map(|node| Candidate { node, is_primary: true }).to_vec();
+        let needed = Needed { total: 2, primaries: 0 };
         let deadline_us = now.mono_us + self.config.timeout_ms as u64 * 1000;
-        self.start_get_from(
-            now,
-            Origin::Repair,
-            key,
-            needed,
-            Purpose::Repair,
-            candidates,
-            deadline_us,
-            out,
-        );
+        self.start_get_from(now, Origin::Repair, key, needed, Purpose::Repair, candidates, deadline_us, out);
     }
 
     fn ask_more(&mut self, now: Now, id: TaskId, count: usize, out: &mut Vec<Output>) {
         for _ in 0..count {
-            let Some(Task {
-                work: Work::Get { get, .. },
-                ..
-            }) = self.tasks.get_mut(id)
-            else {
+            let Some(Task { work: Work::Get { get, .. }, .. }) = self.tasks.get_mut(id) else {
                 return;
             };
             let Some((node, have)) = get.ask_next() else {
@@ -278,11 +219,7 @@ impl Node {
                 Held::Object(bytes) => ReadOutcome::Object(bytes),
                 Held::Corrupt => ReadOutcome::Failed,
             };
-            if let Some(Task {
-                work: Work::Get { get, .. },
-                ..
-            }) = self.tasks.get_mut(id)
-            {
+            if let Some(Task { work: Work::Get { get, .. }, .. }) = self.tasks.get_mut(id) {
                 get.answer(node, &outcome);
             }
         }
@@ -297,20 +234,16 @@ impl Node {
         out: &mut Vec<Output>,
     ) {
         match self.tasks.get_mut(id) {
-            Some(Task {
-                work: Work::Get { get, .. },
-                ..
-            }) => match get.answer(from, &outcome) {
+            Some(Task { work: Work::Get { get, .. }, .. }) => match get.answer(from, &outcome) {
                 true => {
                     self.advance_get(now, id, out);
                 }
                 false => self.metrics.late_messages += 1,
             },
             #[cfg(feature = "sabotage")]
-            Some(Task {
-                work: Work::Put { put, .. },
-                ..
-            }) if self.config.sabotage == crate::config::Sabotage::CountRefusals => {
+            Some(Task { work: Work::Put { put, .. }, .. })
+                if self.config.sabotage == crate::config::Sabotage::CountRefusals =>
+            {
                 put.acknowledge(from);
                 self.advance_put(now, id, out);
             }
@@ -321,11 +254,7 @@ impl Node {
     /// Looks whether a get has enough answers and goes on with it. True if it is over.
     pub(super) fn advance_get(&mut self, now: Now, id: TaskId, out: &mut Vec<Output>) -> bool {
         loop {
-            let Some(Task {
-                work: Work::Get { get, .. },
-                ..
-            }) = self.tasks.get_mut(id)
-            else {
+            let Some(Task { work: Work::Get { get, .. }, .. }) = self.tasks.get_mut(id) else {
                 return true;
             };
             match get.progress() {
@@ -358,10 +287,7 @@ impl Node {
         let (merged, is_over) = match get.is_outstanding() {
             true => (get.merged().clone(), false),
             false => match self.tasks.remove(id) {
-                Some(Task {
-                    work: Work::Get { get, .. },
-                    ..
-                }) => (get.into_merged(), true),
+                Some(Task { work: Work::Get { get, .. }, .. }) => (get.into_merged(), true),
                 _ => unreachable!("the task was just found"),
             },
         };
@@ -375,20 +301,8 @@ impl Node {
         match (origin, purpose) {
             (Origin::Nobody, _) => {}
             (Origin::Repair, _) => self.entropy.end_repair(),
-            (
-                _,
-                Purpose::Update {
-                    mutation,
-                    quorum,
-                    want,
-                },
-            ) => {
-                let update = Update {
-                    key,
-                    mutation,
-                    quorum,
-                    want,
-                };
+            (_, Purpose::Update { mutation, quorum, want }) => {
+                let update = Update { key, mutation, quorum, want };
                 self.apply_update(now, origin, update, Some(merged), deadline_us, out);
             }
             (_, Purpose::Answer | Purpose::Repair) => {
@@ -416,12 +330,7 @@ impl Node {
                 self.replica.merge_in(now, key, &bytes, self.is_lww(key));
                 continue;
             }
-            let message = Message::Write {
-                task: 0,
-                key: key.clone(),
-                object: bytes.clone(),
-                hint_for: None,
-            };
+            let message = Message::Write { task: 0, key: key.clone(), object: bytes.clone(), hint_for: None };
             self.send(now, node, message, out);
         }
     }
@@ -470,27 +379,13 @@ impl Node {
             Err(error) => return self.finish(origin, Err(error), out),
         };
         let reading_max = self.replica.reading_max(now);
-        if update
-            .mutation
-            .seen()
-            .is_some_and(|seen| seen.dots().any(|dot| dot.counter > reading_max))
-        {
+        if update.mutation.seen().is_some_and(|seen| seen.dots().any(|dot| dot.counter > reading_max)) {
             return self.finish(origin, Err(ClientError::InvalidContext), out);
         }
         if hop == Hop::First {
             if let Some(coordinator) = self.other_coordinator(&update) {
-                let Update {
-                    key,
-                    mutation,
-                    quorum,
-                    want,
-                } = update;
-                let operation = Operation::Update {
-                    key,
-                    mutation,
-                    quorum,
-                    want,
-                };
+                let Update { key, mutation, quorum, want } = update;
+                let operation = Operation::Update { key, mutation, quorum, want };
                 return self.forward(now, origin, coordinator, operation, deadline_us, out);
             }
         }
@@ -513,17 +408,8 @@ impl Node {
         deadline_us: u64,
         out: &mut Vec<Output>,
     ) {
-        let Update {
-            key,
-            mutation,
-            quorum,
-            want,
-        } = update;
-        let purpose = Purpose::Update {
-            mutation,
-            quorum,
-            want,
-        };
+        let Update { key, mutation, quorum, want } = update;
+        let purpose = Purpose::Update { mutation, quorum, want };
         self.start_get(now, origin, key, needed, purpose, deadline_us, out);
     }
 
@@ -536,39 +422,27 @@ impl Node {
             return None;
         }
         let first = |wanted: Health| list.iter().copied().find(|&node| self.health(node) == wanted);
-        first(Health::Up)
-            .or_else(|| first(Health::Suspect))
-            .filter(|&node| node != me)
+        first(Health::Up).or_else(|| first(Health::Suspect)).filter(|&node| node != me)
     }
 
     /// Why this node cannot coordinate a write of `key` now. Nothing was changed.
     fn write_refusal(&self, key: &ObjectKey, needed: Needed) -> Option<ClientError> {
         if let Some(detail) = &self.read_only {
-            return Some(ClientError::ReadOnly {
-                detail: detail.clone(),
-            });
+            return Some(ClientError::ReadOnly { detail: detail.clone() });
         }
         if let Some(ahead_ms) = self.clock_is_ahead() {
             return Some(ClientError::ClockSkew { ahead_ms });
         }
         let n = self.replicas_of(key);
         let list = self.placed_ring().preference_at(key.position());
-        let reachable = |nodes: &[NodeId]| {
-            nodes
-                .iter()
-                .filter(|&&node| self.health(node) != Health::Down)
-                .count()
-        };
+        let reachable =
+            |nodes: &[NodeId]| nodes.iter().filter(|&&node| self.health(node) != Health::Down).count();
         let primaries = reachable(&list[..n]);
         let copies = (primaries + reachable(&list[n..])).min(n);
         if copies >= needed.total as usize && primaries >= needed.primaries as usize {
             return None;
         }
-        let reachable = if copies < needed.total as usize {
-            copies
-        } else {
-            primaries
-        };
+        let reachable = if copies < needed.total as usize { copies } else { primaries };
         Some(ClientError::TooFewReachable {
             reachable: reachable as u8,
             needed: needed.total.max(needed.primaries),
@@ -592,10 +466,7 @@ impl Node {
             None if was_read => Object::default(),
             None => {
                 // What this replica held is unreadable: evaluate on what another one holds.
-                let needed = Needed {
-                    total: 1,
-                    primaries: 0,
-                };
+                let needed = Needed { total: 1, primaries: 0 };
                 return self.read_then_apply(now, origin, update, needed, deadline_us, out);
             }
         };
@@ -610,14 +481,10 @@ impl Node {
             Err(error) => return self.finish(origin, Err(error), out),
         };
         if let Some(detail) = &self.read_only {
-            let error = ClientError::ReadOnly {
-                detail: detail.clone(),
-            };
+            let error = ClientError::ReadOnly { detail: detail.clone() };
             return self.finish(origin, Err(error), out);
         }
-        let Update {
-            key, mutation, want, ..
-        } = update;
+        let Update { key, mutation, want, .. } = update;
         #[cfg(feature = "sabotage")]
         let mutation = self.sabotaged(mutation);
         let properties = self.buckets().properties(key.bucket());
@@ -628,10 +495,7 @@ impl Node {
         };
         let existed = object.is_live(now.wall_ms);
         let before = want.before.then(|| object.clone());
-        let above = mutation
-            .seen()
-            .and_then(|seen| seen.dots().map(|dot| dot.counter).max())
-            .unwrap_or(0);
+        let above = mutation.seen().and_then(|seen| seen.dots().map(|dot| dot.counter).max()).unwrap_or(0);
         let dot = self.replica.make_dot(now, &object, above);
         let applied = match mutation.apply(&mut object, dot, given) {
             Ok(applied) => applied,
@@ -645,21 +509,11 @@ impl Node {
         }
         let bytes = applied.then(|| object.encode());
         let after = want.after.then_some(object);
-        let updated = Updated {
-            applied,
-            existed,
-            before,
-            after,
-        };
+        let updated = Updated { applied, existed, before, after };
         match bytes {
-            Some(bytes) => self.start_put(
-                now,
-                origin,
-                Put::new(key, bytes, needed),
-                updated,
-                deadline_us,
-                out,
-            ),
+            Some(bytes) => {
+                self.start_put(now, origin, Put::new(key, bytes, needed), updated, deadline_us, out)
+            }
             None => self.finish(origin, Ok(Reply::Updated(updated)), out),
         }
     }
@@ -681,24 +535,13 @@ impl Node {
         if primaries.contains(&me) {
             put.hold(me, None);
         } else {
-            let absent = primaries
-                .iter()
-                .copied()
-                .find(|&node| self.health(node) == Health::Down);
+            let absent = primaries.iter().copied().find(|&node| self.health(node) == Health::Down);
             let owner = absent.unwrap_or(primaries[0]);
             put.hold(me, Some(owner));
             self.add_hint(owner, &key);
         }
-        let work = Work::Put {
-            put,
-            updated: Some(updated),
-        };
-        let id = self.tasks.insert(Task {
-            origin,
-            started_us: now.mono_us,
-            deadline_us,
-            work,
-        });
+        let work = Work::Put { put, updated: Some(updated) };
+        let id = self.tasks.insert(Task { origin, started_us: now.mono_us, deadline_us, work });
         self.turn_puts.push((id, origin));
         for primary in primaries.into_iter().filter(|&node| node != me) {
             if self.detector.is_reachable(primary) {
@@ -720,52 +563,28 @@ impl Node {
         hint_for: Option<NodeId>,
         out: &mut Vec<Output>,
     ) {
-        let Some(Task {
-            work: Work::Put { put, .. },
-            ..
-        }) = self.tasks.get_mut(id)
-        else {
+        let Some(Task { work: Work::Put { put, .. }, .. }) = self.tasks.get_mut(id) else {
             return;
         };
         put.ask(node, hint_for);
         let (key, object) = (put.key.clone(), put.object.clone());
-        self.send(
-            now,
-            node,
-            Message::Write {
-                task: id,
-                key,
-                object,
-                hint_for,
-            },
-            out,
-        );
+        self.send(now, node, Message::Write { task: id, key, object, hint_for }, out);
     }
 
     /// `owner` misses the write: gives its copy to the next fallback, or if there is none, remembers it here.
     fn stand_in(&mut self, now: Now, id: TaskId, owner: NodeId, out: &mut Vec<Output>) {
-        let Some(Task {
-            work: Work::Put { put, .. },
-            ..
-        }) = self.tasks.get_mut(id)
-        else {
+        let Some(Task { work: Work::Put { put, .. }, .. }) = self.tasks.get_mut(id) else {
             return;
         };
         let key = put.key.clone();
         let n = self.replicas_of(&key);
         let fallbacks: Vec<NodeId> = self.placed_ring().preference_at(key.position())[n..].to_vec();
-        let Some(Task {
-            work: Work::Put { put, .. },
-            ..
-        }) = self.tasks.get_mut(id)
-        else {
+        let Some(Task { work: Work::Put { put, .. }, .. }) = self.tasks.get_mut(id) else {
             return;
         };
         let me = self.membership.me;
         let detector = &self.detector;
-        let free = fallbacks
-            .into_iter()
-            .find(|&f| f != me && detector.is_reachable(f) && !put.involves(f));
+        let free = fallbacks.into_iter().find(|&f| f != me && detector.is_reachable(f) && !put.involves(f));
         match free {
             Some(fallback) => self.ask_copy(now, id, fallback, Some(owner), out),
             None => self.add_hint(owner, &key),
@@ -784,10 +603,7 @@ impl Node {
             return;
         }
         match self.tasks.get_mut(id) {
-            Some(Task {
-                work: Work::Put { put, .. },
-                ..
-            }) => {
+            Some(Task { work: Work::Put { put, .. }, .. }) => {
                 #[cfg(feature = "sabotage")]
                 let outcome = match self.config.sabotage {
                     crate::config::Sabotage::CountRefusals => WriteOutcome::Durable,
@@ -806,10 +622,7 @@ impl Node {
                 }
                 self.advance_put(now, id, out);
             }
-            Some(Task {
-                work: Work::Deliver(_),
-                ..
-            }) => self.delivered(now, from, id, outcome, out),
+            Some(Task { work: Work::Deliver(_), .. }) => self.delivered(now, from, id, outcome, out),
             _ => self.metrics.late_messages += 1,
         }
     }
@@ -851,19 +664,11 @@ impl Node {
     fn sabotaged(&self, mutation: Mutation) -> Mutation {
         use crate::mutation::Basis;
         match mutation {
-            Mutation::Store {
-                value,
-                headers,
-                expiry,
-                condition,
-                basis: _,
-            } if self.config.sabotage == crate::config::Sabotage::IgnoreContext => Mutation::Store {
-                value,
-                headers,
-                expiry,
-                condition,
-                basis: Basis::Local,
-            },
+            Mutation::Store { value, headers, expiry, condition, basis: _ }
+                if self.config.sabotage == crate::config::Sabotage::IgnoreContext =>
+            {
+                Mutation::Store { value, headers, expiry, condition, basis: Basis::Local }
+            }
             other => other,
         }
     }
@@ -881,22 +686,10 @@ impl Node {
     ) {
         self.metrics.forwards += 1;
         let timeout_ms = (deadline_us.saturating_sub(now.mono_us) / 1000).max(1) as u32;
-        let work = Work::Forward {
-            to,
-            operation: operation.clone(),
-        };
-        let id = self.tasks.insert(Task {
-            origin,
-            started_us: now.mono_us,
-            deadline_us,
-            work,
-        });
+        let work = Work::Forward { to, operation: operation.clone() };
+        let id = self.tasks.insert(Task { origin, started_us: now.mono_us, deadline_us, work });
         self.detector.sent(to, now.mono_us);
-        let message = Message::Control(Control::Forward {
-            task: id,
-            operation,
-            timeout_ms,
-        });
+        let message = Message::Control(Control::Forward { task: id, operation, timeout_ms });
         self.send(now, to, message, out);
         self.tasks.wake_at(deadline_us + self.config.hedge_us, id);
     }
@@ -909,11 +702,7 @@ impl Node {
         out: &mut Vec<Output>,
     ) {
         match self.tasks.get_mut(id) {
-            Some(Task {
-                work: Work::Forward { to, .. },
-                origin,
-                ..
-            }) if *to == from => {
+            Some(Task { work: Work::Forward { to, .. }, origin, .. }) if *to == from => {
                 let origin = *origin;
                 self.tasks.remove(id);
                 self.finish(origin, result, out);
@@ -924,11 +713,7 @@ impl Node {
 
     /// The node a request was handed to is lost or late: hands it to another if doing it twice does no harm.
     fn reroute(&mut self, now: Now, id: TaskId, is_lost: bool, out: &mut Vec<Output>) {
-        let Some(Task {
-            work: Work::Forward { operation, .. },
-            ..
-        }) = self.tasks.get_mut(id)
-        else {
+        let Some(Task { work: Work::Forward { operation, .. }, .. }) = self.tasks.get_mut(id) else {
             return;
         };
         let is_safe = match operation {
@@ -960,12 +745,7 @@ impl Node {
     ) {
         scan.limit = scan.limit.clamp(1, SCAN_LIMIT_MAX);
         let work = Work::Scan(Listing::new(scan));
-        let id = self.tasks.insert(Task {
-            origin,
-            started_us: now.mono_us,
-            deadline_us,
-            work,
-        });
+        let id = self.tasks.insert(Task { origin, started_us: now.mono_us, deadline_us, work });
         self.tasks.wake_at(deadline_us, id);
         self.advance_scan(now, id, out);
     }
@@ -973,11 +753,7 @@ impl Node {
     /// Asks for the next segment, or answers with the page.
     fn advance_scan(&mut self, now: Now, id: TaskId, out: &mut Vec<Output>) {
         loop {
-            let Some(Task {
-                work: Work::Scan(listing),
-                ..
-            }) = self.tasks.get_mut(id)
-            else {
+            let Some(Task { work: Work::Scan(listing), .. }) = self.tasks.get_mut(id) else {
                 return;
             };
             let Some(from) = listing.next() else { break };
@@ -985,32 +761,21 @@ impl Node {
             let Some((to, nodes)) = self.segment(&scan, from) else {
                 return self.fail_scan(now, id, out);
             };
-            let Some(Task {
-                work: Work::Scan(listing),
-                ..
-            }) = self.tasks.get_mut(id)
-            else {
+            let Some(Task { work: Work::Scan(listing), .. }) = self.tasks.get_mut(id) else {
                 return;
             };
             let part = listing.start_segment(to, &nodes);
             let me = self.membership.me;
             for node in nodes.iter().copied().filter(|&node| node != me) {
                 self.detector.sent(node, now.mono_us);
-                let message = Message::Control(Control::ScanRange {
-                    task: id,
-                    scan: part.clone(),
-                });
+                let message = Message::Control(Control::ScanRange { task: id, scan: part.clone() });
                 self.send(now, node, message, out);
             }
             if !nodes.contains(&me) {
                 return;
             }
             let (rows, count, done_to) = self.list_rows(now, &part);
-            let Some(Task {
-                work: Work::Scan(listing),
-                ..
-            }) = self.tasks.get_mut(id)
-            else {
+            let Some(Task { work: Work::Scan(listing), .. }) = self.tasks.get_mut(id) else {
                 return;
             };
             if !listing.answer(me, rows, count, done_to) {
@@ -1018,12 +783,7 @@ impl Node {
             }
             listing.finish_segment(now.wall_ms);
         }
-        let Some(Task {
-            work: Work::Scan(listing),
-            origin,
-            ..
-        }) = self.tasks.remove(id)
-        else {
+        let Some(Task { work: Work::Scan(listing), origin, .. }) = self.tasks.remove(id) else {
             return;
         };
         self.metrics.scans += 1;
@@ -1036,11 +796,7 @@ impl Node {
         let ring = self.placed_ring();
         let properties = self.buckets().properties(&scan.bucket);
         let n = (properties.n as usize).min(ring.nodes().len());
-        let r = if scan.count_only {
-            1
-        } else {
-            (properties.r as usize).min(n)
-        };
+        let r = if scan.count_only { 1 } else { (properties.r as usize).min(n) };
         let choose = |partition| {
             let mut nodes: Vec<NodeId> = ring.preference_list(partition)[..n].to_vec();
             nodes.retain(|&node| self.health(node) != Health::Down);
@@ -1068,11 +824,7 @@ impl Node {
         done_to: u64,
         out: &mut Vec<Output>,
     ) {
-        let Some(Task {
-            work: Work::Scan(listing),
-            ..
-        }) = self.tasks.get_mut(id)
-        else {
+        let Some(Task { work: Work::Scan(listing), .. }) = self.tasks.get_mut(id) else {
             self.metrics.late_messages += 1;
             return;
         };
@@ -1173,10 +925,7 @@ impl Node {
                         self.advance_put(now, id, out);
                     }
                 }
-                Work::Put {
-                    put,
-                    updated: Some(_),
-                } if put.outstanding().any(|node| node == peer) => {
+                Work::Put { put, updated: Some(_) } if put.outstanding().any(|node| node == peer) => {
                     self.stand_in(now, id, peer, out);
                 }
                 Work::Forward { to, .. } if *to == peer => self.reroute(now, id, is_lost, out),

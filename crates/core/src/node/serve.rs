@@ -18,12 +18,9 @@ impl Node {
     pub(super) fn message(&mut self, now: Now, from: NodeId, message: Message, out: &mut Vec<Output>) {
         self.heard(now, from, out);
         match message {
-            Message::Write {
-                task,
-                key,
-                object,
-                hint_for,
-            } => self.serve_write(now, from, task, &key, &object, hint_for, out),
+            Message::Write { task, key, object, hint_for } => {
+                self.serve_write(now, from, task, &key, &object, hint_for, out)
+            }
             Message::Written { task, outcome } => self.written(now, from, task, outcome, out),
             Message::Read { task, key, have } => self.serve_read(now, from, task, &key, have, out),
             Message::ReadResult { task, outcome } => self.read_result(now, from, task, outcome, out),
@@ -34,44 +31,23 @@ impl Node {
     fn control(&mut self, now: Now, from: NodeId, control: Control, out: &mut Vec<Output>) {
         match control {
             Control::Gossip(gossip) => self.gossip(now, from, gossip, out),
-            Control::Forward {
-                task,
-                operation,
-                timeout_ms,
-            } => {
+            Control::Forward { task, operation, timeout_ms } => {
                 let deadline_us = now.mono_us + timeout_ms as u64 * 1000;
-                self.start(
-                    now,
-                    Origin::Peer(from, task),
-                    operation,
-                    deadline_us,
-                    Hop::Last,
-                    out,
-                );
+                self.start(now, Origin::Peer(from, task), operation, deadline_us, Hop::Last, out);
             }
             Control::Forwarded { task, result } => self.forwarded(from, task, result, out),
             Control::ScanRange { task, scan } => {
                 let (rows, count, done_to) = self.list_rows(now, &scan);
-                let message = Message::Control(Control::ScanRows {
-                    task,
-                    rows,
-                    count,
-                    done_to,
-                });
+                let message = Message::Control(Control::ScanRows { task, rows, count, done_to });
                 self.send(now, from, message, out);
             }
-            Control::ScanRows {
-                task,
-                rows,
-                count,
-                done_to,
-            } => self.scan_rows(now, from, task, rows, count, done_to, out),
+            Control::ScanRows { task, rows, count, done_to } => {
+                self.scan_rows(now, from, task, rows, count, done_to, out)
+            }
             Control::EntropyHash { partition, hash } => self.entropy_hash(now, from, partition, hash, out),
-            Control::EntropyRows {
-                from: first,
-                to,
-                rows,
-            } => self.entropy_rows(now, from, first, to, rows, out),
+            Control::EntropyRows { from: first, to, rows } => {
+                self.entropy_rows(now, from, first, to, rows, out)
+            }
         }
     }
 
@@ -137,34 +113,32 @@ impl Node {
         let mut done_to = scan.to.0;
         let from = scan.from.0.to_be_bytes();
         let to = end_of(scan.to);
-        self.replica
-            .store_mut()
-            .scan(Space::Data, &from, &to, &mut |row, value| {
-                let Ok(key) = ObjectKey::from_row(Bytes::copy_from_slice(row)) else {
-                    return true;
-                };
-                let position = key.position();
-                let is_full = visited >= ROWS_VISITED_MAX || count >= scan.limit as u64 && !scan.count_only;
-                if is_full && position > last {
-                    done_to = position.0 - 1;
-                    return false;
-                }
-                last = position;
-                visited += 1;
-                if key.bucket() != &scan.bucket[..] {
-                    return true;
-                }
-                let Ok(object) = value.map(Object::decode) else {
-                    return true;
-                };
-                let Ok(object) = object else { return true };
-                let is_live = object.is_live(now.wall_ms);
-                count += is_live as u64;
-                if !scan.count_only {
-                    rows.push((key, object.skeleton().encode()));
-                }
-                true
-            });
+        self.replica.store_mut().scan(Space::Data, &from, &to, &mut |row, value| {
+            let Ok(key) = ObjectKey::from_row(Bytes::copy_from_slice(row)) else {
+                return true;
+            };
+            let position = key.position();
+            let is_full = visited >= ROWS_VISITED_MAX || count >= scan.limit as u64 && !scan.count_only;
+            if is_full && position > last {
+                done_to = position.0 - 1;
+                return false;
+            }
+            last = position;
+            visited += 1;
+            if key.bucket() != &scan.bucket[..] {
+                return true;
+            }
+            let Ok(object) = value.map(Object::decode) else {
+                return true;
+            };
+            let Ok(object) = object else { return true };
+            let is_live = object.is_live(now.wall_ms);
+            count += is_live as u64;
+            if !scan.count_only {
+                rows.push((key, object.skeleton().encode()));
+            }
+            true
+        });
         (rows, count, done_to)
     }
 }

@@ -1,0 +1,114 @@
+//! `BUCKET`: a bucket's properties.
+
+use bytes::Bytes;
+use oort_core::bucket::{BucketProperties, Conflict};
+use oort_core::client::{Operation, Reply};
+use oort_core::types::BUCKET_BYTES_MAX;
+
+use super::errors::{self, refusal, shortened};
+use super::plan::{Finish, Given};
+use super::{one, reply, Call, Outcome};
+use crate::resp::Value;
+
+/// `BUCKET GET name`
+pub fn get(call: &mut Call) -> Outcome {
+    let name = bucket_name(call)?;
+    let properties = call.view.membership().buckets.properties(&name);
+    reply(Value::Map(vec![
+        (Value::name("n"), Value::Integer(properties.n as i64)),
+        (Value::name("r"), Value::Integer(properties.r as i64)),
+        (Value::name("w"), Value::Integer(properties.w as i64)),
+        (Value::name("conflict"), Value::name(conflict_name(properties.conflict))),
+        (
+            Value::name("default_ttl_ms"),
+            properties.default_ttl_ms.map_or(Value::Null, |ttl| Value::Integer(ttl as i64)),
+        ),
+        (Value::name("value_bytes_max"), Value::Integer(properties.value_bytes_max as i64)),
+        (Value::name("active"), Value::name(if properties.active { "true" } else { "false" })),
+    ]))
+}
+
+/// `BUCKET SET name property value [property value ...]`
+///
+/// Properties not named keep the value they have on this node.
+pub fn set(call: &mut Call) -> Outcome {
+    let bucket = bucket_name(call)?;
+    if call.count().is_multiple_of(2) {
+        return Err(errors::wrong_arity(call.container, call.spec));
+    }
+    let mut properties = call.view.membership().buckets.properties(&bucket).clone();
+    for i in (3..call.count()).step_by(2) {
+        set_property(&mut properties, call.arg(i), call.arg(i + 1))?;
+    }
+    properties.check().map_err(|error| refusal(format!("ERR {error}")))?;
+    one(Operation::SetBucket { bucket, properties }, Finish::new(|_: Reply, _: Given| Value::OK))
+}
+
+/// `BUCKET LIST`
+pub fn list(call: &mut Call) -> Outcome {
+    let table = &call.view.membership().buckets;
+    reply(Value::Array(table.entries().map(|(name, _)| Value::Bulk(name.clone())).collect()))
+}
+
+fn bucket_name(call: &Call) -> Result<Bytes, Value> {
+    let name = call.command.bytes(2);
+    match name.is_empty() || name.len() > BUCKET_BYTES_MAX {
+        true => Err(refusal(format!(
+            "ERR bucket name of {} bytes: a bucket name has 1 to {BUCKET_BYTES_MAX} bytes",
+            name.len()
+        ))),
+        false => Ok(name),
+    }
+}
+
+fn set_property(properties: &mut BucketProperties, name: &[u8], value: &[u8]) -> Result<(), Value> {
+    let lower = name.to_ascii_lowercase();
+    match lower.as_slice() {
+        b"n" => properties.n = number(name, value, u8::MAX as u64)? as u8,
+        b"r" => properties.r = number(name, value, u8::MAX as u64)? as u8,
+        b"w" => properties.w = number(name, value, u8::MAX as u64)? as u8,
+        b"value_bytes_max" => properties.value_bytes_max = number(name, value, u64::MAX)?,
+        b"default_ttl_ms" if value.eq_ignore_ascii_case(b"none") => properties.default_ttl_ms = None,
+        b"default_ttl_ms" => properties.default_ttl_ms = Some(number(name, value, i64::MAX as u64)?),
+        b"conflict" => {
+            properties.conflict = [Conflict::Siblings, Conflict::Lww]
+                .into_iter()
+                .find(|conflict| value.eq_ignore_ascii_case(conflict_name(*conflict).as_bytes()))
+                .ok_or_else(|| invalid(name, value, "siblings or lww"))?
+        }
+        b"active" => {
+            properties.active = match value.to_ascii_lowercase().as_slice() {
+                b"true" => true,
+                b"false" => false,
+                _ => return Err(invalid(name, value, "true or false")),
+            }
+        }
+        _ => {
+            return Err(refusal(format!(
+                "ERR unknown bucket property '{}': there are n, r, w, conflict, default_ttl_ms, value_bytes_max and \
+                 active",
+                shortened(name, 128)
+            )))
+        }
+    }
+    Ok(())
+}
+
+fn conflict_name(conflict: Conflict) -> &'static str {
+    match conflict {
+        Conflict::Siblings => "siblings",
+        Conflict::Lww => "lww",
+    }
+}
+
+fn number(name: &[u8], value: &[u8], max: u64) -> Result<u64, Value> {
+    let number = std::str::from_utf8(value).ok().and_then(|text| text.parse::<u64>().ok());
+    number
+        .filter(|&number| number > 0 && number <= max)
+        .ok_or_else(|| invalid(name, value, &format!("a number from 1 to {max}")))
+}
+
+fn invalid(name: &[u8], value: &[u8], want: &str) -> Value {
+    let (name, value) = (shortened(name, 128), shortened(value, 128));
+    refusal(format!("ERR {name} is '{value}': it must be {want}"))
+}

@@ -1,0 +1,226 @@
+//! Commands on the node as a process: `INFO`, `CONFIG`, `TIME`, `WAIT`.
+
+use std::fmt::Write;
+
+use oort_core::bucket::VALUE_BYTES_LIMIT;
+use oort_core::config::SyncMode;
+use oort_core::detector::Health;
+
+use super::errors::{refusal, shortened, NOT_AN_INTEGER};
+use super::session::DATABASES;
+use super::{cluster, glob, reply, Call, Outcome};
+use crate::resp::Value;
+
+/// The version of Redis whose commands, options and error texts these follow; clients choose features by it.
+pub const REDIS_VERSION: &str = "7.2.0";
+
+type WriteLines = fn(&Call, &mut String);
+
+/// The sections of `INFO` in order, each with the function that writes its lines.
+const SECTIONS: [(&str, WriteLines); 8] = [
+    ("Server", server_section),
+    ("Clients", clients_section),
+    ("Memory", memory_section),
+    ("Persistence", persistence_section),
+    ("Stats", stats_section),
+    ("Replication", replication_section),
+    ("Cluster", cluster_section),
+    ("Oort", oort_section),
+];
+
+/// `INFO [section ...]`
+pub fn info(call: &mut Call) -> Outcome {
+    let asked: Vec<String> = (1..call.count()).map(|i| shortened(call.arg(i), 64).to_ascii_lowercase()).collect();
+    let all = asked.is_empty()
+        || asked.iter().any(|section| ["default", "all", "everything"].contains(&section.as_str()));
+    let mut text = String::new();
+    for (title, write_lines) in SECTIONS {
+        if all || asked.contains(&title.to_ascii_lowercase()) {
+            if !text.is_empty() {
+                text.push_str("\r\n");
+            }
+            let _ = write!(text, "# {title}\r\n");
+            write_lines(call, &mut text);
+        }
+    }
+    // Counting keys means asking all nodes: `DBSIZE` does, this section stays empty.
+    if all || asked.iter().any(|section| section == "keyspace") {
+        text.push_str(if text.is_empty() { "# Keyspace\r\n" } else { "\r\n# Keyspace\r\n" });
+    }
+    reply(Value::Verbatim(*b"txt", text.into()))
+}
+
+fn field(text: &mut String, name: &str, value: impl std::fmt::Display) {
+    let _ = write!(text, "{name}:{value}\r\n");
+}
+
+fn server_section(call: &Call, text: &mut String) {
+    let stats = call.view.server();
+    let membership = call.view.membership();
+    field(text, "redis_version", REDIS_VERSION);
+    field(text, "redis_mode", "cluster");
+    field(text, "oort_version", env!("CARGO_PKG_VERSION"));
+    field(text, "os", std::env::consts::OS);
+    field(text, "arch_bits", usize::BITS);
+    field(text, "process_id", stats.process_id);
+    field(text, "run_id", cluster::node_name(membership.me));
+    field(text, "tcp_port", cluster::split_address(&membership.own().addresses.redis).1);
+    field(text, "server_time_usec", call.now_ms.saturating_mul(1000));
+    field(text, "uptime_in_seconds", stats.uptime_ms / 1000);
+    field(text, "uptime_in_days", stats.uptime_ms / 86_400_000);
+    field(text, "node_name", &call.view.config().name);
+}
+
+fn clients_section(call: &Call, text: &mut String) {
+    let stats = call.view.server();
+    field(text, "connected_clients", stats.connections);
+    field(text, "blocked_clients", 0);
+    field(text, "requests_in_flight", stats.requests_in_flight);
+}
+
+fn memory_section(call: &Call, text: &mut String) {
+    let memory_bytes = call.view.server().memory_bytes;
+    field(text, "used_memory", memory_bytes);
+    field(text, "used_memory_human", format!("{:.2}M", memory_bytes as f64 / (1 << 20) as f64));
+    field(text, "used_memory_rss", memory_bytes);
+    field(text, "maxmemory", 0);
+    field(text, "maxmemory_policy", "noeviction");
+}
+
+fn persistence_section(call: &Call, text: &mut String) {
+    field(text, "loading", 0);
+    field(text, "aof_enabled", 1);
+    field(text, "aof_last_write_status", if call.view.read_only().is_some() { "err" } else { "ok" });
+    field(text, "store_bytes", call.view.server().store_bytes);
+}
+
+fn stats_section(call: &Call, text: &mut String) {
+    let stats = call.view.server();
+    field(text, "total_connections_received", stats.connections_accepted);
+    field(text, "total_commands_processed", stats.commands);
+}
+
+/// Each node is a primary of some keys and a replica of others; to Redis clients it is a master.
+fn replication_section(_: &Call, text: &mut String) {
+    field(text, "role", "master");
+    field(text, "connected_slaves", 0);
+}
+
+fn cluster_section(call: &Call, text: &mut String) {
+    let membership = call.view.membership();
+    let up = membership.members.keys().filter(|&&id| call.view.health(id) == Health::Up).count();
+    field(text, "cluster_enabled", 1);
+    field(text, "cluster_name", &call.view.config().cluster);
+    field(text, "cluster_formed", call.view.ring().is_some() as u8);
+    field(text, "cluster_known_nodes", membership.members.len());
+    field(text, "cluster_nodes_up", up);
+}
+
+fn oort_section(call: &Call, text: &mut String) {
+    if let Some(why) = call.view.read_only() {
+        field(text, "read_only", why.escape_debug());
+    }
+    call.view.metrics().each(|name, _, _, value| field(text, name, value));
+}
+
+/// `CONFIG GET pattern [pattern ...]`
+pub fn config_get(call: &mut Call) -> Outcome {
+    let patterns: Vec<Vec<u8>> = (2..call.count()).map(|i| call.arg(i).to_ascii_lowercase()).collect();
+    let is_wanted = |name: &str| patterns.iter().any(|pattern| glob::matches(pattern, name.as_bytes()));
+    let pairs = settings(call)
+        .into_iter()
+        .filter(|(name, _)| is_wanted(name))
+        .map(|(name, value)| (Value::name(name), Value::text(value)))
+        .collect();
+    reply(Value::Map(pairs))
+}
+
+/// Redis's names with the values that describe this node best, then our own.
+fn settings(call: &Call) -> Vec<(&'static str, String)> {
+    let config = call.view.config();
+    let addresses = &call.view.membership().own().addresses;
+    let is_batch = config.sync == SyncMode::Batch;
+    vec![
+        ("appendfsync", if is_batch { "always" } else { "everysec" }.into()),
+        ("appendonly", "yes".into()),
+        ("cluster-enabled", "yes".into()),
+        ("cluster-node-timeout", config.suspect_ms.to_string()),
+        ("databases", DATABASES.to_string()),
+        ("maxclients", config.requests_max.to_string()),
+        ("maxmemory", "0".into()),
+        ("maxmemory-policy", "noeviction".into()),
+        ("port", cluster::split_address(&addresses.redis).1.to_string()),
+        ("proto-max-bulk-len", VALUE_BYTES_LIMIT.to_string()),
+        ("requirepass", String::new()),
+        ("save", String::new()),
+        ("tcp-keepalive", "0".into()),
+        ("timeout", "0".into()),
+        ("oort-cluster", config.cluster.clone()),
+        ("oort-name", config.name.clone()),
+        ("oort-timeout-ms", config.timeout_ms.to_string()),
+    ]
+}
+
+/// `CONFIG SET parameter value [parameter value ...]`: a node is configured by its file, flags and environment.
+pub fn config_set(call: &mut Call) -> Outcome {
+    if !call.count().is_multiple_of(2) {
+        return Err(super::errors::wrong_arity(call.container, call.spec));
+    }
+    let settings = settings(call);
+    for i in (2..call.count()).step_by(2) {
+        let name = shortened(call.arg(i), 128);
+        let is_known = settings.iter().any(|(known, _)| known.eq_ignore_ascii_case(&name));
+        if !is_known {
+            return Err(refusal(format!(
+                "ERR Unknown option or number of arguments for CONFIG SET - '{name}'"
+            )));
+        }
+    }
+    let name = shortened(call.arg(2), 128);
+    Err(refusal(format!(
+        "ERR CONFIG SET failed (possibly related to argument '{name}') - can't set immutable config"
+    )))
+}
+
+/// `CONFIG REWRITE`
+pub fn config_rewrite(_: &mut Call) -> Outcome {
+    Err(refusal("ERR The server is running without a config file"))
+}
+
+/// `CONFIG RESETSTAT`
+pub fn config_resetstat(_: &mut Call) -> Outcome {
+    Err(refusal("ERR CONFIG RESETSTAT is not supported: metrics only grow while the node runs"))
+}
+
+/// `TIME`
+pub fn time(call: &mut Call) -> Outcome {
+    reply(Value::Array(vec![
+        Value::text((call.now_ms / 1000).to_string()),
+        Value::text((call.now_ms % 1000 * 1000).to_string()),
+    ]))
+}
+
+/// `WAIT numreplicas timeout`: the copies that each acknowledged write of this connection has beside the first.
+pub fn wait(call: &mut Call) -> Outcome {
+    call.integer(1)?;
+    let timeout = call.integer(2).map_err(|_| refusal("ERR timeout is not an integer or out of range"))?;
+    if timeout < 0 {
+        return Err(refusal("ERR timeout is negative"));
+    }
+    let properties = call.view.membership().buckets.properties(call.session.bucket());
+    reply(Value::Integer(properties.w as i64 - 1))
+}
+
+/// `OBJECT FREQ`, `OBJECT IDLETIME`, which need what no replica records.
+pub fn object_unsupported(_: &mut Call) -> Outcome {
+    Err(refusal("ERR accesses are not tracked: only OBJECT ENCODING is offered"))
+}
+
+/// A slot number. Errors: out of range.
+pub fn slot(call: &Call, i: usize) -> Result<u16, Value> {
+    let number = call.integer(i).map_err(|_| NOT_AN_INTEGER)?;
+    match u16::try_from(number) {
+        Ok(slot) if slot < oort_core::types::SLOTS => Ok(slot),
+        _ => Err(refusal("ERR Invalid slot")),
+    }
+}

@@ -1,0 +1,50 @@
+//! What commands about the node itself may look at.
+
+use oort_core::config::NodeConfig;
+use oort_core::detector::Health;
+use oort_core::membership::Membership;
+use oort_core::metrics::Metrics;
+use oort_core::ring::Ring;
+use oort_core::types::NodeId;
+
+use super::session::Session;
+
+/// The node a connection talks to, as the event loop sees it. Only called by commands that are not about data.
+///
+/// The methods have the names of those of `oort_core::node::Node`.
+pub trait View {
+    fn config(&self) -> &NodeConfig;
+    fn membership(&self) -> &Membership;
+    /// `None` until the cluster is formed.
+    fn ring(&self) -> Option<&Ring>;
+    /// This node's opinion of `peer`, itself included.
+    fn health(&self, peer: NodeId) -> Health;
+    fn metrics(&self) -> &Metrics;
+    /// Why the disk refuses writes, if it does.
+    fn read_only(&self) -> Option<&str>;
+    /// What the process knows of itself.
+    fn server(&self) -> ServerStats;
+    /// Visits the sessions of all open connections but the one that asks.
+    fn sessions(&self, visit: &mut dyn FnMut(&Session));
+    /// 64 random bits, new with each call.
+    fn random(&self) -> u64;
+}
+
+/// Numbers for `INFO`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ServerStats {
+    pub process_id: u32,
+    pub uptime_ms: u64,
+    /// Open connections of Redis clients.
+    pub connections: u64,
+    /// Connections ever accepted.
+    pub connections_accepted: u64,
+    /// Commands ever started.
+    pub commands: u64,
+    /// Requests of the core not yet answered.
+    pub requests_in_flight: u64,
+    /// Resident memory of the process.
+    pub memory_bytes: u64,
+    /// Bytes the store takes on disk.
+    pub store_bytes: u64,
+}

@@ -1,0 +1,204 @@
+//! Lists of keys and buckets. Keys are streamed page by page: however large the bucket, a listing holds one page.
+
+use bytes::Bytes;
+use hyper::header::CONTENT_TYPE;
+use hyper::Response;
+use oort_core::bucket::DEFAULT_BUCKET;
+use oort_core::client::{Operation, Page, Reply, Request, Scan, SCAN_LIMIT_MAX};
+use oort_core::types::Position;
+use serde_json::{json, Map, Value};
+use tokio::sync::mpsc;
+
+use crate::handle::Handle;
+use crate::http::body::{json_response, Body, Interrupted, JSON};
+use crate::http::parameters::{Listing, Parameters};
+use crate::http::properties;
+use crate::http::refusal::Refusal;
+use crate::http::route::{percent_encode, printable, Place};
+use crate::http::shared::Shared;
+
+/// The buckets that have properties of their own, and `default`.
+pub async fn buckets(
+    shared: &Shared,
+    parameters: &Parameters,
+    prefix: Bytes,
+) -> Result<Response<Body>, Refusal> {
+    if parameters.buckets == Listing::No {
+        return Err(Refusal::bad_request("ask with ?buckets=true or ?buckets=stream"));
+    }
+    let look = shared.handle.inspect(move |inside| {
+        let configured = inside.node.buckets().entries().map(|(bucket, _)| bucket.clone());
+        configured.collect::<Vec<Bytes>>()
+    });
+    let mut names = look.await?;
+    if !names.iter().any(|name| name == DEFAULT_BUCKET) {
+        names.push(Bytes::from_static(DEFAULT_BUCKET));
+    }
+    let of_type = names.iter().filter_map(|name| name.strip_prefix(&prefix[..]));
+    let listed: Vec<String> = of_type.map(printable).collect();
+    Ok(json_response(&json!({ "buckets": listed })))
+}
+
+/// The keys of a bucket, as the query asks.
+pub async fn keys(
+    shared: &Shared,
+    parameters: &Parameters,
+    place: &Place,
+) -> Result<Response<Body>, Refusal> {
+    if parameters.keys == Listing::No {
+        return Err(Refusal::bad_request(
+            "ask with ?keys=true or ?keys=stream: a listing reads the whole bucket",
+        ));
+    }
+    stream_keys(shared, parameters, place, Map::new()).await
+}
+
+/// `/riak/B`: the properties unless `props=false`, and the keys if asked for.
+pub async fn old_bucket(
+    shared: &Shared,
+    parameters: &Parameters,
+    place: &Place,
+) -> Result<Response<Body>, Refusal> {
+    let mut fields = Map::new();
+    if !parameters.without_properties {
+        fields.insert("props".into(), properties::current(shared, place).await?);
+    }
+    match parameters.keys {
+        Listing::No => Ok(json_response(&Value::Object(fields))),
+        _ => stream_keys(shared, parameters, place, fields).await,
+    }
+}
+
+/// Answers once the first page is there, so that a bucket that cannot be listed is a plain error.
+async fn stream_keys(
+    shared: &Shared,
+    parameters: &Parameters,
+    place: &Place,
+    fields: Map<String, Value>,
+) -> Result<Response<Body>, Refusal> {
+    let mut pages = Pages {
+        handle: shared.handle.clone(),
+        bucket: place.bucket.clone(),
+        timeout_ms: parameters.timeout_ms,
+        next: Some(Position(0)),
+    };
+    let first = pages.next().await?.unwrap_or_default();
+    let (pieces, receiver) = mpsc::channel(1);
+    let writer = Writer {
+        pieces,
+        form: parameters.keys,
+        encode_keys: parameters.encode_keys,
+    };
+    tokio::spawn(writer.run(fields, first, pages));
+    let mut response = Response::new(Body::Stream(receiver));
+    response.headers_mut().insert(CONTENT_TYPE, JSON);
+    Ok(response)
+}
+
+/// The pages of one bucket, in ring order.
+struct Pages {
+    handle: Handle,
+    bucket: Bytes,
+    timeout_ms: Option<u32>,
+    next: Option<Position>,
+}
+
+impl Pages {
+    async fn next(&mut self) -> Result<Option<Page>, Refusal> {
+        let Some(from) = self.next else {
+            return Ok(None);
+        };
+        let scan = Scan {
+            bucket: self.bucket.clone(),
+            from,
+            to: Position(u64::MAX),
+            limit: SCAN_LIMIT_MAX,
+            count_only: false,
+        };
+        let request = Request {
+            operation: Operation::Scan(scan),
+            timeout_ms: self.timeout_ms,
+        };
+        match self.handle.request(request).await? {
+            Reply::Page(page) => {
+                self.next = page.next;
+                Ok(Some(page))
+            }
+            other => Err(Shared::unexpected(&other)),
+        }
+    }
+}
+
+/// Turns pages into JSON, as fast as the client takes it.
+struct Writer {
+    pieces: mpsc::Sender<Result<Bytes, Interrupted>>,
+    form: Listing,
+    encode_keys: bool,
+}
+
+impl Writer {
+    async fn run(self, fields: Map<String, Value>, first: Page, mut pages: Pages) {
+        let mut head = self.head(fields);
+        let mut page = first;
+        let mut is_first_key = true;
+        loop {
+            let text = std::mem::take(&mut head) + &self.page(&page, &mut is_first_key);
+            if !text.is_empty() && self.pieces.send(Ok(text.into())).await.is_err() {
+                return; // the client went away
+            }
+            page = match pages.next().await {
+                Ok(Some(page)) => page,
+                Ok(None) => break,
+                Err(refusal) => return self.fail(refusal).await,
+            };
+        }
+        if self.form == Listing::Whole {
+            let _ = self.pieces.send(Ok("]}".into())).await;
+        }
+    }
+
+    /// What stands before the first key.
+    fn head(&self, fields: Map<String, Value>) -> String {
+        match (self.form, fields.is_empty()) {
+            (Listing::Stream, true) => String::new(),
+            (Listing::Stream, false) => Value::Object(fields).to_string(),
+            (_, true) => "{\"keys\":[".into(),
+            (_, false) => {
+                let mut text = Value::Object(fields).to_string();
+                text.truncate(text.len() - 1); // the closing brace
+                text + ",\"keys\":["
+            }
+        }
+    }
+
+    fn page(&self, page: &Page, is_first_key: &mut bool) -> String {
+        let names = page.keys.iter().map(|key| match self.encode_keys {
+            true => percent_encode(key),
+            false => printable(key),
+        });
+        let names: Vec<String> = names.collect();
+        if self.form == Listing::Stream {
+            return match names.is_empty() {
+                true => String::new(),
+                false => json!({ "keys": names }).to_string(),
+            };
+        }
+        let mut text = String::new();
+        for name in names {
+            if !std::mem::take(is_first_key) {
+                text.push(',');
+            }
+            text += &Value::String(name).to_string();
+        }
+        text
+    }
+
+    /// A stream can carry an error, as Riak's does; one JSON object cannot. Either way the connection is cut.
+    async fn fail(&self, refusal: Refusal) {
+        if self.form == Listing::Stream {
+            let error = json!({ "error": refusal.text }).to_string();
+            let _ = self.pieces.send(Ok(error.into())).await;
+        }
+        let _ = self.pieces.send(Err(Interrupted)).await;
+    }
+}

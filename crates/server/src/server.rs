@@ -1,0 +1,106 @@
+//! One node as a process: opens the store and the sockets, starts the threads, runs the loop.
+
+use std::fmt;
+use std::io;
+use std::net::TcpListener;
+use std::path::PathBuf;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use oort_core::node::{Node, OpenError};
+use oort_core::store::Store;
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+use tracing::info;
+
+use crate::config::Config;
+use crate::http;
+use crate::resp::request::Limits;
+use crate::shard::{Clocks, Shard, ShardOptions};
+use crate::storage::{self, FjallStore};
+
+/// Why a node did not start, or had to end.
+#[derive(Debug)]
+pub enum RunError {
+    Storage(storage::OpenError),
+    Node { directory: PathBuf, error: OpenError },
+    /// A port is taken or an address is not this machine's.
+    Listen { what: &'static str, address: String, error: io::Error },
+    /// The system refused something else.
+    System { what: &'static str, error: io::Error },
+}
+
+impl fmt::Display for RunError {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        match self {
+            RunError::Storage(error) => error.fmt(f),
+            RunError::Node { directory, error } => write!(f, "{}: {error}", directory.display()),
+            RunError::Listen { what, address, error } => {
+                write!(f, "cannot listen on {address} for {what}: {}", crate::config::words(error))
+            }
+            RunError::System { what, error } => write!(f, "{what}: {}", crate::config::words(error)),
+        }
+    }
+}
+
+impl std::error::Error for RunError {}
+
+/// Runs a node until it is stopped by SIGTERM or SIGINT. Errors: it could not start, or its loop failed.
+pub fn run(config: Config) -> Result<(), RunError> {
+    let redis = listen("Redis clients", &config.listen.redis)?;
+    let peers = listen("peers", &config.listen.peer)?;
+    let web = listen("HTTP", &config.listen.http)?;
+    let clocks = Clocks::start();
+    let store = FjallStore::open(&config.dir, config.storage.clone()).map_err(RunError::Storage)?;
+    let had_lost_writes = store.lost_writes();
+    let seed = fresh_seed();
+    let mut node_config = config.node.clone();
+    if !config.join.is_empty() && node_config.cluster_size == 1 {
+        // A node that was told whom to join waits for their ring.
+        node_config.cluster_size = 0;
+    }
+    let node = Node::open(node_config, seed, Box::new(store), clocks.read())
+        .map_err(|error| RunError::Node { directory: config.dir.clone(), error })?;
+    info!(id = %node.id(), name = node.config().name, cluster = node.config().cluster, "starting");
+    let options = ShardOptions {
+        connections_max: config.connections_max,
+        seeds: config.join.clone(),
+        limits: Limits::default(),
+        lost_writes_in: had_lost_writes.then(|| config.dir.clone()),
+    };
+    let system = |what| move |error| RunError::System { what, error };
+    let (shard, handle) =
+        Shard::new(node, clocks, redis, peers, options, seed ^ 1).map_err(system("cannot start the loop"))?;
+
+    let mut signals = Signals::new([SIGTERM, SIGINT]).map_err(system("cannot watch signals"))?;
+    let signal_handle = signals.handle();
+    let stopper = handle.clone();
+    let signal_thread = std::thread::Builder::new()
+        .name("signals".into())
+        .spawn(move || signals.forever().for_each(|_| stopper.stop()))
+        .map_err(system("cannot start a thread"))?;
+    let web = http::serve(web, handle, http::Limits::default()).map_err(system("cannot start HTTP"))?;
+
+    let result = shard.run().map_err(system("the event loop failed"));
+    web.stop();
+    web.join();
+    signal_handle.close();
+    // A panic there was reported by its own thread.
+    let _ = signal_thread.join();
+    info!("stopped");
+    result
+}
+
+fn listen(what: &'static str, address: &str) -> Result<TcpListener, RunError> {
+    TcpListener::bind(address).map_err(|error| RunError::Listen { what, address: address.to_owned(), error })
+}
+
+/// A seed that differs between nodes and starts. Identities are drawn from it, so it takes the system's randomness.
+fn fresh_seed() -> u64 {
+    let mut bytes = [0; 8];
+    let read = std::fs::File::open("/dev/urandom").and_then(|mut file| io::Read::read_exact(&mut file, &mut bytes));
+    if read.is_ok() {
+        return u64::from_le_bytes(bytes);
+    }
+    let nanos = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64);
+    nanos ^ (std::process::id() as u64) << 40
+}

@@ -1,0 +1,719 @@
+//! The event loop: one thread that owns the node, its store, and all sockets but HTTP's.
+//!
+//! A turn gathers what every ready socket brought, steps the node through all of it, commits once, and only then writes:
+//! one write per client and per peer. That order is the group commit, and the reason why nothing is said before it is
+//! durable. `endpoint` has the sockets, `connection` the order of a client's commands, `links` whom to dial when.
+
+mod endpoint;
+mod links;
+
+use std::cell::{Cell, RefCell};
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use mio::net::{TcpListener, TcpStream};
+use mio::{Events, Interest, Poll, Token, Waker};
+use oort_core::client::{ClientError, Reply, Request};
+use oort_core::config::NodeConfig;
+use oort_core::detector::Health;
+use oort_core::membership::Membership;
+use oort_core::metrics::Metrics;
+use oort_core::node::{Event, Input, Node, Output};
+use oort_core::ring::Ring;
+use oort_core::tasks::Tasks;
+use oort_core::types::{NodeId, Now, Rng};
+use tokio::sync::oneshot;
+use tracing::{error, info, warn};
+
+use crate::commands::session::Session;
+use crate::commands::view::{ServerStats, View};
+use crate::connection::{reach_of, Connection, Requests, Submission};
+use crate::handle::{channel, Command, Handle, Inbox, Inside};
+use crate::resp::request::Limits;
+use crate::storage::FjallStore;
+use crate::wire;
+use endpoint::{Endpoint, Flow, Inbound, Kind, Outbound};
+use links::Links;
+
+const WAKER: Token = Token(0);
+const REDIS: Token = Token(1);
+const PEERS: Token = Token(2);
+const FIRST_ENDPOINT: usize = 3;
+
+/// The most new connections accepted in one turn.
+const ACCEPTS_MAX: usize = 64;
+/// How long a stopping node waits for requests in flight and unwritten replies.
+const STOP_PATIENCE: Duration = Duration::from_secs(5);
+/// A peer that leaves more than this unread, in bytes, is cut off; it comes back and gets hints.
+const OUTBOX_BYTES_MAX: usize = 64 << 20;
+
+/// What the loop needs besides the node.
+pub struct ShardOptions {
+    /// Most Redis connections.
+    pub connections_max: usize,
+    /// Peer addresses to dial until they answer.
+    pub seeds: Vec<String>,
+    pub limits: Limits,
+    /// The store's directory, if its journal was found damaged: to be acknowledged once the node has a new actor.
+    pub lost_writes_in: Option<PathBuf>,
+}
+
+/// Who waits for a reply of the node.
+enum Owner {
+    Client { slot: usize, session: u64, sequence: u64, index: usize },
+    Handle(oneshot::Sender<Result<Reply, ClientError>>),
+}
+
+/// The loop and all it owns.
+pub struct Shard {
+    poll: Poll,
+    node: Node,
+    inbox: Inbox,
+    clocks: Clocks,
+    options: ShardOptions,
+    redis: Option<TcpListener>,
+    peers: Option<TcpListener>,
+    endpoints: Vec<Option<Box<Endpoint>>>,
+    free: Vec<usize>,
+    /// Slots closed in this turn: reused only in the next, when no event of this turn can mean them.
+    closed: Vec<usize>,
+    /// Endpoints with bytes to write.
+    dirty: Vec<usize>,
+    /// Clients that can go on reading commands they have already sent.
+    unread: Vec<usize>,
+    links: Links,
+    owners: Tasks<Owner>,
+    out: Vec<Output>,
+    scratch: Vec<u8>,
+    numbers: Numbers,
+    stop_deadline: Option<Instant>,
+}
+
+/// Counters for `INFO`.
+struct Numbers {
+    clients: usize,
+    accepted: u64,
+    commands: u64,
+    next_session: u64,
+    random: RefCell<Rng>,
+}
+
+/// Reads the clocks for the core.
+pub struct Clocks {
+    start: Instant,
+    pub started_wall_ms: u64,
+    now: Cell<Now>,
+}
+
+impl Clocks {
+    /// Starts the monotonic clock.
+    pub fn start() -> Clocks {
+        let clocks = Clocks { start: Instant::now(), started_wall_ms: wall_ms(), now: Cell::default() };
+        clocks.read();
+        clocks
+    }
+
+    /// Reads both clocks anew.
+    pub fn read(&self) -> Now {
+        // From 1, because 0 microseconds would be the past of nothing.
+        let now = Now { mono_us: self.start.elapsed().as_micros() as u64 + 1, wall_ms: wall_ms() };
+        self.now.set(now);
+        now
+    }
+}
+
+fn wall_ms() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
+}
+
+impl Shard {
+    /// Makes the loop around an opened node and bound listeners. The handle lets other threads in.
+    pub fn new(
+        node: Node,
+        clocks: Clocks,
+        redis: std::net::TcpListener,
+        peers: std::net::TcpListener,
+        options: ShardOptions,
+        random_seed: u64,
+    ) -> io::Result<(Shard, Handle)> {
+        let poll = Poll::new()?;
+        let waker = Arc::new(Waker::new(poll.registry(), WAKER)?);
+        let (handle, inbox) = channel(waker);
+        redis.set_nonblocking(true)?;
+        peers.set_nonblocking(true)?;
+        let mut redis = TcpListener::from_std(redis);
+        let mut peers = TcpListener::from_std(peers);
+        poll.registry().register(&mut redis, REDIS, Interest::READABLE)?;
+        poll.registry().register(&mut peers, PEERS, Interest::READABLE)?;
+        let links = Links::new(options.seeds.clone());
+        let shard = Shard {
+            poll,
+            node,
+            inbox,
+            clocks,
+            options,
+            redis: Some(redis),
+            peers: Some(peers),
+            endpoints: Vec::new(),
+            free: Vec::new(),
+            closed: Vec::new(),
+            dirty: Vec::new(),
+            unread: Vec::new(),
+            links,
+            owners: Tasks::new(1),
+            out: Vec::new(),
+            scratch: vec![0; 256 << 10],
+            numbers: Numbers {
+                clients: 0,
+                accepted: 0,
+                commands: 0,
+                next_session: 1,
+                random: RefCell::new(Rng::new(random_seed)),
+            },
+            stop_deadline: None,
+        };
+        Ok((shard, handle))
+    }
+
+    /// Runs until the node was asked to stop and has finished. Errors: polling failed.
+    pub fn run(mut self) -> io::Result<()> {
+        let mut events = Events::with_capacity(1024);
+        self.step(Input::Tick);
+        self.end_turn();
+        loop {
+            match self.poll.poll(&mut events, Some(self.pause())) {
+                Ok(()) => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(error),
+            }
+            self.clocks.read();
+            self.free.append(&mut self.closed);
+            for slot in std::mem::take(&mut self.unread) {
+                self.with_client(slot, |shard, client| shard.run_client(slot, client));
+            }
+            for event in events.iter() {
+                self.event(event.token(), event.is_readable() || event.is_read_closed(), event.is_writable());
+            }
+            self.drain_inbox();
+            self.dial();
+            if self.clocks.now.get().mono_us >= self.node.next_wakeup() {
+                self.step(Input::Tick);
+            }
+            self.end_turn();
+            if self.is_finished() {
+                return Ok(());
+            }
+        }
+    }
+
+    /// How long the loop may sleep.
+    fn pause(&self) -> Duration {
+        if !self.unread.is_empty() {
+            return Duration::ZERO;
+        }
+        let wakeup = self.node.next_wakeup().min(self.links.next_dial_us());
+        let now = self.clocks.read().mono_us;
+        // Rounded up to the poll's milliseconds by the system: never early.
+        let pause = Duration::from_micros(wakeup.saturating_sub(now));
+        if self.stop_deadline.is_some() { pause.min(Duration::from_millis(20)) } else { pause }
+    }
+
+    fn step(&mut self, input: Input) {
+        self.node.step(self.clocks.now.get(), input, &mut self.out);
+    }
+
+    /// Commits, releases what the turn produced, and writes it.
+    fn end_turn(&mut self) {
+        self.node.commit(self.clocks.now.get(), &mut self.out);
+        let mut out = std::mem::take(&mut self.out);
+        for output in out.drain(..) {
+            self.release(output);
+        }
+        if self.options.lost_writes_in.is_some() && self.node.metrics().actor_renewals > 0 {
+            self.acknowledge_loss();
+        }
+        // What the replies led to (a next round of a command) waits in `self.out` for the next turn's commit.
+        if self.out.is_empty() {
+            self.out = out;
+        }
+        for slot in std::mem::take(&mut self.dirty) {
+            self.flush(slot);
+        }
+    }
+
+    /// The node writes under a new actor, so what the store had lost can mislead nobody any more.
+    fn acknowledge_loss(&mut self) {
+        let Some(directory) = self.options.lost_writes_in.take() else { return };
+        if let Err(error) = FjallStore::acknowledge_lost_writes(&directory) {
+            warn!(%error, "cannot note that lost writes are dealt with: the next start takes one more actor");
+        }
+    }
+
+    fn release(&mut self, output: Output) {
+        match output {
+            Output::Reply { id, result } => self.reply(id, result),
+            Output::Send { to, message } => {
+                let Some(slot) = self.links.open_slot(to) else { return };
+                let Some(Some(endpoint)) = self.endpoints.get_mut(slot) else { return };
+                if endpoint.output.is_empty() {
+                    self.dirty.push(slot);
+                }
+                if !wire::append_message(&mut endpoint.output, &message) {
+                    warn!(peer = %to, "a message exceeds the frame limit and is dropped");
+                }
+            }
+            Output::Connect { peer, address } => {
+                if let Some(slot) = self.links.want(peer, address, self.clocks.now.get().mono_us) {
+                    self.close(slot);
+                }
+            }
+            Output::Event(event) => log(&event),
+        }
+    }
+
+    fn reply(&mut self, id: u64, result: Result<Reply, ClientError>) {
+        match self.owners.remove(id) {
+            Some(Owner::Client { slot, session, sequence, index }) => {
+                let now_ms = self.clocks.now.get().wall_ms;
+                self.with_client(slot, |shard, client| {
+                    if client.session.id != session {
+                        return;
+                    }
+                    if let Some(next) = client.answer(sequence, index, result, now_ms) {
+                        shard.submit(slot, session, next);
+                    }
+                    shard.mark(slot, client);
+                });
+            }
+            // Whoever asked may have gone away.
+            Some(Owner::Handle(reply)) => drop(reply.send(result)),
+            None => {}
+        }
+    }
+
+    /// Notes that a client has something to write, or more to run.
+    fn mark(&mut self, slot: usize, client: &Connection) {
+        if !client.output.is_empty() || client.is_over() {
+            self.dirty.push(slot);
+        }
+        if !client.input.is_empty() || !client.is_ready() {
+            self.unread.push(slot);
+        }
+    }
+
+    // Clients
+
+    fn with_client(&mut self, slot: usize, run: impl FnOnce(&mut Shard, &mut Connection)) {
+        let Some(mut endpoint) = self.endpoints.get_mut(slot).and_then(Option::take) else { return };
+        if let Kind::Client(client) = &mut endpoint.kind {
+            run(self, client);
+        }
+        self.endpoints[slot] = Some(endpoint);
+    }
+
+    /// Runs the commands a client has sent, as far as they may run now.
+    fn run_client(&mut self, slot: usize, client: &mut Connection) {
+        let session = client.session.id;
+        loop {
+            let now = self.clocks.now.get();
+            let node = &self.node;
+            let reach = |request: &Request| reach_of(request, |key| node.coordinates(key));
+            let submission = match client.release(reach) {
+                Some(submission) => Some(submission),
+                None if !client.is_ready() => break,
+                None => match client.parser.next(&mut client.input) {
+                    Ok(Some(command)) => {
+                        self.numbers.commands += 1;
+                        let view = Inspector { shard: self };
+                        let started = crate::commands::start(&mut client.session, command, &view, now.wall_ms);
+                        client.accept(started, reach)
+                    }
+                    Ok(None) => break,
+                    Err(error) => {
+                        client.refuse(error.to_string());
+                        break;
+                    }
+                },
+            };
+            if let Some(submission) = submission {
+                self.submit(slot, session, submission);
+            }
+        }
+        if !client.output.is_empty() || client.is_over() {
+            self.dirty.push(slot);
+        }
+    }
+
+    fn submit(&mut self, slot: usize, session: u64, submission: Submission) {
+        let sequence = submission.sequence;
+        let mut ask = |index, request| {
+            let id = self.owners.insert(Owner::Client { slot, session, sequence, index });
+            self.node.step(self.clocks.now.get(), Input::Request { id, request }, &mut self.out);
+        };
+        match submission.requests {
+            Requests::One(request) => ask(0, request),
+            Requests::Many(requests) => requests.into_iter().enumerate().for_each(|(i, request)| ask(i, request)),
+        }
+    }
+
+    fn drain_inbox(&mut self) {
+        while let Some(command) = self.inbox.try_recv() {
+            match command {
+                Command::Request { request, reply } => {
+                    let id = self.owners.insert(Owner::Handle(reply));
+                    self.step(Input::Request { id, request });
+                }
+                Command::Inspect(look) => look(&Inside {
+                    node: &self.node,
+                    now: self.clocks.now.get(),
+                    connections: self.numbers.clients,
+                    started_wall_ms: self.clocks.started_wall_ms,
+                }),
+                Command::Stop => self.stop(),
+            }
+        }
+    }
+
+    fn stop(&mut self) {
+        if self.stop_deadline.is_some() {
+            return;
+        }
+        info!("stopping: finishing {} requests", self.node.requests_in_flight());
+        self.stop_deadline = Some(Instant::now() + STOP_PATIENCE);
+        // Dropping a listener closes it: new clients are refused by the system.
+        self.redis = None;
+        self.peers = None;
+        self.step(Input::Stop);
+    }
+
+    fn is_finished(&self) -> bool {
+        let Some(deadline) = self.stop_deadline else { return false };
+        let is_written = self.endpoints.iter().flatten().all(|endpoint| match &endpoint.kind {
+            Kind::Client(client) => client.is_idle(),
+            _ => endpoint.output.is_empty(),
+        });
+        let is_late = Instant::now() >= deadline;
+        if is_late && (!is_written || self.node.requests_in_flight() > 0) {
+            warn!("stopping with {} requests unanswered", self.node.requests_in_flight());
+        }
+        is_late || is_written && self.node.requests_in_flight() == 0
+    }
+
+    // Sockets
+
+    fn event(&mut self, token: Token, readable: bool, writable: bool) {
+        match token {
+            WAKER => {}
+            REDIS => self.accept(true),
+            PEERS => self.accept(false),
+            Token(token) => {
+                let slot = token - FIRST_ENDPOINT;
+                if writable {
+                    self.flush(slot);
+                }
+                if readable {
+                    self.read(slot);
+                }
+            }
+        }
+    }
+
+    fn accept(&mut self, is_redis: bool) {
+        for _ in 0..ACCEPTS_MAX {
+            let Some(listener) = (if is_redis { &self.redis } else { &self.peers }) else { return };
+            let (stream, address) = match listener.accept() {
+                Ok(accepted) => accepted,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(error) => {
+                    // Out of descriptors, say: the next connection that closes makes room.
+                    warn!(%error, "cannot accept a connection");
+                    return;
+                }
+            };
+            match is_redis {
+                true => self.accept_client(stream, address),
+                false => {
+                    self.add(stream, Kind::Inbound(Inbound::new(address)));
+                }
+            }
+        }
+        // More may wait, but readiness is told only once: ask again in the next turn.
+        if let Some(listener) = if is_redis { &mut self.redis } else { &mut self.peers } {
+            let token = if is_redis { REDIS } else { PEERS };
+            if let Err(error) = self.poll.registry().reregister(listener, token, Interest::READABLE) {
+                error!(%error, "cannot watch a listener");
+            }
+        }
+    }
+
+    fn accept_client(&mut self, stream: TcpStream, address: SocketAddr) {
+        if self.numbers.clients >= self.options.connections_max {
+            // Best effort: a client that cannot take one line is told nothing.
+            let _ = io::Write::write(&mut &stream, b"-ERR max number of clients reached\r\n");
+            return;
+        }
+        self.numbers.clients += 1;
+        self.numbers.accepted += 1;
+        let local = stream.local_addr().map_or(String::new(), |local| local.to_string());
+        let id = self.numbers.next_session;
+        self.numbers.next_session += 1;
+        let session = Session::new(id, address.to_string(), local, self.clocks.now.get().wall_ms);
+        self.add(stream, Kind::Client(Box::new(Connection::new(session, self.options.limits))));
+    }
+
+    fn add(&mut self, stream: TcpStream, kind: Kind) -> Option<usize> {
+        let slot = self.free.pop().unwrap_or_else(|| {
+            self.endpoints.push(None);
+            self.endpoints.len() - 1
+        });
+        let mut endpoint = Box::new(Endpoint::new(stream, kind));
+        let interest = Interest::READABLE | Interest::WRITABLE;
+        // Without it small replies wait for acknowledgements; a socket that refuses it still works.
+        let _ = endpoint.stream.set_nodelay(true);
+        if let Err(error) =
+            self.poll.registry().register(&mut endpoint.stream, Token(slot + FIRST_ENDPOINT), interest)
+        {
+            warn!(%error, "cannot watch a connection");
+            self.free.push(slot);
+            return None;
+        }
+        self.endpoints[slot] = Some(endpoint);
+        Some(slot)
+    }
+
+    /// Reads what a socket brought and steps the node through it.
+    fn read(&mut self, slot: usize) {
+        let Some(mut endpoint) = self.endpoints.get_mut(slot).and_then(Option::take) else { return };
+        let flow = endpoint.read(&mut self.scratch);
+        let outcome = match &mut endpoint.kind {
+            Kind::Client(client) => {
+                client.has_ended |= flow == Flow::Ended;
+                self.run_client(slot, client);
+                Ok(())
+            }
+            Kind::Inbound(inbound) => self.run_inbound(inbound, &mut endpoint.output),
+            Kind::Outbound(outbound) => self.run_outbound(slot, outbound),
+        };
+        if !endpoint.output.is_empty() {
+            self.dirty.push(slot);
+        }
+        let is_refused = outcome.is_err();
+        if let Err(error) = outcome {
+            match &endpoint.kind {
+                Kind::Inbound(inbound) => warn!(from = %inbound.address, %error, "a peer connection is refused"),
+                Kind::Outbound(outbound) => self.links.refused(outbound, &error),
+                Kind::Client(_) => {}
+            }
+            // Say why, if the socket takes it: the answer is already in the output.
+            endpoint.flush();
+        }
+        let is_client = matches!(endpoint.kind, Kind::Client(_));
+        self.endpoints[slot] = Some(endpoint);
+        match flow {
+            _ if is_refused => self.close(slot),
+            Flow::Closed => self.close(slot),
+            // A client that sends no more may still wait for its replies.
+            Flow::Ended if is_client => {}
+            Flow::Ended => self.close(slot),
+            Flow::Drained => {}
+            // Readiness is told only once, so what is left must be asked for.
+            Flow::More => self.rearm(slot),
+        }
+    }
+
+    fn rearm(&mut self, slot: usize) {
+        if let Some(Some(endpoint)) = self.endpoints.get_mut(slot) {
+            let interest = Interest::READABLE | Interest::WRITABLE;
+            let token = Token(slot + FIRST_ENDPOINT);
+            if self.poll.registry().reregister(&mut endpoint.stream, token, interest).is_err() {
+                self.close(slot);
+            }
+        }
+    }
+
+    fn run_inbound(&mut self, inbound: &mut Inbound, output: &mut Vec<u8>) -> Result<(), wire::WireError> {
+        if inbound.peer.is_none() {
+            let now = self.clocks.now.get();
+            let greeted = wire::next_hello(&mut inbound.input);
+            let hello = match greeted {
+                Ok(Some(hello)) => hello,
+                Ok(None) => return Ok(()),
+                Err(error) => {
+                    wire::append_answer(output, Err(&error.to_string()));
+                    return Err(error);
+                }
+            };
+            if let Err(refusal) = self.node.check(&hello) {
+                wire::append_answer(output, Err(&refusal.to_string()));
+                return Err(wire::WireError::Refused { why: refusal.to_string() });
+            }
+            wire::append_answer(output, Ok(&self.node.hello(now)));
+            inbound.peer = Some(hello.member.id);
+            self.links.heard_of(&hello.member, now.mono_us);
+        }
+        let Some(from) = inbound.peer else { return Ok(()) };
+        while let Some(message) = wire::next_message(&mut inbound.input)? {
+            self.step(Input::Message { from, message });
+        }
+        Ok(())
+    }
+
+    fn run_outbound(&mut self, slot: usize, outbound: &mut Outbound) -> Result<(), wire::WireError> {
+        if outbound.is_open {
+            return match outbound.input.is_empty() {
+                true => Ok(()),
+                false => Err(wire::WireError::Malformed { detail: "bytes after the greeting".into() }),
+            };
+        }
+        let Some(hello) = wire::next_answer(&mut outbound.input)? else { return Ok(()) };
+        if let Err(refusal) = self.node.check(&hello) {
+            return Err(wire::WireError::Refused { why: refusal.to_string() });
+        }
+        outbound.is_open = true;
+        if self.links.opened(slot, hello.member.id) {
+            info!(peer = %hello.member.id, name = hello.member.name, address = outbound.address, "linked");
+            self.step(Input::LinkUp { hello });
+            return Ok(());
+        }
+        Err(wire::WireError::Refused { why: "a link to this peer is open already".into() })
+    }
+
+    fn flush(&mut self, slot: usize) {
+        let Some(Some(endpoint)) = self.endpoints.get_mut(slot) else { return };
+        let mut is_broken = endpoint.flush() == Flow::Closed;
+        match &mut endpoint.kind {
+            Kind::Client(client) => {
+                is_broken |= client.is_over();
+                if !client.input.is_empty() && client.is_ready() {
+                    self.unread.push(slot);
+                }
+            }
+            _ if endpoint.output.len() > OUTBOX_BYTES_MAX => {
+                warn!("a peer does not take its messages: the link is cut");
+                is_broken = true;
+            }
+            _ => {}
+        }
+        if is_broken {
+            self.close(slot);
+        }
+    }
+
+    fn close(&mut self, slot: usize) {
+        let Some(mut endpoint) = self.endpoints.get_mut(slot).and_then(Option::take) else { return };
+        self.closed.push(slot);
+        // A socket that is gone is no longer watched anyway.
+        let _ = self.poll.registry().deregister(&mut endpoint.stream);
+        match endpoint.kind {
+            Kind::Client(_) => self.numbers.clients -= 1,
+            Kind::Inbound(_) => {}
+            Kind::Outbound(_) => {
+                if let Some(peer) = self.links.closed(slot, self.clocks.now.get().mono_us) {
+                    info!(%peer, "link closed");
+                    self.step(Input::LinkDown { peer });
+                }
+            }
+        }
+    }
+
+    /// Dials whom it is time to dial.
+    fn dial(&mut self) {
+        if self.stop_deadline.is_some() {
+            return;
+        }
+        let now = self.clocks.now.get();
+        for slot in self.links.overdue(now.mono_us) {
+            self.close(slot);
+        }
+        for (address, target) in self.links.due(now.mono_us) {
+            // A dial that fails at once is tried again like any other: the links keep the time.
+            let Ok(stream) = TcpStream::connect(target) else { continue };
+            let Some(slot) = self.add(stream, Kind::Outbound(Outbound::new(address.clone()))) else { continue };
+            if let Some(Some(endpoint)) = self.endpoints.get_mut(slot) {
+                wire::append_hello(&mut endpoint.output, &self.node.hello(now));
+            }
+            self.links.dialled(&address, slot);
+        }
+    }
+}
+
+/// The loop as commands see it.
+struct Inspector<'a> {
+    shard: &'a Shard,
+}
+
+impl View for Inspector<'_> {
+    fn config(&self) -> &NodeConfig {
+        self.shard.node.config()
+    }
+    fn membership(&self) -> &Membership {
+        self.shard.node.membership()
+    }
+    fn ring(&self) -> Option<&Ring> {
+        self.shard.node.ring()
+    }
+    fn health(&self, peer: NodeId) -> Health {
+        self.shard.node.health(peer)
+    }
+    fn metrics(&self) -> &Metrics {
+        self.shard.node.metrics()
+    }
+    fn read_only(&self) -> Option<&str> {
+        self.shard.node.read_only()
+    }
+    fn server(&self) -> ServerStats {
+        let now = self.shard.clocks.now.get();
+        ServerStats {
+            process_id: std::process::id(),
+            uptime_ms: now.wall_ms.saturating_sub(self.shard.clocks.started_wall_ms),
+            connections: self.shard.numbers.clients as u64,
+            connections_accepted: self.shard.numbers.accepted,
+            commands: self.shard.numbers.commands,
+            requests_in_flight: self.shard.node.requests_in_flight() as u64,
+            memory_bytes: resident_bytes(),
+            store_bytes: self.shard.node.store_bytes(),
+        }
+    }
+    fn sessions(&self, visit: &mut dyn FnMut(&Session)) {
+        for endpoint in self.shard.endpoints.iter().flatten() {
+            if let Kind::Client(client) = &endpoint.kind {
+                visit(&client.session);
+            }
+        }
+    }
+    fn random(&self) -> u64 {
+        self.shard.numbers.random.borrow_mut().next_u64()
+    }
+}
+
+/// Resident memory of this process in bytes; 0 where the system does not tell.
+fn resident_bytes() -> u64 {
+    let Ok(statm) = std::fs::read_to_string("/proc/self/statm") else { return 0 };
+    let pages = statm.split(' ').nth(1).and_then(|pages| pages.parse::<u64>().ok()).unwrap_or(0);
+    pages * rustix::param::page_size() as u64
+}
+
+fn log(event: &Event) {
+    match event {
+        Event::RingFormed { version, nodes, partitions } => {
+            info!(version, nodes, partitions, "the ring is formed")
+        }
+        Event::RingLost { version, nodes } => {
+            error!(version, nodes, "another ring of the same version won: the cluster was founded twice")
+        }
+        Event::MemberChanged { member } => {
+            info!(id = %member.id, name = member.name, address = member.addresses.peer, stopped = member.stopped, "member")
+        }
+        Event::HealthChanged { peer, from, to } => info!(%peer, ?from, ?to, "health"),
+        Event::CorruptRow { detail } => error!(detail, "corrupt data: repairing from other replicas"),
+        Event::ActorRenewed { why } => warn!(why, "writing under a new actor"),
+        Event::StoreRefuses { detail } => error!(detail, "writes are refused"),
+        Event::StoreAccepts => info!("writes are accepted again"),
+        Event::ClockAhead { ahead_ms } => error!(ahead_ms, "the clock is ahead of the peers': writes are refused"),
+        Event::ClockAgrees => info!("the clock agrees with the peers' again"),
+        Event::HandoffDone { owner, delivered } => info!(%owner, delivered, "hints delivered"),
+    }
+}

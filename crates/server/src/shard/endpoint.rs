@@ -1,0 +1,143 @@
+//! One socket of the loop: a Redis client, a peer that dialled us, or a peer we dialled.
+//!
+//! A link between two nodes is two connections, each used in one direction after the greeting. So neither side has to
+//! agree on who keeps which connection, and a dead peer shows on the connection that matters: our own.
+
+use std::io::{self, Read, Write};
+use std::net::SocketAddr;
+
+use bytes::BytesMut;
+use mio::net::TcpStream;
+
+use crate::connection::Connection;
+
+/// Bytes taken from one socket in one turn, at most: others wait too.
+const READ_BYTES_MAX: usize = 1 << 20;
+/// An output buffer larger than this is given back once it is written.
+const KEPT_BYTES_MAX: usize = 256 << 10;
+
+/// What reading or writing a socket came to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Flow {
+    /// Nothing more for now.
+    Drained,
+    /// There is more to read.
+    More,
+    /// The other side will send nothing more, but may still read.
+    Ended,
+    Closed,
+}
+
+/// A socket with what it is for.
+pub struct Endpoint {
+    pub stream: TcpStream,
+    pub kind: Kind,
+    /// Bytes to write, for peers; a client has its own.
+    pub output: Vec<u8>,
+    written: usize,
+}
+
+/// What a socket is for.
+pub enum Kind {
+    Client(Box<Connection>),
+    Inbound(Inbound),
+    Outbound(Outbound),
+}
+
+/// A connection that a peer opened: it sends, we listen.
+pub struct Inbound {
+    pub address: SocketAddr,
+    /// Known once it has greeted.
+    pub peer: Option<oort_core::types::NodeId>,
+    pub input: BytesMut,
+}
+
+impl Inbound {
+    pub fn new(address: SocketAddr) -> Inbound {
+        Inbound { address, peer: None, input: BytesMut::new() }
+    }
+}
+
+/// A connection that we opened: we send, the peer only greets.
+pub struct Outbound {
+    /// As it was configured or gossiped.
+    pub address: String,
+    /// The greeting was answered.
+    pub is_open: bool,
+    pub input: BytesMut,
+}
+
+impl Outbound {
+    pub fn new(address: String) -> Outbound {
+        Outbound { address, is_open: false, input: BytesMut::new() }
+    }
+}
+
+impl Endpoint {
+    pub fn new(stream: TcpStream, kind: Kind) -> Endpoint {
+        Endpoint { stream, kind, output: Vec::new(), written: 0 }
+    }
+
+    /// Reads what is there, through `scratch`, into the input.
+    pub fn read(&mut self, scratch: &mut [u8]) -> Flow {
+        let input = match &mut self.kind {
+            // A client that does not take its replies is not read from.
+            Kind::Client(client) if client.is_closing => return Flow::Drained,
+            Kind::Client(client) => &mut client.input,
+            Kind::Inbound(inbound) => &mut inbound.input,
+            Kind::Outbound(outbound) => &mut outbound.input,
+        };
+        let mut total = 0;
+        loop {
+            match self.stream.read(scratch) {
+                Ok(0) => return Flow::Ended,
+                Ok(bytes) => {
+                    input.extend_from_slice(&scratch[..bytes]);
+                    total += bytes;
+                    // A short read means that the socket is empty.
+                    if bytes < scratch.len() {
+                        return Flow::Drained;
+                    }
+                    if total >= READ_BYTES_MAX {
+                        return Flow::More;
+                    }
+                }
+                Err(error) => match error.kind() {
+                    io::ErrorKind::WouldBlock => return Flow::Drained,
+                    io::ErrorKind::Interrupted => {}
+                    _ => return Flow::Closed,
+                },
+            }
+        }
+    }
+
+    /// Writes what is waiting, as much as the socket takes.
+    pub fn flush(&mut self) -> Flow {
+        let output = match &mut self.kind {
+            Kind::Client(client) => &mut client.output,
+            _ => &mut self.output,
+        };
+        while self.written < output.len() {
+            match self.stream.write(&output[self.written..]) {
+                Ok(0) => return Flow::Closed,
+                Ok(bytes) => self.written += bytes,
+                Err(error) => match error.kind() {
+                    // Not connected: a dialled socket whose connection is under way.
+                    io::ErrorKind::WouldBlock | io::ErrorKind::NotConnected => {
+                        output.drain(..self.written);
+                        self.written = 0;
+                        return Flow::Drained;
+                    }
+                    io::ErrorKind::Interrupted => {}
+                    _ => return Flow::Closed,
+                },
+            }
+        }
+        self.written = 0;
+        output.clear();
+        if output.capacity() > KEPT_BYTES_MAX {
+            *output = Vec::new();
+        }
+        Flow::Drained
+    }
+}

@@ -1,0 +1,200 @@
+//! Whom to keep a link to, and when to dial: every known member, and the seeds until they have told who they are.
+//!
+//! A dial that fails is tried again after 50 ms, then after twice as long each time, up to a second. Host names are
+//! resolved on a thread of their own, because the system's resolver blocks.
+
+use std::collections::BTreeMap;
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::sync::mpsc;
+
+use oort_core::membership::Member;
+use oort_core::types::NodeId;
+use tracing::{info, warn};
+
+use super::endpoint::Outbound;
+use crate::wire::WireError;
+
+const RETRY_US_MIN: u64 = 50_000;
+const RETRY_US_MAX: u64 = 1_000_000;
+/// A dial that is not answered in this time is given up.
+const DIAL_PATIENCE_US: u64 = 3_000_000;
+
+/// One address to keep a connection to.
+struct Target {
+    address: String,
+    /// `None`: a seed that has not told yet.
+    peer: Option<NodeId>,
+    slot: Option<usize>,
+    is_open: bool,
+    dial_at_us: u64,
+    retry_us: u64,
+    has_complained: bool,
+}
+
+/// All addresses to keep connections to.
+pub struct Links {
+    targets: Vec<Target>,
+    open: BTreeMap<NodeId, usize>,
+    resolved: mpsc::Receiver<(String, Option<SocketAddr>)>,
+    resolver: mpsc::Sender<(String, Option<SocketAddr>)>,
+}
+
+impl Links {
+    /// Dials `seeds` at once.
+    pub fn new(seeds: Vec<String>) -> Links {
+        let (resolver, resolved) = mpsc::channel();
+        let mut links = Links { targets: Vec::new(), open: BTreeMap::new(), resolved, resolver };
+        for address in seeds {
+            links.add(address, None, 0);
+        }
+        links
+    }
+
+    fn add(&mut self, address: String, peer: Option<NodeId>, dial_at_us: u64) {
+        self.targets.push(Target {
+            address,
+            peer,
+            slot: None,
+            is_open: false,
+            dial_at_us,
+            retry_us: RETRY_US_MIN,
+            has_complained: false,
+        });
+    }
+
+    /// The slot of the open link to `peer`.
+    pub fn open_slot(&self, peer: NodeId) -> Option<usize> {
+        self.open.get(&peer).copied()
+    }
+
+    /// Keeps a link to `peer` at `address` from now on. Returns the slot of a link to close, if its address was another.
+    pub fn want(&mut self, peer: NodeId, address: String, now_us: u64) -> Option<usize> {
+        if let Some(target) = self.targets.iter_mut().find(|target| target.peer == Some(peer)) {
+            if target.address == address {
+                return None;
+            }
+            target.address = address;
+            (target.dial_at_us, target.retry_us) = (now_us, RETRY_US_MIN);
+            return target.slot;
+        }
+        match self.targets.iter_mut().find(|target| target.peer.is_none() && target.address == address) {
+            Some(seed) => seed.peer = Some(peer),
+            None => self.add(address, Some(peer), now_us),
+        }
+        None
+    }
+
+    /// A peer dialled us: it is there, so dial it without waiting.
+    pub fn heard_of(&mut self, member: &Member, now_us: u64) {
+        let target = self
+            .targets
+            .iter_mut()
+            .find(|target| target.peer == Some(member.id) || target.address == member.addresses.peer);
+        if let Some(target) = target {
+            target.retry_us = RETRY_US_MIN;
+            if target.slot.is_none() {
+                target.dial_at_us = target.dial_at_us.min(now_us);
+            }
+        }
+    }
+
+    /// When the next dial is due.
+    pub fn next_dial_us(&self) -> u64 {
+        let due = self.targets.iter().filter(|target| target.slot.is_none()).map(|target| target.dial_at_us);
+        due.min().unwrap_or(u64::MAX)
+    }
+
+    /// What to dial now: the address as it is known, and resolved.
+    pub fn due(&mut self, now_us: u64) -> Vec<(String, SocketAddr)> {
+        let mut ready = Vec::new();
+        while let Ok((address, resolved)) = self.resolved.try_recv() {
+            match resolved {
+                Some(resolved) => ready.push((address, resolved)),
+                None => warn!(address, "cannot resolve the address of a peer"),
+            }
+        }
+        for target in &mut self.targets {
+            if target.slot.is_some() || target.dial_at_us > now_us {
+                continue;
+            }
+            target.dial_at_us = now_us + target.retry_us;
+            target.retry_us = (target.retry_us * 2).min(RETRY_US_MAX);
+            match target.address.parse() {
+                Ok(address) => ready.push((target.address.clone(), address)),
+                Err(_) => resolve(self.resolver.clone(), target.address.clone()),
+            }
+        }
+        ready
+    }
+
+    /// A connection to `address` is under way in `slot`.
+    pub fn dialled(&mut self, address: &str, slot: usize) {
+        let target = self.targets.iter_mut().find(|target| target.address == address && target.slot.is_none());
+        if let Some(target) = target {
+            target.slot = Some(slot);
+        }
+    }
+
+    /// The greeting on `slot` was answered by `peer`. False if there is a link to it already.
+    pub fn opened(&mut self, slot: usize, peer: NodeId) -> bool {
+        let is_double = self.open.contains_key(&peer);
+        let Some(index) = self.targets.iter().position(|target| target.slot == Some(slot)) else { return false };
+        // Another entry for the same peer, as after a change of address, is no longer needed.
+        if is_double {
+            self.targets.remove(index);
+            return false;
+        }
+        let target = &mut self.targets[index];
+        (target.peer, target.is_open, target.retry_us, target.has_complained) =
+            (Some(peer), true, RETRY_US_MIN, false);
+        self.targets.retain(|other| other.slot == Some(slot) || other.peer != Some(peer) || other.slot.is_some());
+        self.open.insert(peer, slot);
+        true
+    }
+
+    /// A link was refused by us or by the other side: say so once, and try again rarely.
+    pub fn refused(&mut self, outbound: &Outbound, error: &WireError) {
+        let Some(index) = self.targets.iter().position(|target| target.address == outbound.address) else { return };
+        let is_self = matches!(error, WireError::Refused { why } if why.contains("same id"));
+        if is_self {
+            // The list of seeds may name every node, this one included.
+            info!(address = outbound.address, "this node is its own seed");
+            self.targets.remove(index);
+            return;
+        }
+        let target = &mut self.targets[index];
+        target.retry_us = RETRY_US_MAX;
+        if !std::mem::replace(&mut target.has_complained, true) {
+            warn!(address = outbound.address, %error, "cannot link");
+        }
+    }
+
+    /// The connection in `slot` is gone. Returns the peer whose open link it was.
+    pub fn closed(&mut self, slot: usize, now_us: u64) -> Option<NodeId> {
+        let target = self.targets.iter_mut().find(|target| target.slot == Some(slot))?;
+        target.slot = None;
+        target.dial_at_us = now_us + target.retry_us;
+        match std::mem::replace(&mut target.is_open, false) {
+            true => {
+                let peer = target.peer?;
+                self.open.remove(&peer);
+                Some(peer)
+            }
+            false => None,
+        }
+    }
+
+    /// Slots of dials that took too long.
+    pub fn overdue(&self, now_us: u64) -> Vec<usize> {
+        let is_overdue = |target: &&Target| !target.is_open && target.dial_at_us + DIAL_PATIENCE_US < now_us;
+        self.targets.iter().filter(is_overdue).filter_map(|target| target.slot).collect()
+    }
+}
+
+fn resolve(answers: mpsc::Sender<(String, Option<SocketAddr>)>, address: String) {
+    std::thread::spawn(move || {
+        let resolved = address.to_socket_addrs().ok().and_then(|mut all| all.next());
+        // The loop may have ended meanwhile.
+        let _ = answers.send((address, resolved));
+    });
+}

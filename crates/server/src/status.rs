@@ -1,0 +1,108 @@
+//! The cluster as one node sees it, as JSON: for `/cluster/status`, `CLUSTER STATUS` and `oort cluster status`.
+
+use std::collections::BTreeMap;
+
+use oort_core::bucket::DEFAULT_BUCKET;
+use oort_core::config::Addresses;
+use oort_core::detector::Health;
+use oort_core::ring::{Ring, Strategy};
+use oort_core::types::{NodeId, Partition};
+use serde_json::{json, Value};
+
+use crate::handle::Inside;
+
+/// Everything an operator asks first. Costs O(members + partitions + buckets) on the loop.
+///
+/// ```text
+/// { "cluster": name,
+///   "node":    { "id", "name", "addresses": {"peer", "redis", "http"}, "ready", "read_only": null or why,
+///                "uptime_ms", "connections", "requests_in_flight", "store_bytes" },
+///   "members": [ { "id", "name", "addresses", "health": "up" | "suspect" | "down", "stopped", "partitions", "rtt_us" } ],
+///   "ring":    null or { "version", "partitions", "strategy", "nodes" },
+///   "hints_pending": count,
+///   "buckets": [ { "name", "properties" } ] }
+/// ```
+/// `health` and `rtt_us` are this node's opinion; ids are 16 hexadecimal digits.
+pub fn json(inside: &Inside) -> Value {
+    let node = inside.node;
+    let membership = node.membership();
+    let owned = node.ring().map(owned_partitions).unwrap_or_default();
+    let members: Vec<Value> = membership
+        .members
+        .values()
+        .map(|member| {
+            json!({
+                "id": member.id.to_string(),
+                "name": member.name,
+                "addresses": addresses(&member.addresses),
+                "health": health(node.health(member.id)),
+                "stopped": member.stopped,
+                "partitions": owned.get(&member.id).copied().unwrap_or(0),
+                "rtt_us": node.rtt_us(member.id),
+            })
+        })
+        .collect();
+    let own = membership.own();
+    json!({
+        "cluster": node.config().cluster,
+        "node": {
+            "id": own.id.to_string(),
+            "name": own.name,
+            "addresses": addresses(&own.addresses),
+            "ready": node.ring().is_some(),
+            "read_only": node.read_only(),
+            "uptime_ms": inside.now.wall_ms.saturating_sub(inside.started_wall_ms),
+            "connections": inside.connections,
+            "requests_in_flight": node.requests_in_flight(),
+            "store_bytes": node.store_bytes(),
+        },
+        "members": members,
+        "ring": node.ring().map(ring),
+        "hints_pending": node.metrics().hints_pending,
+        "buckets": buckets(inside),
+    })
+}
+
+/// The word for an opinion.
+pub fn health(health: Health) -> &'static str {
+    match health {
+        Health::Up => "up",
+        Health::Suspect => "suspect",
+        Health::Down => "down",
+    }
+}
+
+fn addresses(addresses: &Addresses) -> Value {
+    json!({ "peer": addresses.peer, "redis": addresses.redis, "http": addresses.http })
+}
+
+fn ring(ring: &Ring) -> Value {
+    json!({
+        "version": ring.state().version,
+        "partitions": ring.partitions(),
+        "strategy": match ring.state().strategy {
+            Strategy::EqualPartitions => 3,
+        },
+        "nodes": ring.nodes().len(),
+    })
+}
+
+fn owned_partitions(ring: &Ring) -> BTreeMap<NodeId, u32> {
+    let mut owned = BTreeMap::new();
+    for partition in 0..ring.partitions() {
+        *owned.entry(ring.owner(Partition(partition))).or_default() += 1;
+    }
+    owned
+}
+
+/// `default` first, then those with properties of their own.
+fn buckets(inside: &Inside) -> Vec<Value> {
+    let table = inside.node.buckets();
+    let text = |name: &[u8]| match std::str::from_utf8(name) {
+        Ok(text) => text.to_string(),
+        Err(_) => name.escape_ascii().to_string(),
+    };
+    let describe = |name: &[u8]| json!({ "name": text(name), "properties": table.properties(name) });
+    let others = table.entries().map(|(name, _)| &name[..]).filter(|name| *name != DEFAULT_BUCKET);
+    std::iter::once(DEFAULT_BUCKET).chain(others).map(describe).collect()
+}

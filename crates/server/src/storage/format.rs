@@ -1,0 +1,170 @@
+//! The files of ours beside the engine's: which format a directory has, who holds it, and whether it lost writes.
+//!
+//! ```text
+//!  <directory>/FORMAT   "oort-store 1\n"            written last, so a half-made directory is made anew
+//!              LOCK     locked (flock) while a process has the store open
+//!              LOST     present while lost writes have not been acknowledged by the node; text, a line for each loss
+//!              rows/    the engine's directory
+//! ```
+//! A small file is replaced by writing a new one, syncing it, renaming it and syncing the directory.
+
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use super::OpenError;
+
+/// The on-disk format this program writes.
+const VERSION: u32 = 1;
+const MAGIC: &str = "oort-store ";
+/// Follows the version while the directory is being made: its contents are worthless then.
+const MAKING: &str = " making";
+
+const FORMAT: &str = "FORMAT";
+const LOCK: &str = "LOCK";
+const LOST: &str = "LOST";
+const ROWS: &str = "rows";
+
+/// Where the engine's files are.
+pub(super) fn rows_path(directory: &Path) -> PathBuf {
+    directory.join(ROWS)
+}
+
+/// Makes the directory if need be and takes its lock, which lasts as long as the returned file.
+///
+/// Errors: [`OpenError::Locked`], [`OpenError::Io`].
+pub(super) fn lock(directory: &Path) -> Result<File, OpenError> {
+    let path = directory.join(LOCK);
+    let io = |source| OpenError::io(&path, source);
+    fs::create_dir_all(directory).map_err(io)?;
+    // Nothing is added to a directory that is not ours, not even a lock.
+    if !path.exists() && !directory.join(FORMAT).exists() {
+        check_foreign(directory)?;
+    }
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(false);
+    let file = options.open(&path).map_err(io)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(OpenError::Locked {
+            directory: directory.to_path_buf(),
+        }),
+        Err(TryLockError::Error(source)) => Err(io(source)),
+    }
+}
+
+/// What a locked directory holds.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum State {
+    /// Nothing worth keeping.
+    New,
+    /// Rows in this program's format.
+    Ready,
+}
+
+/// Reads the format of a directory.
+///
+/// Errors: [`OpenError::Foreign`], [`OpenError::Version`], [`OpenError::Io`].
+pub(super) fn state(directory: &Path) -> Result<State, OpenError> {
+    let path = directory.join(FORMAT);
+    let bytes = match fs::read(&path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            check_foreign(directory)?;
+            return Ok(State::New);
+        }
+        Err(source) => return Err(OpenError::io(&path, source)),
+    };
+    let foreign = || OpenError::Foreign {
+        directory: directory.to_path_buf(),
+        detail: "its FORMAT file is not ours".into(),
+    };
+    let text = std::str::from_utf8(&bytes).map_err(|_| foreign())?;
+    let line = text.strip_suffix('\n').ok_or_else(foreign)?;
+    let line = line.strip_prefix(MAGIC).ok_or_else(foreign)?;
+    let (number, state) = match line.strip_suffix(MAKING) {
+        Some(number) => (number, State::New),
+        None => (line, State::Ready),
+    };
+    let found: u32 = number.parse().map_err(|_| foreign())?;
+    if found != VERSION {
+        return Err(OpenError::Version {
+            directory: directory.to_path_buf(),
+            found,
+            supported: VERSION,
+        });
+    }
+    Ok(state)
+}
+
+/// Marks the directory as being made and removes what an earlier attempt left.
+pub(super) fn begin(directory: &Path) -> io::Result<()> {
+    replace(&directory.join(FORMAT), &format!("{MAGIC}{VERSION}{MAKING}\n"))?;
+    match fs::remove_dir_all(rows_path(directory)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Marks the directory as complete.
+pub(super) fn finish(directory: &Path) -> io::Result<()> {
+    replace(&directory.join(FORMAT), &format!("{MAGIC}{VERSION}\n"))
+}
+
+/// What was lost and not yet acknowledged; `None` if nothing.
+pub(super) fn lost(directory: &Path) -> io::Result<Option<String>> {
+    match fs::read(directory.join(LOST)) {
+        Ok(bytes) => Ok(Some(String::from_utf8_lossy(&bytes).into_owned())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Adds lines to what was lost.
+pub(super) fn add_lost(directory: &Path, lines: &[String]) -> io::Result<()> {
+    let mut text = lost(directory)?.unwrap_or_default();
+    for line in lines {
+        text.push_str(line);
+        text.push('\n');
+    }
+    replace(&directory.join(LOST), &text)
+}
+
+/// Forgets what was lost.
+pub(super) fn clear_lost(directory: &Path) -> io::Result<()> {
+    match fs::remove_file(directory.join(LOST)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
+        Ok(()) => sync_directory(directory),
+    }
+}
+
+/// Makes the names in a directory durable.
+pub(super) fn sync_directory(directory: &Path) -> io::Result<()> {
+    File::open(directory)?.sync_all()
+}
+
+/// A directory without FORMAT must hold nothing that could be someone's data.
+fn check_foreign(directory: &Path) -> Result<(), OpenError> {
+    let entries = fs::read_dir(directory).map_err(|source| OpenError::io(directory, source))?;
+    for entry in entries {
+        let name = entry.map_err(|source| OpenError::io(directory, source))?.file_name();
+        let is_ours = [LOCK, FORMAT, "FORMAT.new"].iter().any(|ours| name == **ours);
+        if !is_ours && name != "lost+found" {
+            return Err(OpenError::Foreign {
+                directory: directory.to_path_buf(),
+                detail: format!("it holds {} but no FORMAT file", name.display()),
+            });
+        }
+    }
+    Ok(())
+}
+
+fn replace(path: &Path, text: &str) -> io::Result<()> {
+    let new = path.with_extension("new");
+    let mut file = File::create(&new)?;
+    file.write_all(text.as_bytes())?;
+    file.sync_all()?;
+    fs::rename(&new, path)?;
+    sync_directory(path.parent().unwrap_or(Path::new(".")))
+}

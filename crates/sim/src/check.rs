@@ -1,0 +1,289 @@
+//! What is demanded of a history: one checker per promise of DESIGN §1.
+//!
+//! Some checkers watch while the run goes on (`history` and `cluster` blame what they see); those here judge the whole at the
+//! end, when faults have stopped and the replicas had time to agree. The oracle for siblings is the graph of which write
+//! really superseded which, see [`KeyHistory::superseded`]: from the siblings that are left, every acknowledged write must be reached,
+//! and none of them may be reached from another.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use oort_core::causality::Dot;
+use oort_core::client::Operation;
+use oort_core::mutation::Mutation;
+use oort_core::object::Object;
+use oort_core::types::ObjectKey;
+
+use crate::history::{dots_of, History, KeyHistory, OpRecord, Outcome};
+
+/// Every checker's name, the promise it guards (by its number in DESIGN §1) and what it demands.
+pub const CHECKERS: [(&str, u8, &str); 14] = [
+    ("lost-write", 2, "an acknowledged write is a sibling, was superseded by one, expired or lost by lww"),
+    ("superseded", 3, "no sibling was superseded by another; lww keeps one"),
+    ("convergence", 4, "all replicas of a key are byte-identical within a bound after the faults stop"),
+    ("hints", 4, "hints drain to zero, and nothing stays where it does not belong"),
+    ("counters", 2, "a counter is the sum of its acknowledged additions, and of any of the unacknowledged ones"),
+    ("dots", 2, "a dot names one write for ever, and an actor's dots ascend, also across restarts"),
+    ("durability", 2, "no message and no answer speaks of a write that its maker had not stored durably"),
+    ("reads", 2, "a get whose quorum of primaries overlaps that of an earlier put sees it, or what superseded it"),
+    ("errors", 7, "an operation that failed saying that nothing was changed, changed nothing"),
+    ("answers", 7, "every request is answered once, within its time limit and a margin"),
+    ("availability", 1, "without faults no request fails for want of a quorum"),
+    ("final-read", 4, "at the end every node answers gets and scans with what the replicas hold"),
+    ("formation", 1, "the cluster forms, every node starts on its own disk, links are accepted"),
+    ("panic", 7, "no node panics, and time moves on"),
+];
+
+/// What the replicas hold at the end, and what excuses a loss.
+#[derive(Clone, Debug, Default)]
+pub struct FinalState {
+    /// Each key's object on all its replicas.
+    pub objects: BTreeMap<ObjectKey, Option<Object>>,
+    pub lww_buckets: BTreeSet<Vec<u8>>,
+    pub counters: BTreeSet<ObjectKey>,
+    /// The latest time any node's wall clock ever showed, in milliseconds since 1970.
+    pub wall_ms_max: u64,
+    /// `sync = interval`: as many power failures as a write had copies may take it.
+    pub is_interval: bool,
+    /// No fault was in force: only primaries answered.
+    pub is_faultless: bool,
+}
+
+/// Judges a finished run; what it finds is added to the history's violations.
+pub fn judge(history: &mut History, state: &FinalState) {
+    let mut found = Vec::new();
+    for (key, past) in &history.keys {
+        let object = state.objects.get(key).cloned().flatten();
+        let mut judge = Judge {
+            history,
+            state,
+            key,
+            past,
+            edges: past.edges(&history.operations),
+            is_lww: state.lww_buckets.contains(key.bucket()),
+            found: &mut found,
+        };
+        judge.siblings(object.as_ref());
+        judge.reads();
+        judge.errors();
+        if state.counters.contains(key) {
+            judge.counter(object.as_ref());
+        }
+    }
+    for (checker, key, detail) in found {
+        history.blame(checker, Some(&key), detail);
+    }
+}
+
+struct Judge<'a> {
+    history: &'a History,
+    state: &'a FinalState,
+    key: &'a ObjectKey,
+    past: &'a KeyHistory,
+    edges: Vec<Vec<usize>>,
+    is_lww: bool,
+    found: &'a mut Vec<(&'static str, ObjectKey, String)>,
+}
+
+impl Judge<'_> {
+    fn blame(&mut self, checker: &'static str, detail: String) {
+        self.found.push((checker, self.key.clone(), detail));
+    }
+
+    fn operations(&self) -> impl Iterator<Item = (u64, &OpRecord)> {
+        let past: &KeyHistory = self.past;
+        past.operations
+            .iter()
+            .map(|id| (*id, &self.history.operations[*id as usize]))
+    }
+
+    /// Promises 2 and 3: nothing acknowledged is missing, nothing superseded is left.
+    fn siblings(&mut self, object: Option<&Object>) {
+        let left = object.map_or(Vec::new(), dots_of);
+        let mut verdicts = Vec::new();
+        for (id, op) in self.operations() {
+            if is_write(op) && op.outcome == Outcome::Acked && !self.accounts_for(&left, op) && !self.is_excused(op) {
+                let detail = format!(
+                    "acknowledged write o{id} as {} is neither among the siblings {} nor superseded by them",
+                    self.history.names(&op.dots),
+                    self.history.names(&left)
+                );
+                verdicts.push(("lost-write", detail));
+            }
+        }
+        if self.is_lww && left.len() > 1 {
+            let detail = format!("{} siblings under lww", left.len());
+            verdicts.push(("superseded", detail));
+        }
+        if !self.is_lww {
+            let reached = self.past.reached(&self.edges, &left);
+            for (index, birth) in self.past.births.iter().enumerate() {
+                if left.contains(&birth.dot) && reached.is_superseded[index] {
+                    let detail = format!(
+                        "sibling {} was superseded by another of {}",
+                        self.history.name(birth.dot),
+                        self.history.names(&left)
+                    );
+                    verdicts.push(("superseded", detail));
+                }
+            }
+        }
+        for (checker, detail) in verdicts {
+            self.blame(checker, detail);
+        }
+    }
+
+    /// True if some birth of `op` is among `siblings` or superseded by one of them.
+    fn accounts_for(&self, siblings: &[Dot], op: &OpRecord) -> bool {
+        if self.is_lww {
+            return op.dots.iter().any(|dot| siblings.iter().any(|left| left >= dot));
+        }
+        let reached = self.past.reached(&self.edges, siblings);
+        let births = self.past.births.iter().zip(&reached.is_reached);
+        births
+            .into_iter()
+            .any(|(birth, is_reached)| *is_reached && op.dots.contains(&birth.dot))
+    }
+
+    fn is_excused(&self, op: &OpRecord) -> bool {
+        op.dots.iter().any(|dot| {
+            let Some(birth) = self.past.birth(*dot) else { return false };
+            let is_expired = birth
+                .version
+                .expires_ms
+                .is_some_and(|expiry| expiry <= self.state.wall_ms_max);
+            is_expired || self.state.is_interval && birth.copies_lost >= op.w as u32
+        })
+    }
+
+    /// Promise 2 at any moment: overlapping quorums of primaries.
+    fn reads(&mut self) {
+        if self.past.was_corrupted || self.state.is_interval {
+            return;
+        }
+        let mut verdicts = Vec::new();
+        for (get_id, get) in self.operations() {
+            let Operation::Get { quorum: asked, .. } = &get.operation else {
+                continue;
+            };
+            if get.outcome != Outcome::Acked {
+                continue;
+            }
+            let reached = self.past.reached(&self.edges, &get.read);
+            for (put_id, put) in self.operations() {
+                let Operation::Update { quorum: given, .. } = &put.operation else {
+                    continue;
+                };
+                let overlaps = asked.primary_r + given.primary_w > get.n
+                    || self.state.is_faultless && get.r + put.w > get.n;
+                if put.outcome != Outcome::Acked || !is_write(put) || put.end_us > get.start_us || !overlaps {
+                    continue;
+                }
+                let sees = match self.is_lww {
+                    true => self.accounts_for(&get.read, put),
+                    false => self.past.births.iter().zip(&reached.is_reached).any(|(birth, is_reached)| {
+                        *is_reached && put.dots.contains(&birth.dot)
+                    }),
+                };
+                if !sees {
+                    verdicts.push(format!(
+                        "get o{get_id} read {}, without the write o{put_id} acknowledged before as {}",
+                        self.history.names(&get.read),
+                        self.history.names(&put.dots)
+                    ));
+                }
+            }
+        }
+        for detail in verdicts {
+            self.blame("reads", detail);
+        }
+    }
+
+    /// Promise 7: an error that says "nothing was changed" is true.
+    fn errors(&mut self) {
+        let mut verdicts = Vec::new();
+        for (id, op) in self.operations() {
+            let claims_nothing = matches!(op.outcome, Outcome::Refused | Outcome::NotApplied);
+            if claims_nothing && !op.dots.is_empty() {
+                verdicts.push(format!(
+                    "o{id} was answered {:?} ({}), yet became {}",
+                    op.outcome,
+                    op.error,
+                    self.history.names(&op.dots)
+                ));
+            }
+        }
+        for detail in verdicts {
+            self.blame("errors", detail);
+        }
+    }
+
+    /// Promise 2 for counters.
+    fn counter(&mut self, object: Option<&Object>) {
+        let is_hurt = self
+            .operations()
+            .any(|(_, op)| self.state.is_interval && self.is_excused(op));
+        if is_hurt {
+            return;
+        }
+        let (mut sum, mut open) = (0, Vec::new());
+        for (_, op) in self.operations() {
+            let Operation::Update {
+                mutation: Mutation::Add { delta },
+                ..
+            } = &op.operation
+            else {
+                continue;
+            };
+            match op.outcome {
+                Outcome::Acked => sum += delta,
+                Outcome::Unknown | Outcome::Disconnected | Outcome::Pending => open.push(*delta),
+                Outcome::Refused | Outcome::NotApplied => {}
+            }
+        }
+        let found = object
+            .and_then(|object| object.newest(0))
+            .map_or(0, |sibling| sibling.counter.unwrap_or(i64::MIN));
+        if !is_subset_sum(&open, found - sum) {
+            self.blame(
+                "counters",
+                format!(
+                    "the counter shows {found}: {sum} was acknowledged and no choice of {} open additions explains the rest",
+                    open.len()
+                ),
+            );
+        }
+    }
+}
+
+/// True if the operation writes an object.
+fn is_write(op: &OpRecord) -> bool {
+    matches!(op.operation, Operation::Update { .. })
+}
+
+/// True if some of `numbers` add up to `sum`.
+fn is_subset_sum(numbers: &[i64], sum: i64) -> bool {
+    let mut sums = BTreeSet::from([0]);
+    for number in numbers {
+        let more: Vec<i64> = sums.iter().map(|sum| sum + number).collect();
+        sums.extend(more);
+    }
+    sums.contains(&sum)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn open_additions_may_or_may_not_count() {
+        for (numbers, sum, want) in [
+            (&[][..], 0, true),
+            (&[], 1, false),
+            (&[3, -5, 7], 2, true),
+            (&[3, -5, 7], 6, false),
+            (&[3, -5, 7], 5, true),
+        ] {
+            assert_eq!(is_subset_sum(numbers, sum), want, "{numbers:?} {sum}");
+        }
+    }
+}

@@ -1,0 +1,528 @@
+//! The world: machines, links and clients, driven from event to event.
+//!
+//! One queue ordered by time, then by the order in which events were made. A turn of a machine takes some of its inbox,
+//! steps the node, commits, and releases the outputs a little later; a crash in between loses them, as it does in the real
+//! loop. The submodules are one `impl Cluster`: `links` moves messages and keeps connections, `strikes` makes
+//! things go wrong, `run` is the story from the first start to the verdict.
+
+mod links;
+mod run;
+mod strikes;
+
+pub use run::{run, Report, Setup};
+
+use std::collections::{BTreeMap, VecDeque};
+
+use bytes::Bytes;
+use oort_core::client::{ClientError, Operation, Reply, Request, RequestId};
+use oort_core::config::{Addresses, NodeConfig};
+use oort_core::message::Message;
+use oort_core::node::{Input, Node, Output};
+use oort_core::object::Object;
+use oort_core::types::{NodeId, Rng};
+
+use crate::faults::{Fault, Plan};
+use crate::history::{dots_of, History, OpRecord, Outcome};
+use crate::machine::Machine;
+use crate::network::{Connection, Network};
+use crate::trace::{key_of, show_message, show_object, show_operation, Trace};
+use crate::workload::{Planned, Screen, Workload};
+
+/// The client of the operations that prepare and inspect the cluster.
+const OPERATOR: usize = usize::MAX;
+/// The most inputs one turn takes.
+const TURN_INPUTS_MAX: u64 = 16;
+/// An answer may come this much after the operation's time limit, in microseconds, besides what the disk takes.
+const ANSWER_MARGIN_US: u64 = 50_000;
+
+/// How a process ends.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Ending {
+    /// The disk keeps what the process gave it.
+    Killed,
+    /// The disk keeps what it was told to make durable.
+    PowerLoss,
+}
+
+#[derive(Debug)]
+enum Event {
+    Turn { machine: usize, boot: u64 },
+    Wake { machine: usize, boot: u64 },
+    Release { machine: usize, boot: u64, outputs: Vec<Output> },
+    Arrive { from: usize, to: usize, connection: Connection, bytes: Bytes },
+    Dial { from: usize, to: usize },
+    LinkClosed { machine: usize, peer: usize, connection: Connection },
+    Next { client: usize },
+    Ask { machine: usize, id: RequestId, request: Request },
+    Strike { fault: Fault },
+    Stop { machine: usize, boot: u64 },
+    End { machine: usize, boot: u64, ending: Ending },
+    Start { machine: usize },
+    Heal { cuts: Vec<(usize, usize)> },
+    FreeDisk { machine: usize },
+    SpeedUpDisk { machine: usize },
+}
+
+/// A cluster, its clients and everything that was seen of them.
+pub struct Cluster {
+    rng: Rng,
+    now_us: u64,
+    queue: BTreeMap<(u64, u64), Event>,
+    made: u64,
+    machines: Vec<Machine>,
+    by_id: BTreeMap<NodeId, usize>,
+    network: Network,
+    plan: Plan,
+    config: NodeConfig,
+    pub workload: Workload,
+    pub history: History,
+    pub trace: Trace,
+    /// Operations sent and not answered.
+    unanswered: usize,
+    wall_ms_max: u64,
+    strikes: BTreeMap<&'static str, u64>,
+    encoded: Vec<u8>,
+}
+
+impl Cluster {
+    /// Handles the next event. False if there is none.
+    fn advance(&mut self) -> bool {
+        let Some(((at_us, _), event)) = self.queue.pop_first() else {
+            return false;
+        };
+        self.now_us = at_us;
+        match event {
+            Event::Turn { machine, boot } if self.is_life(machine, boot) => self.turn(machine),
+            Event::Wake { machine, boot } if self.is_life(machine, boot) => self.wake(machine),
+            Event::Release { machine, boot, outputs } if self.is_life(machine, boot) => {
+                self.release(machine, outputs)
+            }
+            Event::Turn { .. } | Event::Wake { .. } | Event::Release { .. } => {}
+            Event::Arrive {
+                from,
+                to,
+                connection,
+                bytes,
+            } => self.arrive(from, to, connection, bytes),
+            Event::Dial { from, to } => self.dial(from, to),
+            Event::LinkClosed {
+                machine,
+                peer,
+                connection,
+            } => self.link_closed(machine, peer, connection),
+            Event::Next { client } => self.next_operation(client),
+            Event::Ask { machine, id, request } => self.ask(machine, id, request),
+            Event::Strike { fault } => self.strike(fault),
+            Event::Stop { machine, boot } if self.is_life(machine, boot) => {
+                self.machines[machine].is_stopping = true;
+                self.deliver(machine, Input::Stop);
+            }
+            Event::End { machine, boot, ending } if self.is_life(machine, boot) => self.end(machine, ending),
+            Event::Stop { .. } | Event::End { .. } => {}
+            Event::Start { machine } => self.start(machine),
+            Event::Heal { cuts } => self.heal(&cuts),
+            Event::FreeDisk { machine } => self.machines[machine].disk.set_full(false),
+            Event::SpeedUpDisk { machine } => self.machines[machine].disk_slowness = 1,
+        }
+        true
+    }
+
+    fn at(&mut self, at_us: u64, event: Event) {
+        self.made += 1;
+        self.queue.insert((at_us, self.made), event);
+    }
+
+    fn is_life(&self, machine: usize, boot: u64) -> bool {
+        let machine = &self.machines[machine];
+        machine.is_up() && machine.boots == boot
+    }
+
+    // Machines
+
+    /// Switches a machine on.
+    fn start(&mut self, index: usize) {
+        if self.machines[index].is_up() {
+            return;
+        }
+        let seed = self.rng.next_u64();
+        self.trace.event(self.now_us, b'S', index);
+        self.trace.line(self.now_us, || format!("n{index} starts"));
+        let machine = &mut self.machines[index];
+        machine.boots += 1;
+        machine.booted_us = self.now_us;
+        machine.is_stopping = false;
+        let config = NodeConfig {
+            name: format!("n{index}"),
+            addresses: Addresses {
+                peer: format!("{index}"),
+                ..Addresses::default()
+            },
+            ..self.config.clone()
+        };
+        let now = machine.now(self.now_us);
+        match Node::open(config, seed, Box::new(machine.disk.store()), now) {
+            Ok(node) => {
+                let id = node.id();
+                if machine.id.is_some_and(|known| known != id) {
+                    let detail = format!("n{index} came back under another id");
+                    self.history.blame("formation", None, detail);
+                }
+                machine.id = Some(id);
+                machine.node = Some(node);
+                self.by_id.insert(id, index);
+                // The seed nodes: everybody knows where the first two are.
+                for seed in (0..2.min(self.machines.len())).filter(|seed| *seed != index) {
+                    self.want_link(index, seed);
+                }
+                self.schedule_turn(index);
+            }
+            Err(error) => {
+                let detail = format!("n{index} does not start: {error:?}");
+                self.history.blame("formation", None, detail);
+            }
+        }
+    }
+
+    /// Ends a machine's process.
+    fn end(&mut self, index: usize, ending: Ending) {
+        self.trace.event(self.now_us, b'E', index);
+        self.trace
+            .line(self.now_us, || format!("n{index} ends: {ending:?}"));
+        let machine = &mut self.machines[index];
+        machine.node = None;
+        machine.inbox = VecDeque::new();
+        machine.has_turn = false;
+        machine.wake_us = u64::MAX;
+        machine.busy_until_us = 0;
+        let lost = match ending {
+            Ending::PowerLoss => machine.disk.crash(),
+            Ending::Killed => Vec::new(),
+        };
+        self.history.crashed(index, &lost);
+        for id in std::mem::take(&mut self.machines[index].waiting) {
+            self.disconnect(id);
+        }
+        self.drop_links(index, ending);
+    }
+
+    /// Puts an input into a machine's inbox.
+    fn deliver(&mut self, index: usize, input: Input) {
+        self.machines[index].inbox.push_back(input);
+        self.schedule_turn(index);
+    }
+
+    fn schedule_turn(&mut self, index: usize) {
+        let machine = &mut self.machines[index];
+        if machine.has_turn || !machine.is_up() {
+            return;
+        }
+        machine.has_turn = true;
+        let (at_us, boot) = (machine.free_us(self.now_us), machine.boots);
+        self.at(at_us, Event::Turn { machine: index, boot });
+    }
+
+    fn wake(&mut self, index: usize) {
+        let machine = &mut self.machines[index];
+        if machine.wake_us > self.now_us {
+            return;
+        }
+        machine.wake_us = u64::MAX;
+        self.schedule_turn(index);
+    }
+
+    /// One turn of a node's loop.
+    fn turn(&mut self, index: usize) {
+        let machine = &mut self.machines[index];
+        let free_us = machine.free_us(self.now_us);
+        if free_us > self.now_us {
+            let boot = machine.boots;
+            return self.at(free_us, Event::Turn { machine: index, boot });
+        }
+        machine.has_turn = false;
+        let now = machine.now(self.now_us);
+        self.wall_ms_max = self.wall_ms_max.max(now.wall_ms);
+        self.trace.event(self.now_us, b'T', index);
+        let take = (1 + self.rng.below(TURN_INPUTS_MAX)).min(machine.inbox.len() as u64);
+        let node = machine.node.as_mut().expect("a turn is one of a living node");
+        let mut outputs = Vec::new();
+        if now.mono_us >= node.next_wakeup() {
+            node.step(now, Input::Tick, &mut outputs);
+        }
+        for _ in 0..take {
+            let input = machine.inbox.pop_front().expect("the inbox was counted");
+            if let Input::Request { id, .. } = &input {
+                let record = self.history.operation(*id);
+                record.taken_us = self.now_us;
+                record.stalled_us = machine.stalled_us;
+            }
+            node.step(now, input, &mut outputs);
+        }
+        node.commit(now, &mut outputs);
+        let (stored, has_synced) = machine.disk.take_synced();
+        let mut took_us = machine.step_us * (1 + take);
+        if has_synced && !stored.is_empty() {
+            took_us += machine.sync_us * machine.disk_slowness;
+        }
+        machine.busy_until_us = self.now_us + took_us;
+        self.trace.mix_number(take << 32 | stored.len() as u64);
+        for stored in stored {
+            self.trace.mix(&stored.after);
+            let prints = self.trace.prints().then(|| stored.after.clone());
+            let key = stored.key.clone();
+            self.history.stored(index, self.now_us, now.wall_ms, stored);
+            if let Some(object) = prints.and_then(|bytes| Object::decode(&bytes).ok()) {
+                let text = show_object(&object, &|dot| self.history.name(dot));
+                self.trace
+                    .line(self.now_us, || format!("n{index} stores {key:?} {text}"));
+            }
+        }
+        let (at_us, boot) = (self.now_us + took_us, self.machines[index].boots);
+        if !outputs.is_empty() {
+            self.at(
+                at_us,
+                Event::Release {
+                    machine: index,
+                    boot,
+                    outputs,
+                },
+            );
+        }
+        if !self.machines[index].inbox.is_empty() {
+            self.schedule_turn(index);
+        }
+        self.schedule_wake(index);
+    }
+
+    fn schedule_wake(&mut self, index: usize) {
+        let machine = &mut self.machines[index];
+        let Some(node) = &machine.node else { return };
+        // A loop cannot turn more often than this, whatever the node asks for.
+        let at_us = (machine.booted_us + node.next_wakeup()).max(self.now_us + 20);
+        if at_us >= machine.wake_us {
+            return;
+        }
+        machine.wake_us = at_us;
+        let boot = machine.boots;
+        self.at(at_us, Event::Wake { machine: index, boot });
+    }
+
+    /// Lets a turn's outputs go.
+    fn release(&mut self, index: usize, outputs: Vec<Output>) {
+        let machine = &self.machines[index];
+        if machine.is_stalled(self.now_us) {
+            let (at_us, boot) = (machine.stalled_until_us, machine.boots);
+            return self.at(
+                at_us,
+                Event::Release {
+                    machine: index,
+                    boot,
+                    outputs,
+                },
+            );
+        }
+        self.trace.event(self.now_us, b'R', index);
+        for output in outputs {
+            match output {
+                Output::Reply { id, result } => self.answered(index, id, result),
+                Output::Send { to, message } => self.send(index, to, message),
+                Output::Connect { peer, address } => self.connect_wanted(index, peer, &address),
+                Output::Event(event) => self.trace.line(self.now_us, || format!("n{index} notes {event:?}")),
+            }
+        }
+    }
+
+    // Clients
+
+    /// A client's next operation, or its end.
+    fn next_operation(&mut self, client: usize) {
+        if self.workload.left == 0 {
+            return;
+        }
+        self.workload.left -= 1;
+        let id = self.history.operations.len() as RequestId;
+        let wall_ms = crate::trace::EPOCH_MS + self.now_us / 1000;
+        let planned = self.workload.plan(client, id, wall_ms, &mut self.rng);
+        self.submit(client, planned);
+    }
+
+    /// Sends an operation off.
+    fn submit(&mut self, client: usize, planned: Planned) -> RequestId {
+        let Planned {
+            machine,
+            operation,
+            timeout_ms,
+            seen,
+        } = planned;
+        let nodes = self.machines.len() as u8;
+        let (n, r, w) = match key_of(&operation) {
+            Some(key) => {
+                let properties = self.workload.properties(key);
+                let quorum = match &operation {
+                    Operation::Get { quorum, .. } | Operation::Update { quorum, .. } => *quorum,
+                    _ => unreachable!("operations with a key have a quorum"),
+                };
+                let n = properties.n.min(nodes);
+                let (r, w) = (quorum.r.unwrap_or(properties.r), quorum.w.unwrap_or(properties.w));
+                (n, r.min(n), w.min(n))
+            }
+            None => (0, 0, 0),
+        };
+        let id = self.history.start(OpRecord {
+            client,
+            machine,
+            operation: operation.clone(),
+            timeout_ms: timeout_ms.unwrap_or(self.config.timeout_ms) as u64,
+            seen,
+            n,
+            r,
+            w,
+            start_us: self.now_us,
+            end_us: 0,
+            outcome: Outcome::Pending,
+            error: String::new(),
+            dots: Vec::new(),
+            read: Vec::new(),
+            shown: None,
+            taken_us: 0,
+            stalled_us: 0,
+        });
+        self.unanswered += 1;
+        let request = Request { operation, timeout_ms };
+        let at_us = self.now_us + self.network.travel_us(&mut self.rng);
+        self.at(at_us, Event::Ask { machine, id, request });
+        id
+    }
+
+    /// A request reaches its machine, or finds nobody.
+    fn ask(&mut self, index: usize, id: RequestId, request: Request) {
+        self.trace.event(self.now_us, b'Q', index);
+        self.trace.mix_number(id);
+        self.trace.line(self.now_us, || {
+            format!("client → n{index} o{id} {}", show_operation(&request.operation))
+        });
+        if !self.machines[index].is_up() {
+            return self.disconnect(id);
+        }
+        self.machines[index].waiting.insert(id);
+        self.deliver(index, Input::Request { id, request });
+    }
+
+    fn disconnect(&mut self, id: RequestId) {
+        let now_us = self.now_us;
+        let record = self.history.operation(id);
+        (record.outcome, record.end_us) = (Outcome::Disconnected, now_us);
+        self.done(id);
+    }
+
+    fn done(&mut self, id: RequestId) {
+        self.unanswered -= 1;
+        let client = self.history.operation(id).client;
+        if client != OPERATOR {
+            let pause_us = self.network.travel_us(&mut self.rng) + self.workload.pause_us(&mut self.rng);
+            self.at(self.now_us + pause_us, Event::Next { client });
+        }
+    }
+
+    /// A node answers a client.
+    fn answered(&mut self, index: usize, id: RequestId, result: Result<Reply, ClientError>) {
+        let now_us = self.now_us;
+        if !self.machines[index].waiting.remove(&id) {
+            let detail = format!("o{id} was answered once more by n{index}: {result:?}");
+            return self.history.blame("answers", None, detail);
+        }
+        self.check_time(index, id);
+        self.trace.mix_number(id);
+        let mut error = String::new();
+        let mut outcome = Outcome::Acked;
+        match result {
+            Ok(Reply::Object(object)) => self.answered_get(id, &object),
+            Ok(Reply::Updated(updated)) => {
+                if updated.applied {
+                    self.answered_update(id, updated.after.as_ref());
+                } else {
+                    outcome = Outcome::NotApplied;
+                }
+            }
+            Ok(Reply::Page(page)) => self.trace.mix_number(page.count),
+            Ok(Reply::BucketSet) => {}
+            Err(failure) => {
+                error = failure.to_string();
+                outcome = match failure {
+                    ClientError::QuorumUnavailable { .. } | ClientError::OutcomeUnknown => Outcome::Unknown,
+                    _ => Outcome::Refused,
+                };
+            }
+        }
+        self.trace.mix_number(outcome as u64);
+        self.trace.line(now_us, || format!("n{index} → client o{id} {outcome:?} {error}"));
+        let record = self.history.operation(id);
+        (record.outcome, record.end_us, record.error) = (outcome, now_us, error);
+        self.done(id);
+    }
+
+    fn check_time(&mut self, index: usize, id: RequestId) {
+        let machine = &self.machines[index];
+        let disk_us = 4 * machine.sync_us * machine.disk_slowness;
+        let stalled_us = machine.stalled_us;
+        let now_us = self.now_us;
+        let record = self.history.operation(id);
+        let took_us = now_us - record.taken_us;
+        let allowed_us =
+            record.timeout_ms * 1000 + ANSWER_MARGIN_US + disk_us + (stalled_us - record.stalled_us);
+        if took_us > allowed_us {
+            let limit_ms = record.timeout_ms;
+            let key = key_of(&record.operation).cloned();
+            let detail = format!("o{id} was answered after {} ms of {limit_ms}", took_us / 1000);
+            self.history.blame("answers", key.as_ref(), detail);
+        }
+    }
+
+    fn answered_get(&mut self, id: RequestId, object: &Object) {
+        self.trace.mix(&object.encode());
+        let siblings = dots_of(object);
+        let record = self.history.operation(id);
+        let client = record.client;
+        record.read.clone_from(&siblings);
+        let Some(key) = key_of(&record.operation).cloned() else {
+            return;
+        };
+        self.check_born(&siblings, &key, "a get's answer");
+        if let Some(client) = self.workload.clients.get_mut(client) {
+            let context = object.context().clone();
+            client.screens.insert(key, Screen { context, siblings });
+        }
+    }
+
+    fn answered_update(&mut self, id: RequestId, after: Option<&Object>) {
+        let Some(after) = after else { return };
+        self.trace.mix(&after.encode());
+        let Some((dot, version)) = after.0.newest() else { return };
+        let (dot, shown) = (*dot, &version.value);
+        let record = self.history.operation(id);
+        if let oort_core::object::Value::Counter(_) = shown {
+            record.shown = after.newest(0).and_then(|sibling| sibling.counter);
+        }
+        let Some(key) = key_of(&record.operation).cloned() else {
+            return;
+        };
+        self.history.claim(id, dot, &key);
+        self.check_born(&[dot], &key, "an update's answer");
+    }
+
+    /// Whatever leaves a node must have been stored durably before.
+    fn check_born(&mut self, dots: &[oort_core::causality::Dot], key: &oort_core::types::ObjectKey, place: &str) {
+        for dot in dots {
+            if !self.history.is_born(*dot) {
+                let detail = format!("{} in {place} was never stored", self.history.name(*dot));
+                self.history.blame("durability", Some(key), detail);
+            }
+        }
+    }
+
+    fn show_message_line(&self, arrow: &str, from: usize, to: usize, message: &Message) {
+        self.trace.line(self.now_us, || {
+            let text = show_message(message, &|dot| self.history.name(dot));
+            format!("n{from} {arrow} n{to} {text}")
+        });
+    }
+}

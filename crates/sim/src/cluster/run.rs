@@ -1,0 +1,519 @@
+//! One run from the first start to the verdict: form, prepare, load under faults, calm, converge, look, judge.
+
+use std::any::Any;
+use std::collections::{BTreeMap, BTreeSet};
+use std::panic::{catch_unwind, AssertUnwindSafe};
+
+use bytes::Bytes;
+use oort_core::bucket::Conflict;
+use oort_core::client::{Operation, Quorum, RequestId};
+use oort_core::config::{NodeConfig, SyncMode};
+use oort_core::object::Object;
+use oort_core::store::Space;
+use oort_core::types::{ObjectKey, Rng};
+
+use super::{Cluster, Event, OPERATOR};
+use crate::check::{judge, FinalState};
+use crate::faults::{Faults, Plan};
+use crate::history::{dots_of, History, Outcome, Violation};
+use crate::machine::Machine;
+use crate::network::Network;
+use crate::trace::{show_object, Trace};
+use crate::workload::{Planned, Role, Workload};
+
+/// Virtual time within which a healthy cluster forms.
+const FORMATION_US: u64 = 30_000_000;
+/// More events than any run needs: a cluster that never rests is caught by it.
+const EVENTS_MAX: u64 = 20_000_000;
+
+/// What to simulate. With the same setup a run is the same, event by event.
+#[derive(Clone, Debug)]
+pub struct Setup {
+    pub seed: u64,
+    /// Machines; drawn from the seed, 3 to 7, if `None`.
+    pub nodes: Option<usize>,
+    /// Client operations.
+    pub ops: usize,
+    pub faults: Faults,
+    /// Print every event.
+    pub trace: bool,
+    /// Changes every node's configuration: tests break the core with it.
+    pub tweak: Option<fn(&mut NodeConfig)>,
+}
+
+impl Setup {
+    /// A setup with the usual size and all faults.
+    pub fn new(seed: u64) -> Setup {
+        Setup {
+            seed,
+            nodes: None,
+            ops: 400,
+            faults: Faults::all(),
+            trace: false,
+            tweak: None,
+        }
+    }
+
+    /// The command that replays this setup.
+    pub fn command(&self) -> String {
+        let nodes = self.nodes.map_or(String::new(), |nodes| format!(" --nodes {nodes}"));
+        format!(
+            "oort sim --seed {}{nodes} --ops {} --faults {}",
+            self.seed, self.ops, self.faults
+        )
+    }
+}
+
+/// What came of a run.
+#[derive(Clone, Debug, Default)]
+pub struct Report {
+    pub seed: u64,
+    pub nodes: usize,
+    pub events: u64,
+    /// Virtual time, in microseconds.
+    pub virtual_us: u64,
+    pub ops_ok: usize,
+    pub ops_failed: usize,
+    pub ops_disconnected: usize,
+    /// How often each timed fault struck.
+    pub strikes: BTreeMap<&'static str, u64>,
+    /// How long the replicas took to agree after the faults ended, in microseconds of virtual time.
+    pub converged_us: u64,
+    pub hash: u64,
+    pub violations: Vec<Violation>,
+    /// The histories of the first keys that violations name.
+    pub stories: Vec<String>,
+}
+
+/// Runs one simulation.
+pub fn run(setup: &Setup) -> Report {
+    let mut cluster = Cluster::new(setup);
+    let outcome = catch_unwind(AssertUnwindSafe(|| cluster.live(setup)));
+    let converged_us = match outcome {
+        Ok(converged_us) => converged_us,
+        Err(panic) => {
+            let text = panic_text(&*panic);
+            cluster.history.blame("panic", None, text);
+            0
+        }
+    };
+    cluster.report(setup, converged_us)
+}
+
+fn panic_text(panic: &(dyn Any + Send)) -> String {
+    match (panic.downcast_ref::<&str>(), panic.downcast_ref::<String>()) {
+        (Some(text), _) => (*text).to_string(),
+        (_, Some(text)) => text.clone(),
+        _ => "a panic without a text".to_string(),
+    }
+}
+
+impl Cluster {
+    /// The world of `setup`, with all machines switched off.
+    fn new(setup: &Setup) -> Cluster {
+        let mut rng = Rng::new(setup.seed);
+        let nodes = setup.nodes.unwrap_or(3 + rng.below(5) as usize);
+        let mut config = draw_config(nodes, &mut rng);
+        if let Some(tweak) = setup.tweak {
+            tweak(&mut config);
+        }
+        Cluster {
+            network: Network::new(nodes, &mut rng),
+            machines: (0..nodes).map(|_| Machine::new(&mut rng)).collect(),
+            workload: Workload::draw(nodes, setup.ops, &mut rng),
+            config,
+            rng,
+            now_us: 0,
+            queue: BTreeMap::new(),
+            made: 0,
+            by_id: BTreeMap::new(),
+            plan: Plan::calm(),
+            history: History::default(),
+            trace: Trace::new(setup.trace),
+            unanswered: 0,
+            wall_ms_max: 0,
+            strikes: BTreeMap::new(),
+            encoded: Vec::new(),
+        }
+    }
+
+    /// The whole story. Returns how long the replicas took to agree.
+    fn live(&mut self, setup: &Setup) -> u64 {
+        for machine in 0..self.machines.len() {
+            let at_us = self.rng.below(20_000);
+            self.at(at_us, Event::Start { machine });
+        }
+        let is_formed = |cluster: &Cluster| cluster.nodes().all(|node| node.ring().is_some());
+        if !self.wait(FORMATION_US, is_formed) || self.nodes().count() < self.machines.len() {
+            self.history.blame("formation", None, "no ring was formed".into());
+            return 0;
+        }
+        if !self.prepare_buckets() {
+            let detail = "the buckets' properties did not spread".into();
+            self.history.blame("formation", None, detail);
+            return 0;
+        }
+        let plan = Plan::draw(setup.faults, &mut self.rng);
+        let is_faultless = plan.is_calm();
+        self.trace.line(self.now_us, || format!("{plan:?} {:?}", self.config));
+        self.unleash(plan);
+        self.load(is_faultless);
+        self.calm_down();
+        let calm_since_us = self.now_us;
+        let has_converged = self.wait(self.convergence_bound_us(), Cluster::has_converged);
+        let converged_us = self.now_us - calm_since_us;
+        if !has_converged {
+            self.blame_differences();
+        }
+        if has_converged && self.history.violations.is_empty() {
+            self.look();
+        }
+        self.blame_unanswered();
+        let state = self.final_state(is_faultless);
+        judge(&mut self.history, &state);
+        converged_us
+    }
+
+    pub(super) fn is_interval(&self) -> bool {
+        matches!(self.config.sync, SyncMode::Interval { .. })
+    }
+
+    fn nodes(&self) -> impl Iterator<Item = &oort_core::node::Node> {
+        self.machines.iter().filter_map(|machine| machine.node.as_ref())
+    }
+
+    /// Runs until `is_done`, looked at every few milliseconds, or until `limit_us` have passed. True if it is done.
+    fn wait(&mut self, limit_us: u64, is_done: impl Fn(&Cluster) -> bool) -> bool {
+        let end_us = self.now_us + limit_us;
+        while self.now_us < end_us {
+            let next_us = (self.now_us + 20_000).min(end_us);
+            self.run_to(next_us);
+            if is_done(self) {
+                return true;
+            }
+        }
+        false
+    }
+
+    fn run_to(&mut self, until_us: u64) {
+        while self.queue.first_key_value().is_some_and(|((at_us, _), _)| *at_us <= until_us) {
+            self.advance();
+            assert!(
+                self.trace.events() < EVENTS_MAX,
+                "more than {EVENTS_MAX} events: some node never rests"
+            );
+        }
+        self.now_us = until_us;
+    }
+
+    fn operator(&mut self, machine: usize, operation: Operation) -> RequestId {
+        self.submit(
+            OPERATOR,
+            Planned {
+                machine,
+                operation,
+                timeout_ms: Some(5_000),
+                seen: Vec::new(),
+            },
+        )
+    }
+
+    fn prepare_buckets(&mut self) -> bool {
+        let buckets = self.workload.buckets.clone();
+        for bucket in &buckets[1..] {
+            let machine = self.rng.below(self.machines.len() as u64) as usize;
+            self.operator(
+                machine,
+                Operation::SetBucket {
+                    bucket: bucket.name.clone(),
+                    properties: bucket.properties.clone(),
+                },
+            );
+        }
+        self.wait(FORMATION_US, |cluster| {
+            let knows_all = |node: &oort_core::node::Node| {
+                let table = node.buckets();
+                buckets
+                    .iter()
+                    .all(|bucket| *table.properties(&bucket.name) == bucket.properties)
+            };
+            let sees_all = |node: &oort_core::node::Node| {
+                let healths = cluster.machines.iter().filter_map(|machine| machine.id);
+                healths
+                    .map(|id| node.health(id))
+                    .all(|health| health == oort_core::detector::Health::Up)
+            };
+            cluster.unanswered == 0 && cluster.nodes().all(|node| knows_all(node) && sees_all(node))
+        })
+    }
+
+    /// Lets the clients work until all operations are answered.
+    fn load(&mut self, is_faultless: bool) {
+        for client in 0..self.workload.clients.len() {
+            let at_us = self.now_us + self.rng.below(10_000);
+            self.at(at_us, Event::Next { client });
+        }
+        self.wait(3_600_000_000, |cluster| {
+            cluster.workload.left == 0 && cluster.unanswered_since_long() == cluster.unanswered
+        });
+        if is_faultless {
+            let failed = self.history.operations.iter().enumerate().filter(|(_, op)| {
+                op.outcome == Outcome::Unknown && op.timeout_ms >= 1000
+            });
+            let failed: Vec<String> = failed
+                .map(|(id, op)| format!("o{id} failed without any fault: {}", op.error))
+                .collect();
+            for detail in failed {
+                self.history.blame("availability", None, detail);
+            }
+        }
+    }
+
+    /// Requests that no node will answer any more, as it seems: the end of the run is not kept waiting for them.
+    fn unanswered_since_long(&self) -> usize {
+        let waiting = self.machines.iter().flat_map(|machine| &machine.waiting);
+        waiting
+            .filter(|id| self.now_us > self.history.operations[**id as usize].start_us + 60_000_000)
+            .count()
+    }
+
+    fn convergence_bound_us(&self) -> u64 {
+        // Each pair of owners compares a partition about once in this time; silent peers are probed every 32 rounds.
+        let comparisons = self.config.partitions as u64 * self.machines.len() as u64;
+        2 * comparisons * self.config.entropy_ms * 1000 + 40 * self.config.gossip_ms * 1000 + 20_000_000
+    }
+
+    /// The machines that hold the replicas of `key`.
+    fn primaries(&self, key: &ObjectKey) -> Vec<usize> {
+        let n = self.workload.properties(key).n as usize;
+        let ring = self.nodes().find_map(|node| node.ring());
+        let list = ring.map_or(&[][..], |ring| ring.preference_at(key.position()));
+        list.iter().take(n).map(|id| self.by_id[id]).collect()
+    }
+
+    fn all_keys(&self) -> BTreeSet<ObjectKey> {
+        let rows = self.machines.iter().flat_map(|machine| machine.disk.keys(Space::Data));
+        let stored = rows.map(|row| ObjectKey::from_row(row).expect("a node stores objects under their rows"));
+        stored.chain(self.history.keys.keys().cloned()).collect()
+    }
+
+    fn differs(&self, key: &ObjectKey) -> bool {
+        let mut rows = self.primaries(key).into_iter().map(|index| {
+            let disk = &self.machines[index].disk;
+            disk.row(Space::Data, key.row())
+        });
+        let first = rows.next().flatten();
+        rows.any(|row| row != first)
+    }
+
+    fn strays(&self, key: &ObjectKey) -> Vec<usize> {
+        let primaries = self.primaries(key);
+        (0..self.machines.len())
+            .filter(|index| !primaries.contains(index))
+            .filter(|index| self.machines[*index].disk.row(Space::Data, key.row()).is_some())
+            .collect()
+    }
+
+    fn has_converged(&self) -> bool {
+        self.nodes().count() == self.machines.len()
+            && self.nodes().all(|node| node.requests_in_flight() == 0)
+            && self.machines.iter().all(|m| m.disk.count(Space::Hints) == 0)
+            && self.all_keys().iter().all(|key| !self.differs(key) && self.strays(key).is_empty())
+    }
+
+    fn blame_differences(&mut self) {
+        for (index, machine) in self.machines.iter().enumerate() {
+            match &machine.node {
+                None => {
+                    let detail = format!("n{index} is not up at the end");
+                    self.history.violations.push(Violation {
+                        checker: "formation",
+                        key: None,
+                        detail,
+                    });
+                }
+                Some(node) if node.requests_in_flight() > 0 => {
+                    let detail = format!("n{index} still runs {} requests", node.requests_in_flight());
+                    self.history.violations.push(Violation {
+                        checker: "answers",
+                        key: None,
+                        detail,
+                    });
+                }
+                Some(_) => {}
+            }
+            let hints = machine.disk.count(Space::Hints);
+            if hints > 0 {
+                let detail = format!("n{index} still holds {hints} hints");
+                self.history.violations.push(Violation {
+                    checker: "hints",
+                    key: None,
+                    detail,
+                });
+            }
+        }
+        for key in self.all_keys() {
+            if self.differs(&key) {
+                let copies: Vec<String> = self
+                    .primaries(&key)
+                    .into_iter()
+                    .map(|index| format!("\n    n{index} {}", self.show_row(index, &key)))
+                    .collect();
+                let detail = format!("replicas differ:{}", copies.concat());
+                self.history.blame("convergence", Some(&key), detail);
+            }
+            for index in self.strays(&key) {
+                let detail = format!("n{index} is no replica and holds {}", self.show_row(index, &key));
+                self.history.blame("hints", Some(&key), detail);
+            }
+        }
+    }
+
+    fn show_row(&self, index: usize, key: &ObjectKey) -> String {
+        match self.machines[index].disk.row(Space::Data, key.row()) {
+            None => "nothing readable".into(),
+            Some(bytes) => match Object::decode(&bytes) {
+                Ok(object) => show_object(&object, &|dot| self.history.name(dot)),
+                Err(error) => format!("({error})"),
+            },
+        }
+    }
+
+    /// Reads every key and lists every bucket through some node, and compares with what the replicas hold.
+    fn look(&mut self) {
+        let mut gets = Vec::new();
+        for key in self.all_keys() {
+            let machine = self.rng.below(self.machines.len() as u64) as usize;
+            let n = self.workload.properties(&key).n as u64;
+            let quorum = Quorum {
+                r: Some(1 + self.rng.below(n) as u8),
+                ..Quorum::default()
+            };
+            let operation = Operation::Get {
+                key: key.clone(),
+                quorum,
+            };
+            gets.push((key, self.operator(machine, operation)));
+        }
+        self.wait(10_000_000, |cluster| cluster.unanswered == 0);
+        for (key, id) in gets {
+            let held = self.held(&key).map_or(Vec::new(), |object| dots_of(&object));
+            let record = self.history.operation(id);
+            if record.outcome != Outcome::Acked || record.read != held {
+                let (outcome, read, error) = (record.outcome, record.read.clone(), record.error.clone());
+                let detail = format!(
+                    "n{} answered {outcome:?} {} {error}; the replicas hold {}",
+                    self.history.operations[id as usize].machine,
+                    self.history.names(&read),
+                    self.history.names(&held)
+                );
+                self.history.blame("final-read", Some(&key), detail);
+            }
+        }
+    }
+
+    /// What all replicas of `key` hold.
+    fn held(&self, key: &ObjectKey) -> Option<Object> {
+        let index = *self.primaries(key).first()?;
+        let bytes: Bytes = self.machines[index].disk.row(Space::Data, key.row())?;
+        Object::decode(&bytes).ok()
+    }
+
+    fn blame_unanswered(&mut self) {
+        let waiting: Vec<(usize, RequestId)> = self
+            .machines
+            .iter()
+            .enumerate()
+            .flat_map(|(index, machine)| machine.waiting.iter().map(move |id| (index, *id)))
+            .collect();
+        for (index, id) in waiting {
+            let detail = format!("n{index} never answered o{id}");
+            let key = crate::trace::key_of(&self.history.operation(id).operation).cloned();
+            self.history.blame("answers", key.as_ref(), detail);
+        }
+    }
+
+    fn final_state(&self, is_faultless: bool) -> FinalState {
+        let objects = self.all_keys().into_iter().map(|key| {
+            let mut merged: Option<Object> = None;
+            for index in self.primaries(&key) {
+                let row = self.machines[index].disk.row(Space::Data, key.row());
+                if let Some(object) = row.and_then(|bytes| Object::decode(&bytes).ok()) {
+                    merged.get_or_insert_with(Object::default).merge(&object);
+                }
+            }
+            (key, merged)
+        });
+        let is_lww = |properties: &oort_core::bucket::BucketProperties| properties.conflict == Conflict::Lww;
+        let keys = self.workload.keys.iter();
+        FinalState {
+            objects: objects.collect(),
+            lww_buckets: self
+                .workload
+                .buckets
+                .iter()
+                .filter(|bucket| is_lww(&bucket.properties))
+                .map(|bucket| bucket.name.to_vec())
+                .collect(),
+            counters: keys
+                .filter(|spec| spec.role == Role::Counter)
+                .map(|spec| spec.key.clone())
+                .collect(),
+            wall_ms_max: self.wall_ms_max,
+            is_interval: self.is_interval(),
+            is_faultless,
+        }
+    }
+
+    fn report(self, setup: &Setup, converged_us: u64) -> Report {
+        let clients = self.history.operations.iter().filter(|op| op.client != OPERATOR);
+        let outcomes: Vec<Outcome> = clients.map(|op| op.outcome).collect();
+        let count = |wanted: &[Outcome]| outcomes.iter().filter(|outcome| wanted.contains(outcome)).count();
+        let mut keys: Vec<ObjectKey> = Vec::new();
+        for key in self.history.violations.iter().filter_map(|violation| violation.key.clone()) {
+            if !keys.contains(&key) && keys.len() < 3 {
+                keys.push(key);
+            }
+        }
+        Report {
+            seed: setup.seed,
+            nodes: self.machines.len(),
+            events: self.trace.events(),
+            virtual_us: self.now_us,
+            ops_ok: count(&[Outcome::Acked, Outcome::NotApplied]),
+            ops_failed: count(&[Outcome::Refused, Outcome::Unknown, Outcome::Pending]),
+            ops_disconnected: count(&[Outcome::Disconnected]),
+            strikes: self.strikes,
+            converged_us,
+            hash: self.trace.hash(),
+            stories: keys.iter().map(|key| self.history.tell(key)).collect(),
+            violations: self.history.violations,
+        }
+    }
+}
+
+/// Draws the configuration that all nodes of a seed share.
+fn draw_config(nodes: usize, rng: &mut Rng) -> NodeConfig {
+    let pick = |choices: &[u64], rng: &mut Rng| choices[rng.below(choices.len() as u64) as usize];
+    NodeConfig {
+        cluster: "simulated".into(),
+        cluster_size: nodes as u16,
+        partitions: pick(&[8, 16, 32, 64], rng) as u16,
+        sync: match rng.chance(1, 6) {
+            true => SyncMode::Interval {
+                ms: pick(&[5, 50, 500], rng),
+            },
+            false => SyncMode::Batch,
+        },
+        hedge_us: pick(&[1_000, 5_000, 50_000], rng),
+        suspect_ms: pick(&[20, 50, 200], rng),
+        gossip_ms: pick(&[100, 200, 500], rng),
+        entropy_ms: pick(&[20, 50, 200], rng),
+        handoff_window: pick(&[2, 8, 128], rng) as usize,
+        requests_max: match rng.chance(1, 12) {
+            true => 4,
+            false => 100_000,
+        },
+        ..NodeConfig::default()
+    }
+}

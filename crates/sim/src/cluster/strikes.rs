@@ -1,0 +1,210 @@
+//! Things that go wrong at points in time, and how they end.
+
+use oort_core::store::Space;
+use oort_core::types::ObjectKey;
+
+use super::{Cluster, Ending, Event};
+use crate::faults::{Fault, Plan, Timing};
+use crate::machine::Clock;
+
+impl Cluster {
+    /// Starts the faults of this seed's plan.
+    pub(super) fn unleash(&mut self, plan: Plan) {
+        let timed: Vec<(Fault, Timing)> = plan.timed.iter().map(|(fault, timing)| (*fault, *timing)).collect();
+        self.plan = plan;
+        for (fault, timing) in timed {
+            let at_us = self.now_us + self.rng.below(2 * timing.gap_us_mean);
+            self.at(at_us, Event::Strike { fault });
+        }
+    }
+
+    /// Ends all faults: links heal, machines come back, clocks are set.
+    pub(super) fn calm_down(&mut self) {
+        self.plan = Plan::calm();
+        self.trace.line(self.now_us, || "the faults end".to_string());
+        for a in 0..self.machines.len() {
+            for b in 0..self.machines.len() {
+                self.network.end(a, b).cuts = 0;
+            }
+            let offset_us = self.rng.below(10_000) as i64 - 5_000;
+            let machine = &mut self.machines[a];
+            machine.disk.set_full(false);
+            machine.disk_slowness = 1;
+            machine.clock = Clock {
+                offset_us,
+                ..Clock::default()
+            };
+            if machine.is_stalled(self.now_us) {
+                machine.stalled_us -= machine.stalled_until_us - self.now_us;
+                machine.stalled_until_us = self.now_us;
+            }
+            if !machine.is_up() {
+                self.at(self.now_us, Event::Start { machine: a });
+            }
+        }
+    }
+
+    pub(super) fn strike(&mut self, fault: Fault) {
+        let Some(&timing) = self.plan.timed.get(&fault) else {
+            return;
+        };
+        let lasts_us = 1_000 + self.rng.below(timing.lasts_us_max);
+        let next_us = self.now_us + lasts_us + self.rng.below(2 * timing.gap_us_mean);
+        self.at(next_us, Event::Strike { fault });
+        let machine = self.rng.below(self.machines.len() as u64) as usize;
+        let has_struck = match fault {
+            Fault::Split | Fault::OneWay => self.split(machine, fault, lasts_us),
+            Fault::Skew => self.skew(machine),
+            Fault::Crash => self.crash(machine, lasts_us),
+            Fault::Restart => self.restart(machine, lasts_us),
+            Fault::Slow => self.slow_down(machine, lasts_us),
+            Fault::DiskFull => self.fill_disk(machine, lasts_us),
+            Fault::Corrupt => self.corrupt(machine),
+            Fault::Delay | Fault::Loss | Fault::Duplicate | Fault::Reorder => false,
+        };
+        if has_struck {
+            *self.strikes.entry(fault.name()).or_default() += 1;
+            self.trace.event(self.now_us, b'!', machine);
+            self.trace.line(self.now_us, || {
+                format!("{} strikes n{machine} for {} ms", fault.name(), lasts_us / 1000)
+            });
+        }
+    }
+
+    fn split(&mut self, machine: usize, fault: Fault, lasts_us: u64) -> bool {
+        let machines = self.machines.len();
+        // One link, or everything between a side and the rest.
+        let mut cuts = Vec::new();
+        if self.rng.chance(1, 4) {
+            let other = (machine + 1 + self.rng.below(machines as u64 - 1) as usize) % machines;
+            cuts.push((machine, other));
+        } else {
+            let mut side: Vec<bool> = (0..machines).map(|_| self.rng.chance(1, 3)).collect();
+            side[machine] = true;
+            for a in 0..machines {
+                for b in 0..machines {
+                    if side[a] && !side[b] {
+                        cuts.push((a, b));
+                    }
+                }
+            }
+        }
+        if fault == Fault::Split {
+            let back: Vec<(usize, usize)> = cuts.iter().map(|(a, b)| (*b, *a)).collect();
+            cuts.extend(back);
+        }
+        let is_noticed = self.rng.chance(1, 2);
+        for (a, b) in cuts.clone() {
+            self.network.end(a, b).cuts += 1;
+            if is_noticed && self.rng.chance(2, 3) {
+                self.reset_link(a, b, 2_000_000);
+            }
+        }
+        self.at(self.now_us + lasts_us, Event::Heal { cuts });
+        true
+    }
+
+    pub(super) fn heal(&mut self, cuts: &[(usize, usize)]) {
+        for (a, b) in cuts {
+            let end = self.network.end(*a, *b);
+            end.cuts = end.cuts.saturating_sub(1);
+        }
+        self.trace.line(self.now_us, || format!("healed: {cuts:?}"));
+    }
+
+    fn skew(&mut self, machine: usize) -> bool {
+        let skew_us = self.plan.skew_us_max as i64;
+        let offset_us = self.rng.below(2 * skew_us as u64) as i64 - skew_us;
+        let drift_ppm = match self.rng.chance(1, 2) {
+            true => 0,
+            false => self.rng.below(20_000) as i64 - 10_000,
+        };
+        self.machines[machine].clock = Clock {
+            offset_us,
+            drift_ppm,
+            since_us: self.now_us,
+        };
+        true
+    }
+
+    fn crash(&mut self, machine: usize, lasts_us: u64) -> bool {
+        if !self.machines[machine].is_up() {
+            return false;
+        }
+        // Now and then the whole room goes dark.
+        let victims = match self.rng.chance(1, 6) {
+            true => (0..self.machines.len()).collect(),
+            false => vec![machine],
+        };
+        for victim in victims {
+            if self.machines[victim].is_up() {
+                self.end(victim, Ending::PowerLoss);
+                let at_us = self.now_us + 10_000 + self.rng.below(lasts_us);
+                self.at(at_us, Event::Start { machine: victim });
+            }
+        }
+        true
+    }
+
+    fn restart(&mut self, machine: usize, lasts_us: u64) -> bool {
+        let boot = self.machines[machine].boots;
+        if !self.machines[machine].is_up() || self.machines[machine].is_stopping {
+            return false;
+        }
+        let mut end_us = self.now_us;
+        if self.rng.chance(1, 2) {
+            self.at(self.now_us, Event::Stop { machine, boot });
+            end_us += 1_000 + self.rng.below(200_000);
+        }
+        let ending = Ending::Killed;
+        self.at(end_us, Event::End { machine, boot, ending });
+        self.at(end_us + 5_000 + lasts_us, Event::Start { machine });
+        true
+    }
+
+    fn slow_down(&mut self, machine: usize, lasts_us: u64) -> bool {
+        let until_us = self.now_us + lasts_us;
+        if self.rng.chance(1, 4) {
+            self.machines[machine].disk_slowness = 2 + self.rng.below(100);
+            self.at(until_us, Event::SpeedUpDisk { machine });
+            return true;
+        }
+        let machine = &mut self.machines[machine];
+        if machine.is_stalled(self.now_us) {
+            return false;
+        }
+        machine.stalled_until_us = until_us;
+        machine.stalled_us += lasts_us;
+        true
+    }
+
+    fn fill_disk(&mut self, machine: usize, lasts_us: u64) -> bool {
+        self.machines[machine].disk.set_full(true);
+        self.at(self.now_us + lasts_us, Event::FreeDisk { machine });
+        true
+    }
+
+    /// Damages a row of which an equal copy is safe on another machine.
+    fn corrupt(&mut self, machine: usize) -> bool {
+        if self.is_interval() {
+            return false;
+        }
+        let rows = self.machines[machine].disk.keys(Space::Data);
+        if rows.is_empty() {
+            return false;
+        }
+        let row = &rows[self.rng.below(rows.len() as u64) as usize];
+        let Some(own) = self.machines[machine].disk.row(Space::Data, row) else {
+            return false;
+        };
+        let has_copy = |other: usize| {
+            other != machine && self.machines[other].disk.row(Space::Data, row).as_ref() == Some(&own)
+        };
+        if !(0..self.machines.len()).any(has_copy) {
+            return false;
+        }
+        let key = ObjectKey::from_row(row.clone()).expect("a node stores objects under their rows");
+        self.history.keys.entry(key).or_default().was_corrupted = true;
+        self.machines[machine].disk.corrupt(Space::Data, row)
+    }
+}

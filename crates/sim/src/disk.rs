@@ -1,0 +1,139 @@
+//! A machine's disk: a [`MemoryStore`] that outlives the node's crash, watched by the history.
+//!
+//! The node owns a [`SharedStore`], the simulator the [`Disk`]; both are handles of the same memory. Every row the node
+//! stores is noted with what the row held before, and handed to the history once the node's `sync` succeeded: that is the
+//! moment from which the node may speak of it.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use bytes::Bytes;
+use oort_core::causality::Dot;
+use oort_core::object::Object;
+use oort_core::store::{Change, Durability, MemoryStore, Space, Store, StoreError, Visit};
+use oort_core::types::ObjectKey;
+
+/// One object that a node stored.
+#[derive(Clone, Debug)]
+pub struct Stored {
+    pub key: ObjectKey,
+    /// The object written.
+    pub after: Bytes,
+    /// What the row held until then, if it could be read.
+    pub before: Option<Bytes>,
+}
+
+#[derive(Debug, Default)]
+struct Platter {
+    memory: MemoryStore,
+    applied: Vec<Stored>,
+    synced: Vec<Stored>,
+    has_synced: bool,
+}
+
+/// The simulator's handle of a machine's disk.
+#[derive(Clone, Debug, Default)]
+pub struct Disk(Arc<Mutex<Platter>>);
+
+/// The node's handle of its machine's disk.
+#[derive(Debug)]
+pub struct SharedStore(Disk);
+
+impl Disk {
+    /// A handle for a node to own.
+    pub fn store(&self) -> SharedStore {
+        SharedStore(self.clone())
+    }
+
+    /// Takes what the node stored and synced since the last call; the second value is true if it synced at all.
+    pub fn take_synced(&self) -> (Vec<Stored>, bool) {
+        let mut platter = self.lock();
+        let has_synced = std::mem::take(&mut platter.has_synced);
+        (std::mem::take(&mut platter.synced), has_synced)
+    }
+
+    /// Cuts the power: everything not durable is gone. Returns the dots that this copy lost.
+    pub fn crash(&self) -> Vec<Dot> {
+        let mut platter = self.lock();
+        platter.applied.clear();
+        let before = dots(&platter.memory);
+        platter.memory.crash();
+        let after = dots(&platter.memory);
+        before.difference(&after).copied().collect()
+    }
+
+    /// From now on every sync fails (true), or works again (false).
+    pub fn set_full(&self, is_full: bool) {
+        self.lock().memory.set_full(is_full);
+    }
+
+    /// Flips a bit of a row. False if there is no such row.
+    pub fn corrupt(&self, space: Space, key: &[u8]) -> bool {
+        self.lock().memory.corrupt(space, key)
+    }
+
+    /// A row; `None` if it is missing or corrupt.
+    pub fn row(&self, space: Space, key: &[u8]) -> Option<Bytes> {
+        self.lock().memory.get(space, key).ok().flatten()
+    }
+
+    /// The keys of all rows of `space`, corrupt ones too.
+    pub fn keys(&self, space: Space) -> Vec<Bytes> {
+        self.lock().memory.rows(space).map(|(key, _)| key.clone()).collect()
+    }
+
+    /// Number of rows in `space`.
+    pub fn count(&self, space: Space) -> usize {
+        self.lock().memory.rows(space).count()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Platter> {
+        // Poisoned: a node panicked in a step. The run is over, but its report still reads the disks.
+        self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+}
+
+fn dots(memory: &MemoryStore) -> BTreeSet<Dot> {
+    memory
+        .rows(Space::Data)
+        .filter_map(|(_, bytes)| Object::decode(bytes).ok())
+        .flat_map(|object| object.0.values().iter().map(|(dot, _)| *dot).collect::<Vec<_>>())
+        .collect()
+}
+
+impl Store for SharedStore {
+    fn get(&mut self, space: Space, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
+        self.0.lock().memory.get(space, key)
+    }
+
+    fn apply(&mut self, change: Change) {
+        let mut platter = self.0.lock();
+        if let (Space::Data, row, Some(after)) = &change {
+            let key = ObjectKey::from_row(row.clone()).expect("a node stores objects under their rows");
+            let before = platter.memory.get(Space::Data, row).ok().flatten();
+            platter.applied.push(Stored {
+                key,
+                after: after.clone(),
+                before,
+            });
+        }
+        platter.memory.apply(change);
+    }
+
+    fn sync(&mut self, durability: Durability) -> Result<(), StoreError> {
+        let mut platter = self.0.lock();
+        platter.has_synced = true;
+        let mut applied = std::mem::take(&mut platter.applied);
+        platter.memory.sync(durability)?;
+        platter.synced.append(&mut applied);
+        Ok(())
+    }
+
+    fn scan(&mut self, space: Space, from: &[u8], to: &[u8], visit: &mut Visit) {
+        self.0.lock().memory.scan(space, from, to, visit);
+    }
+
+    fn size_bytes(&self) -> u64 {
+        self.0.lock().memory.size_bytes()
+    }
+}

@@ -1,0 +1,258 @@
+//! What can go wrong, and how often it does in one seed.
+//!
+//! A fault is selected by name; whether a selected fault is in force in a seed, how often it strikes and for how long is drawn per
+//! seed, so that seeds differ in character.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
+
+use oort_core::types::Rng;
+
+/// One way in which the world misbehaves.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Fault {
+    /// Some messages take up to a second.
+    Delay,
+    /// Messages vanish while their link stays open.
+    Loss,
+    /// Messages arrive twice.
+    Duplicate,
+    /// Messages overtake others of their link.
+    Reorder,
+    /// Some nodes cannot reach the others, in both directions.
+    Split,
+    /// Some nodes cannot send to the others, but hear them.
+    OneWay,
+    /// Wall clocks are wrong, drift and jump.
+    Skew,
+    /// The power fails: writes not durable are lost, outputs not released too.
+    Crash,
+    /// The process ends, asked to or killed, and starts again.
+    Restart,
+    /// A node stands still for a while, as under SIGSTOP, or its disk is slow.
+    Slow,
+    /// A disk refuses writes for a while.
+    DiskFull,
+    /// A stored row becomes unreadable, while an equal copy exists elsewhere.
+    Corrupt,
+}
+
+impl Fault {
+    /// All faults, in the order of their names in help texts.
+    pub const ALL: [Fault; 12] = [
+        Fault::Delay,
+        Fault::Loss,
+        Fault::Duplicate,
+        Fault::Reorder,
+        Fault::Split,
+        Fault::OneWay,
+        Fault::Skew,
+        Fault::Crash,
+        Fault::Restart,
+        Fault::Slow,
+        Fault::DiskFull,
+        Fault::Corrupt,
+    ];
+
+    /// The name used in `--faults`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Fault::Delay => "delay",
+            Fault::Loss => "loss",
+            Fault::Duplicate => "duplicate",
+            Fault::Reorder => "reorder",
+            Fault::Split => "split",
+            Fault::OneWay => "oneway",
+            Fault::Skew => "skew",
+            Fault::Crash => "crash",
+            Fault::Restart => "restart",
+            Fault::Slow => "slow",
+            Fault::DiskFull => "disk-full",
+            Fault::Corrupt => "corrupt",
+        }
+    }
+
+    /// True if it strikes at points in time; the others befall single messages.
+    fn is_timed(self) -> bool {
+        !matches!(
+            self,
+            Fault::Delay | Fault::Loss | Fault::Duplicate | Fault::Reorder
+        )
+    }
+}
+
+/// A selection of faults.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Faults(u16);
+
+impl Faults {
+    /// Every fault there is.
+    pub fn all() -> Faults {
+        Faults::of(&Fault::ALL)
+    }
+
+    /// No fault: what a healthy cluster does.
+    pub fn none() -> Faults {
+        Faults(0)
+    }
+
+    /// Exactly these.
+    pub fn of(faults: &[Fault]) -> Faults {
+        Faults(faults.iter().fold(0, |bits, fault| bits | 1 << *fault as u16))
+    }
+
+    /// True if `fault` is selected.
+    pub fn contains(self, fault: Fault) -> bool {
+        self.0 & 1 << fault as u16 != 0
+    }
+
+    /// The selected ones.
+    pub fn iter(self) -> impl Iterator<Item = Fault> {
+        Fault::ALL.into_iter().filter(move |fault| self.contains(*fault))
+    }
+}
+
+impl fmt::Display for Faults {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        if *self == Faults::all() {
+            return write!(f, "all");
+        }
+        let names: Vec<&str> = self.iter().map(Fault::name).collect();
+        match names.is_empty() {
+            true => write!(f, "none"),
+            false => write!(f, "{}", names.join(",")),
+        }
+    }
+}
+
+/// A fault's name that does not exist.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct UnknownFault {
+    pub name: String,
+}
+
+impl fmt::Display for UnknownFault {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        let names: Vec<&str> = Fault::ALL.iter().map(|fault| fault.name()).collect();
+        write!(
+            f,
+            "unknown fault '{}': use all, none or a list of {}",
+            self.name,
+            names.join(", ")
+        )
+    }
+}
+
+impl std::error::Error for UnknownFault {}
+
+impl FromStr for Faults {
+    type Err = UnknownFault;
+
+    /// Reads `all`, `none` or names separated by commas.
+    fn from_str(text: &str) -> Result<Faults, UnknownFault> {
+        match text {
+            "all" => return Ok(Faults::all()),
+            "none" => return Ok(Faults::none()),
+            _ => {}
+        }
+        let mut selected = Vec::new();
+        for name in text.split(',') {
+            let fault = Fault::ALL.into_iter().find(|fault| fault.name() == name.trim());
+            selected.push(fault.ok_or_else(|| UnknownFault {
+                name: name.trim().to_string(),
+            })?);
+        }
+        Ok(Faults::of(&selected))
+    }
+}
+
+/// How often a fault strikes and how long it lasts.
+#[derive(Clone, Copy, Debug)]
+pub struct Timing {
+    /// Mean time from the end of the last to the next, in microseconds.
+    pub gap_us_mean: u64,
+    /// Longest duration, in microseconds.
+    pub lasts_us_max: u64,
+}
+
+/// What this seed's world is like.
+#[derive(Clone, Debug, Default)]
+pub struct Plan {
+    /// Messages per thousand that are delayed, and by how much at most.
+    pub delay_per_mille: u64,
+    pub delay_us_max: u64,
+    pub loss_per_mille: u64,
+    pub duplicate_per_mille: u64,
+    pub reorder_per_mille: u64,
+    /// How far a wall clock is off at most, in microseconds.
+    pub skew_us_max: u64,
+    /// The faults that strike at points in time.
+    pub timed: BTreeMap<Fault, Timing>,
+}
+
+impl Plan {
+    /// Draws a seed's plan from the selected faults. One or two selected faults are always in force, of more each with chance ½.
+    pub fn draw(selected: Faults, rng: &mut Rng) -> Plan {
+        let few = selected.iter().count() <= 2;
+        let mut plan = Plan::default();
+        for fault in selected.iter() {
+            let is_in_force = rng.chance(1, 2) || few;
+            // Drawn whether in force or not, so that leaving a fault out changes less of the rest.
+            let (gap, lasts, share) = (rng.below(4), rng.below(4), rng.below(4));
+            if !is_in_force {
+                continue;
+            }
+            match fault {
+                Fault::Delay => {
+                    plan.delay_per_mille = [2, 10, 50, 200][share as usize];
+                    plan.delay_us_max = [5_000, 50_000, 300_000, 1_000_000][lasts as usize];
+                }
+                Fault::Loss => plan.loss_per_mille = [1, 5, 30, 100][share as usize],
+                Fault::Duplicate => plan.duplicate_per_mille = [2, 10, 50, 200][share as usize],
+                Fault::Reorder => plan.reorder_per_mille = [2, 10, 50, 200][share as usize],
+                _ => {}
+            }
+            if fault == Fault::Skew {
+                plan.skew_us_max = [10_000, 1_000_000, 10_000_000, 50_000_000][share as usize];
+            }
+            if fault.is_timed() {
+                plan.timed.insert(
+                    fault,
+                    Timing {
+                        gap_us_mean: [200_000, 1_000_000, 3_000_000, 8_000_000][gap as usize],
+                        lasts_us_max: [50_000, 500_000, 2_000_000, 6_000_000][lasts as usize],
+                    },
+                );
+            }
+        }
+        plan
+    }
+
+    /// True if nothing can go wrong.
+    pub fn is_calm(&self) -> bool {
+        self.timed.is_empty()
+            && self.delay_per_mille + self.loss_per_mille + self.duplicate_per_mille + self.reorder_per_mille == 0
+    }
+
+    /// No fault strikes from now on.
+    pub fn calm() -> Plan {
+        Plan::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn selections_are_read_back_from_their_text() {
+        for text in ["all", "none", "crash", "loss,split,disk-full"] {
+            assert_eq!(text.parse::<Faults>().unwrap().to_string(), text);
+        }
+        assert_eq!(
+            "crash,fire".parse::<Faults>(),
+            Err(UnknownFault { name: "fire".into() })
+        );
+    }
+}

@@ -1,0 +1,356 @@
+//! What the clients ask: sessions that store blindly, read and write back, delete, count, append and list.
+//!
+//! Every value ends in the number of the operation that stores it, so a value names its write. Keys have roles, so that
+//! each checker finds keys whose history it can judge exactly.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use oort_core::bucket::{BucketProperties, Conflict, DEFAULT_BUCKET};
+use oort_core::causality::{Dot, VersionVector};
+use oort_core::client::{Operation, Quorum, RequestId, Scan, Want};
+use oort_core::mutation::{Basis, Condition, Expiry, ExpiryCondition, Mutation};
+use oort_core::types::{ObjectKey, Position, Rng};
+
+use crate::history::{mark, number_mark};
+
+/// What a key is used for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Role {
+    /// Stores and deletes of all kinds.
+    Plain,
+    /// Like plain, but with quorums of primaries that overlap: what was acknowledged must be seen.
+    Strict,
+    /// Only ever counted on: the sum must be right.
+    Counter,
+    /// Stores that expire, changes of the expiry.
+    Expiring,
+    /// Appends and stores.
+    Text,
+    /// Everything, counting too.
+    Mixed,
+}
+
+/// One key of the workload.
+#[derive(Clone, Debug)]
+pub struct KeySpec {
+    pub key: ObjectKey,
+    pub role: Role,
+}
+
+/// A bucket of the workload.
+#[derive(Clone, Debug)]
+pub struct BucketSpec {
+    pub name: Bytes,
+    pub properties: BucketProperties,
+}
+
+/// What a client saw when it last read a key.
+#[derive(Clone, Debug, Default)]
+pub struct Screen {
+    pub context: VersionVector,
+    pub siblings: Vec<Dot>,
+}
+
+/// One client and what it remembers.
+#[derive(Clone, Debug, Default)]
+pub struct Client {
+    pub screens: BTreeMap<ObjectKey, Screen>,
+    /// The machine it prefers.
+    pub home: usize,
+}
+
+/// An operation to be sent.
+#[derive(Clone, Debug)]
+pub struct Planned {
+    pub machine: usize,
+    pub operation: Operation,
+    pub timeout_ms: Option<u32>,
+    /// The siblings on the screen that its context comes from.
+    pub seen: Vec<Dot>,
+}
+
+/// The clients, the keys and this seed's habits.
+#[derive(Clone, Debug)]
+pub struct Workload {
+    pub clients: Vec<Client>,
+    pub keys: Vec<KeySpec>,
+    pub buckets: Vec<BucketSpec>,
+    /// Operations not yet sent.
+    pub left: usize,
+    machines: usize,
+    hot_keys: usize,
+    /// How many of ten operations are gets.
+    gets_of_ten: u64,
+    /// How many of ten stores carry a context.
+    seen_of_ten: u64,
+    /// How many of ten operations go to the client's own machine.
+    loyal_of_ten: u64,
+    pause_us_max: u64,
+    large_values: bool,
+}
+
+impl Workload {
+    /// Draws a seed's clients, buckets and keys.
+    pub fn draw(machines: usize, operations: usize, rng: &mut Rng) -> Workload {
+        let clients = 2 + rng.below(7) as usize;
+        let buckets = draw_buckets(rng);
+        let mut keys = Vec::new();
+        let mut add = |bucket: &[u8], name: String, role| {
+            let key = ObjectKey::new(bucket, name.as_bytes()).expect("the workload's keys are short");
+            keys.push(KeySpec { key, role });
+        };
+        for bucket in &buckets {
+            add(&bucket.name, "hot".into(), Role::Plain);
+            add(&bucket.name, "strict".into(), Role::Strict);
+            for i in 0..rng.below(12) {
+                add(&bucket.name, format!("cold{i}"), Role::Plain);
+            }
+            if bucket.properties.conflict == Conflict::Siblings {
+                add(&bucket.name, "count".into(), Role::Counter);
+                add(&bucket.name, "mixed".into(), Role::Mixed);
+                add(&bucket.name, "text".into(), Role::Text);
+            }
+            add(&bucket.name, "expiring".into(), Role::Expiring);
+        }
+        for i in (1..keys.len()).rev() {
+            keys.swap(i, rng.below(i as u64 + 1) as usize);
+        }
+        Workload {
+            clients: (0..clients)
+                .map(|_| Client {
+                    home: rng.below(machines as u64) as usize,
+                    ..Client::default()
+                })
+                .collect(),
+            keys,
+            buckets,
+            left: operations,
+            machines,
+            hot_keys: 1 + rng.below(6) as usize,
+            gets_of_ten: [2, 4, 6][rng.below(3) as usize],
+            seen_of_ten: [1, 3, 7][rng.below(3) as usize],
+            loyal_of_ten: [0, 5, 10][rng.below(3) as usize],
+            pause_us_max: [2_000, 50_000, 300_000, 1_000_000][rng.below(4) as usize],
+            large_values: rng.chance(1, 8),
+        }
+    }
+
+    /// How long a client thinks before its next operation.
+    pub fn pause_us(&self, rng: &mut Rng) -> u64 {
+        match rng.chance(1, 2) {
+            true => rng.below(2_000),
+            false => rng.below(self.pause_us_max),
+        }
+    }
+
+    /// The next operation of `client`, which will be operation `id`. `wall_ms`: the true time.
+    pub fn plan(&self, client: usize, id: RequestId, wall_ms: u64, rng: &mut Rng) -> Planned {
+        let state = &self.clients[client];
+        let machine = match rng.below(10) < self.loyal_of_ten {
+            true => state.home,
+            false => rng.below(self.machines as u64) as usize,
+        };
+        let timeout_ms = match rng.below(4) {
+            0 => Some([30, 300, 3000][rng.below(3) as usize]),
+            _ => None,
+        };
+        let index = match rng.chance(3, 4) {
+            true => rng.below(self.hot_keys.min(self.keys.len()) as u64),
+            false => rng.below(self.keys.len() as u64),
+        };
+        let spec = &self.keys[index as usize];
+        let screen = state.screens.get(&spec.key);
+        let (operation, seen) = match rng.below(100) {
+            0 => (self.scan(spec, rng), Vec::new()),
+            _ => self.operation(spec, screen, id, wall_ms, rng),
+        };
+        Planned {
+            machine,
+            operation,
+            timeout_ms,
+            seen,
+        }
+    }
+
+    fn scan(&self, spec: &KeySpec, rng: &mut Rng) -> Operation {
+        Operation::Scan(Scan {
+            bucket: Bytes::copy_from_slice(spec.key.bucket()),
+            from: Position(0),
+            to: Position(u64::MAX),
+            limit: 1 + rng.below(30) as u32,
+            count_only: rng.chance(1, 4),
+        })
+    }
+
+    fn operation(
+        &self,
+        spec: &KeySpec,
+        screen: Option<&Screen>,
+        id: RequestId,
+        wall_ms: u64,
+        rng: &mut Rng,
+    ) -> (Operation, Vec<Dot>) {
+        let quorum = self.quorum(spec, rng);
+        if rng.below(10) < self.gets_of_ten {
+            let key = spec.key.clone();
+            return (Operation::Get { key, quorum }, Vec::new());
+        }
+        let mutation = self.mutation(spec, screen, id, wall_ms, rng);
+        let seen = match (mutation.seen(), screen) {
+            (Some(_), Some(screen)) => screen.siblings.clone(),
+            _ => Vec::new(),
+        };
+        // What a plain value does not tell, the state afterwards does: which dot the write became.
+        let is_plain = matches!(mutation, Mutation::Store { .. } | Mutation::Append { .. });
+        let operation = Operation::Update {
+            key: spec.key.clone(),
+            mutation,
+            quorum,
+            want: Want {
+                before: rng.chance(1, 8),
+                after: !is_plain || rng.chance(1, 8),
+            },
+        };
+        (operation, seen)
+    }
+
+    fn quorum(&self, spec: &KeySpec, rng: &mut Rng) -> Quorum {
+        let properties = self.properties(&spec.key);
+        let n = properties.n as u64;
+        if spec.role == Role::Strict {
+            // Overlapping quorums of primaries; which of the two is large varies by key.
+            let w = 1 + Position::of(spec.key.row()).0 % n;
+            let r = n + 1 - w;
+            return Quorum {
+                r: Some(r as u8),
+                w: Some(w as u8),
+                primary_r: r as u8,
+                primary_w: w as u8,
+            };
+        }
+        let mut draw = || match rng.below(3) {
+            0 => Some(1 + rng.below(n) as u8),
+            _ => None,
+        };
+        Quorum {
+            r: draw(),
+            w: draw(),
+            ..Quorum::default()
+        }
+    }
+
+    fn mutation(
+        &self,
+        spec: &KeySpec,
+        screen: Option<&Screen>,
+        id: RequestId,
+        wall_ms: u64,
+        rng: &mut Rng,
+    ) -> Mutation {
+        let suffix = || Bytes::from(mark(id));
+        match (spec.role, rng.below(10)) {
+            (Role::Counter, _) => {
+                return Mutation::Add {
+                    delta: rng.below(1000) as i64 - 200,
+                }
+            }
+            (Role::Text, 0..=6) => return Mutation::Append { suffix: suffix() },
+            (Role::Mixed, 0..=2) => {
+                return Mutation::Add {
+                    delta: rng.below(1000) as i64,
+                }
+            }
+            (Role::Mixed, 3) => return Mutation::Append { suffix: suffix() },
+            (Role::Expiring, 0) => {
+                return Mutation::SetExpiry {
+                    at_ms: rng.chance(1, 2).then(|| wall_ms + rng.below(20_000)),
+                    condition: ExpiryCondition::ALWAYS,
+                }
+            }
+            _ => {}
+        }
+        let basis = match (rng.below(10) < self.seen_of_ten, screen) {
+            (true, Some(screen)) => Basis::Seen(screen.context.clone()),
+            _ if rng.chance(1, 6) => Basis::Unseen,
+            _ => Basis::Local,
+        };
+        let condition = match rng.below(12) {
+            0 => Condition::IfAbsent,
+            1 => Condition::IfPresent,
+            _ => Condition::Always,
+        };
+        if spec.role != Role::Text && rng.chance(1, 6) {
+            let basis = match basis {
+                Basis::Unseen => Basis::Local,
+                basis => basis,
+            };
+            return Mutation::Delete {
+                basis,
+                condition: Condition::Always,
+            };
+        }
+        let expiry = match (spec.role, rng.below(3)) {
+            (Role::Expiring, 0) => Expiry::Keep,
+            (Role::Expiring, 1) => Expiry::At(wall_ms + rng.below(20_000)),
+            _ => Expiry::Default,
+        };
+        Mutation::Store {
+            value: match spec.role == Role::Mixed && rng.chance(1, 2) {
+                true => number_mark(id).into(),
+                false => self.value(id, rng),
+            },
+            headers: Vec::new(),
+            basis,
+            expiry,
+            condition,
+        }
+    }
+
+    fn value(&self, id: RequestId, rng: &mut Rng) -> Bytes {
+        let padding = match self.large_values {
+            true => rng.below(20_000) as usize,
+            false => rng.below(20) as usize,
+        };
+        let mut value = ".".repeat(padding);
+        value += &mark(id);
+        value.into()
+    }
+
+    /// The properties of a key's bucket.
+    pub fn properties(&self, key: &ObjectKey) -> &BucketProperties {
+        let bucket = self.buckets.iter().find(|bucket| bucket.name == key.bucket());
+        &bucket.expect("every key is in a bucket of the workload").properties
+    }
+}
+
+fn draw_buckets(rng: &mut Rng) -> Vec<BucketSpec> {
+    let mut buckets = vec![BucketSpec {
+        name: Bytes::from_static(DEFAULT_BUCKET),
+        properties: BucketProperties::default(),
+    }];
+    if rng.chance(1, 2) {
+        let properties = BucketProperties {
+            conflict: Conflict::Lww,
+            ..BucketProperties::default()
+        };
+        buckets.push(BucketSpec {
+            name: Bytes::from_static(b"newest"),
+            properties,
+        });
+    }
+    if rng.chance(1, 2) {
+        let n = 1 + rng.below(5);
+        let properties = BucketProperties {
+            n: n as u8,
+            r: 1 + rng.below(n) as u8,
+            w: 1 + rng.below(n) as u8,
+            ..BucketProperties::default()
+        };
+        buckets.push(BucketSpec {
+            name: Bytes::from_static(b"odd"),
+            properties,
+        });
+    }
+    buckets
+}
