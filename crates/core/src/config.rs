@@ -76,6 +76,8 @@ pub struct NodeConfig {
     pub requests_max: usize,
     /// Properties of buckets that were never given any.
     pub bucket_defaults: BucketProperties,
+    /// Names the machine's current boot. A node that was killed but finds the same boot has lost no write.
+    pub boot: u64,
     /// What is broken on purpose.
     #[cfg(feature = "sabotage")]
     pub sabotage: Sabotage,
@@ -99,6 +101,7 @@ impl Default for NodeConfig {
             clock_skew_ms_max: 60_000,
             requests_max: 100_000,
             bucket_defaults: BucketProperties::default(),
+            boot: 0,
             #[cfg(feature = "sabotage")]
             sabotage: Sabotage::None,
         }

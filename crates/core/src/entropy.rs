@@ -6,7 +6,7 @@
 //!
 //! Source: Dynamo §4.7. Differs: one hash over a scanned partition instead of a maintained tree; the walk is slow and cheap.
 
-use std::collections::VecDeque;
+use std::collections::BTreeSet;
 
 use crate::types::{NodeId, ObjectKey, Partition};
 
@@ -22,7 +22,7 @@ pub const ROWS_MAX: usize = 4096;
 pub struct Entropy {
     next_partition: u16,
     next_owner: usize,
-    waiting: VecDeque<(ObjectKey, NodeId)>,
+    waiting: BTreeSet<(ObjectKey, NodeId)>,
     in_flight: usize,
 }
 
@@ -53,7 +53,7 @@ impl Entropy {
     /// Notes a key that differs from `peer`'s.
     pub fn differs(&mut self, key: ObjectKey, peer: NodeId) {
         if self.waiting.len() < REPAIRS_WAITING_MAX {
-            self.waiting.push_back((key, peer));
+            self.waiting.insert((key, peer));
         }
     }
 
@@ -62,7 +62,7 @@ impl Entropy {
         if self.in_flight >= REPAIRS_IN_FLIGHT_MAX {
             return None;
         }
-        let next = self.waiting.pop_front()?;
+        let next = self.waiting.pop_first()?;
         self.in_flight += 1;
         Some(next)
     }

@@ -37,6 +37,10 @@ enum State {
     Asked(u64),
     /// With the hash of the bytes it holds, 0 for none.
     Answered(u64),
+    /// Its row cannot be read: it wants what the others hold.
+    Unreadable,
+    /// Was unreadable, and was given what the others hold.
+    Restored,
     Failed,
 }
 
@@ -107,7 +111,7 @@ impl Get {
         self.replicas[index].1 = match outcome {
             ReadOutcome::Same => State::Answered(asked_with),
             ReadOutcome::Missing => State::Answered(0),
-            ReadOutcome::Failed => State::Failed,
+            ReadOutcome::Failed => State::Unreadable,
             ReadOutcome::Object(bytes) => match self.merge(bytes) {
                 Some(hash) => State::Answered(hash),
                 None => State::Failed,
@@ -217,7 +221,8 @@ impl Get {
         self.merged
     }
 
-    /// The merged object's bytes with the primaries that hold something else; `None` if nothing is stored or all agree.
+    /// The merged object's bytes with the primaries that hold something else, or nothing readable; `None` if nothing is
+    /// stored or all agree.
     ///
     /// Each stale replica is named once: it counts as repaired from then on.
     pub fn take_repairs(&mut self) -> Option<(Bytes, Vec<NodeId>)> {
@@ -235,20 +240,28 @@ impl Get {
         };
         let mut stale = Vec::new();
         for (candidate, state) in &mut self.replicas {
-            if candidate.is_primary && matches!(state, State::Answered(held) if *held != hash) {
-                *state = State::Answered(hash);
-                stale.push(candidate.node);
-            }
+            *state = match *state {
+                State::Answered(held) if candidate.is_primary && held != hash => State::Answered(hash),
+                State::Unreadable if candidate.is_primary => State::Restored,
+                _ => continue,
+            };
+            stale.push(candidate.node);
         }
         let bytes = self.merged_bytes.clone()?;
         (!stale.is_empty()).then_some((bytes, stale))
     }
 
-    /// Like [`Get::take_repairs`], for a primary whose row could not be read.
-    pub fn repair_failed(&mut self, node: NodeId) -> Option<Bytes> {
-        let has_failed =
-            self.replicas.iter().any(|(candidate, state)| candidate.node == node && *state == State::Failed);
-        (has_failed && !self.merged.is_unknown()).then(|| self.merged.encode())
+    /// Like [`Get::take_repairs`], for the one replica `node` if its row could not be read.
+    pub fn take_restored(&mut self, node: NodeId) -> Option<Bytes> {
+        if self.merged.is_unknown() {
+            return None;
+        }
+        let is_it = |(candidate, state): &&mut (Candidate, State)| {
+            candidate.node == node && *state == State::Unreadable
+        };
+        let (_, state) = self.replicas.iter_mut().find(is_it)?;
+        *state = State::Restored;
+        Some(self.merged.encode())
     }
 }
 

@@ -1,7 +1,8 @@
 //! One node: everything wired together behind `step`.
 //!
-//! A turn of the loop is: any number of [`Node::step`] calls, one [`Node::commit`], then release the outputs. Nothing
-//! an output claims is untrue after a power failure, because outputs leave only after the commit.
+//! A turn of the loop is: any number of [`Node::step`] calls, one [`Node::stage`], release what does not wait for the
+//! disk, one [`Node::commit`], release the rest. Nothing an output claims is untrue after a power failure. The copies of
+//! a put become durable on all replicas at the same time, not one after the other.
 //!
 //! The submodules are one `impl Node` in three parts: `coordinate` runs client operations, `serve` answers other
 //! coordinators, `background` gossips, hands hints over and compares partitions. Follow a put from
@@ -11,7 +12,7 @@ mod background;
 mod coordinate;
 mod serve;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use crate::bucket::BucketTable;
 use crate::client::{ClientError, Operation, Quorum, Reply, Request, RequestId, Updated, Want};
@@ -31,6 +32,9 @@ use crate::scan::Listing;
 use crate::store::{Durability, Store, StoreError};
 use crate::tasks::Tasks;
 use crate::types::{NodeId, Now, ObjectKey, Rng};
+
+/// How many handed-over requests are remembered. Too few: one that the network brings twice, late, is run twice.
+const RECENT_FORWARDS_MAX: usize = 4096;
 
 const MEMBERSHIP_ROW: &[u8] = b"membership";
 
@@ -62,6 +66,48 @@ pub enum Output {
     Connect { peer: NodeId, address: String },
     /// Something an operator may want to read.
     Event(Event),
+}
+
+impl Output {
+    /// True if this says that something is durable, so that it must not leave before [`Node::commit`].
+    ///
+    /// What tells peers to write does not: a coordinator's copies become durable side by side.
+    pub fn waits_for_disk(&self) -> bool {
+        match self {
+            Output::Reply { result, .. } => claims_durability(result),
+            Output::Send { message, .. } => match message {
+                Message::Written { outcome, .. } => *outcome == WriteOutcome::Durable,
+                Message::Control(Control::Forwarded { result, .. }) => claims_durability(result),
+                _ => false,
+            },
+            Output::Connect { .. } | Output::Event(_) => false,
+        }
+    }
+
+    /// Turns a claim that something is durable into `refusal`.
+    fn deny(&mut self, refusal: &ClientError) {
+        if !self.waits_for_disk() {
+            return;
+        }
+        match self {
+            Output::Reply { result, .. } => *result = Err(refusal.clone()),
+            Output::Send { message: Message::Written { outcome, .. }, .. } => {
+                *outcome = WriteOutcome::ReadOnly
+            }
+            Output::Send { message: Message::Control(Control::Forwarded { result, .. }), .. } => {
+                *result = Err(refusal.clone())
+            }
+            _ => {}
+        }
+    }
+}
+
+fn claims_durability(result: &Result<Reply, ClientError>) -> bool {
+    match result {
+        Ok(Reply::Updated(updated)) => updated.applied,
+        Ok(Reply::BucketSet) => true,
+        _ => false,
+    }
 }
 
 /// What a log should tell.
@@ -166,6 +212,28 @@ struct Task {
     work: Work,
 }
 
+/// The last requests that peers handed over, to know one that comes twice.
+#[derive(Clone, Debug, Default)]
+struct RecentForwards {
+    known: BTreeSet<(NodeId, TaskId)>,
+    order: VecDeque<(NodeId, TaskId)>,
+}
+
+impl RecentForwards {
+    /// True if it is new.
+    fn insert(&mut self, from: NodeId, task: TaskId) -> bool {
+        if !self.known.insert((from, task)) {
+            return false;
+        }
+        self.order.push_back((from, task));
+        if self.order.len() > RECENT_FORWARDS_MAX {
+            let oldest = self.order.pop_front().expect("it is not empty");
+            self.known.remove(&oldest);
+        }
+        true
+    }
+}
+
 /// A node of the cluster: a deterministic state machine over a [`Store`].
 pub struct Node {
     config: NodeConfig,
@@ -186,6 +254,9 @@ pub struct Node {
     read_only: Option<String>,
     stopping: bool,
     requests_in_flight: usize,
+    /// Updates handed to another coordinator because the first was late: an error does not mean that nothing happened.
+    doubtful: BTreeSet<RequestId>,
+    recent_forwards: RecentForwards,
     membership_is_dirty: bool,
     has_announced: bool,
     last_now: Now,
@@ -202,10 +273,9 @@ impl Node {
     /// `seed` feeds the node's generator (gossip targets, a new identity); it must differ between nodes and starts.
     pub fn open(config: NodeConfig, seed: u64, store: Box<dyn Store>, now: Now) -> Result<Node, OpenError> {
         let mut rng = Rng::new(seed);
-        let is_interval = matches!(config.sync, SyncMode::Interval { .. });
         let replica_rng = Rng::new(rng.next_u64());
         let mut replica =
-            Replica::open(store, &config.cluster, replica_rng, config.clock_skew_ms_max, is_interval)
+            Replica::open(store, &config.cluster, replica_rng, config.clock_skew_ms_max, config.boot)
                 .map_err(|error| OpenError::from_meta(error, "identity"))?;
         if replica.identity().cluster != config.cluster {
             return Err(OpenError::ForeignCluster { found: replica.identity().cluster.clone() });
@@ -249,6 +319,8 @@ impl Node {
             read_only: None,
             stopping: false,
             requests_in_flight: 0,
+            doubtful: BTreeSet::new(),
+            recent_forwards: RecentForwards::default(),
             membership_is_dirty: true,
             has_announced: false,
             last_now: now,
@@ -265,7 +337,7 @@ impl Node {
         Ok(node)
     }
 
-    /// Handles one input; what follows from it is appended to `out`, and may be released after [`Node::commit`].
+    /// Handles one input; what follows from it is appended to `out`, to be released after [`Node::stage`].
     pub fn step(&mut self, now: Now, input: Input, out: &mut Vec<Output>) {
         self.watch_clock(now, out);
         match input {
@@ -279,37 +351,53 @@ impl Node {
         self.run_due(now, out);
     }
 
-    /// Makes durable what the steps of this turn stored. Call once per turn, before anything in `out` is released.
+    /// Hands what the steps of this turn stored to the store, as one batch. Call once per turn, before anything in `out`
+    /// is released. Afterwards outputs that do not wait for the disk ([`Output::waits_for_disk`]) may be.
     ///
     /// If the disk refuses, outputs that would claim otherwise are replaced by errors.
-    pub fn commit(&mut self, now: Now, out: &mut Vec<Output>) {
+    pub fn stage(&mut self, out: &mut Vec<Output>) {
         if std::mem::take(&mut self.membership_is_dirty) {
             self.replica.save_meta(MEMBERSHIP_ROW, &self.membership);
         }
-        let durability = match self.config.sync {
-            SyncMode::Interval { ms } if !self.stopping && now.mono_us < self.last_durable_us + ms * 1000 => {
-                Durability::Buffered
-            }
-            _ => Durability::Durable,
-        };
-        #[cfg(feature = "sabotage")]
-        let durability = match self.config.sabotage {
-            crate::config::Sabotage::AckBeforeDurable if self.rng.chance(9, 10) => Durability::Buffered,
-            _ => durability,
-        };
-        match self.replica.sync(durability) {
+        match self.replica.sync(Durability::Buffered) {
             Ok(()) => {
-                if durability == Durability::Durable {
-                    self.last_durable_us = now.mono_us;
-                }
                 if self.read_only.take().is_some() {
                     out.push(Output::Event(Event::StoreAccepts));
                 }
             }
-            Err(error) => self.undo_turn(now, error, out),
+            Err(error) => self.undo_turn(error, out),
         }
         self.turn_puts.clear();
         self.report_store(out);
+    }
+
+    /// Makes durable what was staged, if the mode of syncing asks for it now. Afterwards all of `out` may be released.
+    ///
+    /// If the disk fails, what waits for it in `out` becomes an error: those writes may or may not survive.
+    pub fn commit(&mut self, now: Now, out: &mut Vec<Output>) {
+        let is_due = match self.config.sync {
+            SyncMode::Interval { ms } => {
+                self.stopping
+                    || self.replica.needs_durable()
+                    || now.mono_us >= self.last_durable_us + ms * 1000
+            }
+            SyncMode::Batch => true,
+        };
+        #[cfg(feature = "sabotage")]
+        let is_due = match self.config.sabotage {
+            crate::config::Sabotage::AckBeforeDurable => self.rng.chance(1, 10),
+            _ => is_due,
+        };
+        if !is_due {
+            return;
+        }
+        self.last_durable_us = now.mono_us;
+        if let Err(error) = self.replica.sync(Durability::Durable) {
+            let detail = error.to_string();
+            let refusal = ClientError::ReadOnly { detail: detail.clone() };
+            out.iter_mut().for_each(|output| output.deny(&refusal));
+            self.refuse_writes(detail, out);
+        }
     }
 
     /// When a [`Input::Tick`] is due at the latest, in `mono_us`. Ask again after every turn.
@@ -439,6 +527,14 @@ impl Node {
         match origin {
             Origin::Client(id) => {
                 self.requests_in_flight -= 1;
+                let result = match result {
+                    // An earlier coordinator may have done it after all.
+                    Err(_) if self.doubtful.remove(&id) => Err(ClientError::OutcomeUnknown),
+                    result => {
+                        self.doubtful.remove(&id);
+                        result
+                    }
+                };
                 out.push(Output::Reply { id, result });
             }
             Origin::Peer(to, task) => {
@@ -450,7 +546,7 @@ impl Node {
     }
 
     /// Takes back what this turn's outputs claim, because the disk refused and the store is as it was before the turn.
-    fn undo_turn(&mut self, _now: Now, error: StoreError, out: &mut Vec<Output>) {
+    fn undo_turn(&mut self, error: StoreError, out: &mut Vec<Output>) {
         let detail = error.to_string();
         self.membership_is_dirty = true;
         self.metrics.store_refusals += 1;
@@ -458,36 +554,21 @@ impl Node {
         self.drop_deliveries();
         let refusal = ClientError::ReadOnly { detail: detail.clone() };
         let undone = std::mem::take(&mut self.turn_puts);
-        out.retain_mut(|output| match output {
-            Output::Send { message: Message::Write { task, .. }, .. } => {
-                !undone.iter().any(|(id, _)| id == task)
-            }
-            Output::Reply { id, result }
-                if undone.iter().any(|(_, origin)| *origin == Origin::Client(*id)) =>
-            {
-                *result = Err(refusal.clone());
-                true
-            }
-            Output::Send { to, message: Message::Control(Control::Forwarded { task, result }) }
-                if undone.iter().any(|(_, origin)| *origin == Origin::Peer(*to, *task)) =>
-            {
-                *result = Err(refusal.clone());
-                true
-            }
-            Output::Send { message: Message::Written { outcome, .. }, .. } => {
-                if *outcome == WriteOutcome::Durable {
-                    *outcome = WriteOutcome::ReadOnly;
-                }
-                true
-            }
-            _ => true,
+        out.retain(|output| {
+            !matches!(output, Output::Send { message: Message::Write { task, .. }, .. }
+                if undone.iter().any(|(id, _)| id == task))
         });
+        out.iter_mut().for_each(|output| output.deny(&refusal));
         for (id, _) in undone {
             let Some(task) = self.tasks.remove(id) else {
                 continue;
             };
             self.finish(task.origin, Err(refusal.clone()), out);
         }
+        self.refuse_writes(detail, out);
+    }
+
+    fn refuse_writes(&mut self, detail: String, out: &mut Vec<Output>) {
         if self.read_only.is_none() {
             out.push(Output::Event(Event::StoreRefuses { detail: detail.clone() }));
         }

@@ -66,6 +66,12 @@ impl Put {
         self.copies.iter().any(|copy| copy.node == node)
     }
 
+    /// The primary that misses the write while `node` has not acknowledged: `node` itself, or whom it stands in for.
+    pub fn owed_through(&self, node: NodeId) -> Option<NodeId> {
+        let copy = self.copies.iter().find(|copy| copy.node == node && copy.state == State::Asked)?;
+        Some(copy.hint_for.unwrap_or(copy.node))
+    }
+
     /// `node` has it durably. False if it was not waited for.
     pub fn acknowledge(&mut self, node: NodeId) -> bool {
         self.settle(node, State::Acknowledged).is_some()

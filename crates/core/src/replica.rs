@@ -32,6 +32,8 @@ pub struct Identity {
     pub forgot: bool,
     /// The node stopped after its last write was durable.
     pub clean: bool,
+    /// The boot of the machine in which the node last ran.
+    pub boot: u64,
 }
 
 /// Why a record of the meta space cannot be used.
@@ -106,13 +108,13 @@ fn encode_meta<T: Serialize>(record: &T) -> Bytes {
 }
 
 impl Replica {
-    /// Opens the identity in `store`, or makes one. `is_interval`: acknowledged writes may be lost by a crash.
+    /// Opens the identity in `store`, or makes one. `boot`: the machine's current boot.
     pub fn open(
         mut store: Box<dyn Store>,
         cluster: &str,
         mut rng: Rng,
         skew_ms_max: u64,
-        is_interval: bool,
+        boot: u64,
     ) -> Result<Replica, MetaError> {
         let found: Option<Identity> = load_meta(&mut *store, IDENTITY_ROW)?;
         let is_new = found.is_none();
@@ -123,13 +125,14 @@ impl Replica {
             lease: 0,
             forgot: false,
             clean: true,
+            boot,
         });
         let must_renew = match () {
             _ if store.lost_writes() => Some("durable writes are gone from the store"),
-            _ if is_interval && !identity.clean => Some("the node was killed with sync = interval"),
+            _ if !identity.clean && identity.boot != boot => Some("the machine went down without a stop"),
             _ => None,
         };
-        identity.clean = false;
+        (identity.clean, identity.boot) = (false, boot);
         let clock = HybridClock::new(identity.lease, skew_ms_max);
         let mut replica = Replica {
             store,
@@ -357,14 +360,18 @@ impl Replica {
         self.save_identity();
     }
 
-    /// Makes everything stored durable, or buffered if that is enough and nothing demands more.
+    /// True if the next sync must reach the disk, because a lease or an identity is in it.
+    pub fn needs_durable(&self) -> bool {
+        self.needs_durable
+    }
+
+    /// Hands everything stored since the last call to the engine, as one batch, and to the disk if `durability` says so.
     ///
     /// Errors: the disk refuses; everything since the last success is undone.
     pub fn sync(&mut self, durability: Durability) -> Result<(), StoreError> {
-        let durability = if self.needs_durable { Durability::Durable } else { durability };
         match self.store.sync(durability) {
             Ok(()) => {
-                self.needs_durable = false;
+                self.needs_durable &= durability != Durability::Durable;
                 Ok(())
             }
             Err(error) => {

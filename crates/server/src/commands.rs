@@ -76,9 +76,7 @@ pub fn start(session: &mut Session, command: Command, view: &dyn View, now_ms: u
     session.begin_command();
     let started = match table::find(command.name()) {
         None => unknown(&command),
-        Some(spec) if !spec.accepts(command.len()) => {
-            Started::Reply(errors::wrong_arity(None, spec))
-        }
+        Some(spec) if !spec.accepts(command.len()) => Started::Reply(errors::wrong_arity(None, spec)),
         Some(spec) => {
             session.note_command(spec.name, now_ms);
             let mut call = Call { session: &mut *session, command, view, now_ms, spec, container: None };

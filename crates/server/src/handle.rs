@@ -31,10 +31,7 @@ pub struct Inside<'a> {
 /// What the loop is asked to do.
 pub enum Command {
     /// Run a client's request; the answer goes to `reply`, which nobody may be waiting for any more.
-    Request {
-        request: Request,
-        reply: oneshot::Sender<Result<Reply, ClientError>>,
-    },
+    Request { request: Request, reply: oneshot::Sender<Result<Reply, ClientError>> },
     /// Call this with the node as it is now. It must be short: everything else waits.
     Inspect(Box<dyn FnOnce(&Inside) + Send>),
     /// Stop gracefully. Comes once, before any command that waits.
@@ -71,15 +68,8 @@ pub struct Inbox {
 pub fn channel(waker: Arc<mio::Waker>) -> (Handle, Inbox) {
     let (sender, receiver) = mpsc::channel(QUEUE_MAX);
     let stop = Arc::new(AtomicBool::new(false));
-    let inbox = Inbox {
-        commands: receiver,
-        stop: stop.clone(),
-    };
-    let handle = Handle {
-        commands: sender,
-        stop,
-        waker,
-    };
+    let inbox = Inbox { commands: receiver, stop: stop.clone() };
+    let handle = Handle { commands: sender, stop, waker };
     (handle, inbox)
 }
 
@@ -103,13 +93,9 @@ impl Handle {
         request: Request,
     ) -> impl Future<Output = Result<Reply, ClientError>> + Send + 'static {
         let (reply, answer) = oneshot::channel();
-        let queued = self
-            .commands
-            .try_send(Command::Request { request, reply })
-            .map_err(|refusal| match refusal {
-                mpsc::error::TrySendError::Full(_) => ClientError::Busy {
-                    waiting: QUEUE_MAX as u64,
-                },
+        let queued =
+            self.commands.try_send(Command::Request { request, reply }).map_err(|refusal| match refusal {
+                mpsc::error::TrySendError::Full(_) => ClientError::Busy { waiting: QUEUE_MAX as u64 },
                 mpsc::error::TrySendError::Closed(_) => ClientError::Stopping,
             });
         if queued.is_ok() {

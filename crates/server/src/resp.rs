@@ -209,7 +209,11 @@ mod tests {
             (Value::Null, "$-1\r\n", "_\r\n"),
             (Value::Array(vec![]), "*0\r\n", "*0\r\n"),
             (Value::Array(vec![number(), Value::Null]), "*2\r\n:-7\r\n$-1\r\n", "*2\r\n:-7\r\n_\r\n"),
-            (Value::Map(vec![(Value::name("a"), number())]), "*2\r\n$1\r\na\r\n:-7\r\n", "%1\r\n$1\r\na\r\n:-7\r\n"),
+            (
+                Value::Map(vec![(Value::name("a"), number())]),
+                "*2\r\n$1\r\na\r\n:-7\r\n",
+                "%1\r\n$1\r\na\r\n:-7\r\n",
+            ),
             (Value::Set(vec![number()]), "*1\r\n:-7\r\n", "~1\r\n:-7\r\n"),
             (Value::Push(vec![number()]), "*1\r\n:-7\r\n", ">1\r\n:-7\r\n"),
             (Value::Double(1.5), "$3\r\n1.5\r\n", ",1.5\r\n"),

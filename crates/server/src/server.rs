@@ -54,6 +54,7 @@ pub fn run(config: Config) -> Result<(), RunError> {
     let had_lost_writes = store.lost_writes();
     let seed = fresh_seed();
     let mut node_config = config.node.clone();
+    node_config.boot = boot_of_machine();
     if !config.join.is_empty() && node_config.cluster_size == 1 {
         // A node that was told whom to join waits for their ring.
         node_config.cluster_size = 0;
@@ -92,6 +93,14 @@ pub fn run(config: Config) -> Result<(), RunError> {
 
 fn listen(what: &'static str, address: &str) -> Result<TcpListener, RunError> {
     TcpListener::bind(address).map_err(|error| RunError::Listen { what, address: address.to_owned(), error })
+}
+
+/// Names the machine's current boot; a fresh number where the system does not tell, as if it had just booted.
+fn boot_of_machine() -> u64 {
+    match std::fs::read("/proc/sys/kernel/random/boot_id") {
+        Ok(boot_id) => xxhash_rust::xxh3::xxh3_64(&boot_id),
+        Err(_) => fresh_seed(),
+    }
 }
 
 /// A seed that differs between nodes and starts. Identities are drawn from it, so it takes the system's randomness.

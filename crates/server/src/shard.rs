@@ -33,6 +33,7 @@ use crate::commands::view::{ServerStats, View};
 use crate::connection::{reach_of, Connection, Requests, Submission};
 use crate::handle::{channel, Command, Handle, Inbox, Inside};
 use crate::resp::request::Limits;
+use crate::status;
 use crate::storage::FjallStore;
 use crate::wire;
 use endpoint::{Endpoint, Flow, Inbound, Kind, Outbound};
@@ -87,6 +88,8 @@ pub struct Shard {
     links: Links,
     owners: Tasks<Owner>,
     out: Vec<Output>,
+    /// Outputs of the turn that wait for the disk.
+    waiting: Vec<Output>,
     scratch: Vec<u8>,
     numbers: Numbers,
     stop_deadline: Option<Instant>,
@@ -165,6 +168,7 @@ impl Shard {
             links,
             owners: Tasks::new(1),
             out: Vec::new(),
+            waiting: Vec::new(),
             scratch: vec![0; 256 << 10],
             numbers: Numbers {
                 clients: 0,
@@ -227,11 +231,23 @@ impl Shard {
 
     /// Commits, releases what the turn produced, and writes it.
     fn end_turn(&mut self) {
-        self.node.commit(self.clocks.now.get(), &mut self.out);
+        self.node.stage(&mut self.out);
         let mut out = std::mem::take(&mut self.out);
+        let mut waiting = std::mem::take(&mut self.waiting);
+        // The peers write their copies while this node's disk writes its own.
         for output in out.drain(..) {
+            if output.waits_for_disk() {
+                waiting.push(output);
+            } else {
+                self.release(output);
+            }
+        }
+        self.flush_dirty();
+        self.node.commit(self.clocks.now.get(), &mut waiting);
+        for output in waiting.drain(..) {
             self.release(output);
         }
+        self.waiting = waiting;
         if self.options.lost_writes_in.is_some() && self.node.metrics().actor_renewals > 0 {
             self.acknowledge_loss();
         }
@@ -239,6 +255,10 @@ impl Shard {
         if self.out.is_empty() {
             self.out = out;
         }
+        self.flush_dirty();
+    }
+
+    fn flush_dirty(&mut self) {
         for slot in std::mem::take(&mut self.dirty) {
             self.flush(slot);
         }
@@ -359,6 +379,15 @@ impl Shard {
         }
     }
 
+    fn inside(&self) -> Inside<'_> {
+        Inside {
+            node: &self.node,
+            now: self.clocks.now.get(),
+            connections: self.numbers.clients,
+            started_wall_ms: self.clocks.started_wall_ms,
+        }
+    }
+
     fn drain_inbox(&mut self) {
         while let Some(command) = self.inbox.try_recv() {
             match command {
@@ -366,12 +395,7 @@ impl Shard {
                     let id = self.owners.insert(Owner::Handle(reply));
                     self.step(Input::Request { id, request });
                 }
-                Command::Inspect(look) => look(&Inside {
-                    node: &self.node,
-                    now: self.clocks.now.get(),
-                    connections: self.numbers.clients,
-                    started_wall_ms: self.clocks.started_wall_ms,
-                }),
+                Command::Inspect(look) => look(&self.inside()),
                 Command::Stop => self.stop(),
             }
         }
@@ -663,6 +687,9 @@ impl View for Inspector<'_> {
     }
     fn read_only(&self) -> Option<&str> {
         self.shard.node.read_only()
+    }
+    fn status(&self) -> String {
+        status::json(&self.shard.inside()).to_string()
     }
     fn server(&self) -> ServerStats {
         let now = self.shard.clocks.now.get();

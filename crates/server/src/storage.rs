@@ -26,6 +26,7 @@
 mod engine;
 mod format;
 mod journal;
+mod rebuild;
 mod row;
 mod rows;
 mod space;
@@ -171,6 +172,8 @@ pub struct FjallStore {
     /// Whether something is synced as `Buffered` only.
     has_buffered: bool,
     failure: Option<Failure>,
+    /// When background threads of the engine last failed.
+    background_failed: Option<Instant>,
     lost: Option<String>,
     _lock: File,
 }
@@ -186,7 +189,12 @@ enum FailureKind {
     Full,
     /// The engine takes no more writes.
     Broken { attempted: Option<Instant> },
+    /// Tables are damaged such that merging them fails again and again; the next start rebuilds them.
+    Damaged,
 }
+
+/// Two failures of background threads within this time are no accident.
+const RELAPSE: Duration = Duration::from_secs(60);
 
 impl FjallStore {
     /// Opens the store in `directory`, or makes one if the directory is empty or missing.
@@ -198,7 +206,7 @@ impl FjallStore {
         let io = |source| OpenError::io(directory, source);
         let engine = match format::state(directory)? {
             State::New => make(directory, &options)?,
-            State::Ready => open_engine(directory, &options, Keep::All)?,
+            State::Ready => open_ready(directory, &options)?,
         };
         Ok(FjallStore {
             directory: directory.to_path_buf(),
@@ -208,6 +216,7 @@ impl FjallStore {
             engine: Some(engine),
             has_buffered: false,
             failure: None,
+            background_failed: None,
             lost: format::lost(directory).map_err(io)?,
             options,
             _lock: lock,
@@ -232,7 +241,15 @@ impl FjallStore {
     ///
     /// Errors: as [`Store::sync`]; the store is closed nevertheless.
     pub fn close(mut self) -> Result<(), StoreError> {
-        self.sync(Durability::Durable)
+        self.sync_rest()
+    }
+
+    /// Syncs what is not durable yet. A store that refuses writes but has nothing to write may close in peace.
+    fn sync_rest(&mut self) -> Result<(), StoreError> {
+        match self.has_buffered || self.rows.pending().len() > 0 {
+            true => self.sync(Durability::Durable),
+            false => Ok(()),
+        }
     }
 
     fn engine(&self) -> Result<&Engine, StoreError> {
@@ -294,14 +311,28 @@ impl FjallStore {
 
     /// Notes that the engine refused, and returns why in words.
     fn fail(&mut self, error: &EngineError) -> String {
-        let detail = error.detail();
-        if !matches!(error, EngineError::Stalled) {
-            tracing::error!(detail, "the disk refuses writes");
-            self.failure = Some(Failure {
-                detail: detail.clone(),
-                kind: FailureKind::Broken { attempted: None },
-            });
+        let mut detail = error.detail();
+        let mut kind = FailureKind::Broken { attempted: None };
+        match error {
+            EngineError::Stalled => return detail,
+            EngineError::Fjall(fjall::Error::Poisoned) => {
+                let before = self.background_failed.replace(Instant::now());
+                let is_relapse = before.is_some_and(|before| before.elapsed() < RELAPSE);
+                if is_relapse && self.engine.as_ref().is_some_and(Engine::is_damaged) {
+                    kind = FailureKind::Damaged;
+                    detail = "tables are damaged and cannot be merged: restart the node to rebuild them".into();
+                    if let Err(error) = format::request_rebuild(&self.directory) {
+                        tracing::error!(%error, "the rebuild could not be requested");
+                    }
+                }
+            }
+            EngineError::Fjall(_) => {}
         }
+        tracing::error!(detail, "the disk refuses writes");
+        self.failure = Some(Failure {
+            detail: detail.clone(),
+            kind,
+        });
         detail
     }
 
@@ -311,6 +342,9 @@ impl FjallStore {
         let Some(Failure { detail, kind }) = &mut self.failure else {
             return Ok(());
         };
+        if let FailureKind::Damaged = kind {
+            return Err(detail.clone());
+        }
         if let FailureKind::Broken { attempted } = kind {
             if attempted.is_some_and(|at| at.elapsed() < self.options.retry_interval) {
                 return Err(detail.clone());
@@ -421,7 +455,7 @@ impl Store for FjallStore {
 
 impl Drop for FjallStore {
     fn drop(&mut self) {
-        if let Err(error) = self.sync(Durability::Durable) {
+        if let Err(error) = self.sync_rest() {
             tracing::error!(%error, "the last sync of the store failed");
         }
     }
@@ -434,6 +468,26 @@ fn make(directory: &Path, options: &StorageOptions) -> Result<Engine, OpenError>
     let engine = Engine::open(&format::rows_path(directory), options)
         .map_err(|error| OpenError::engine(directory, error))?;
     format::finish(directory).map_err(io)?;
+    Ok(engine)
+}
+
+/// Opens a complete directory, rebuilding its tables if the last run asked for it.
+fn open_ready(directory: &Path, options: &StorageOptions) -> Result<Engine, OpenError> {
+    let io = |source| OpenError::io(directory, source);
+    rebuild::settle(directory).map_err(io)?;
+    let engine = open_engine(directory, options, Keep::All)?;
+    if !format::wants_rebuild(directory) {
+        return Ok(engine);
+    }
+    let engine = match engine.is_damaged() {
+        true => {
+            tracing::warn!("rebuilding damaged tables");
+            rebuild::rebuild(directory, engine, options)?;
+            open_engine(directory, options, Keep::All)?
+        }
+        false => engine,
+    };
+    format::finish_rebuild(directory).map_err(io)?;
     Ok(engine)
 }
 

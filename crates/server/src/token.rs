@@ -103,10 +103,8 @@ fn checksum(bytes: &[u8]) -> [u8; CHECKSUM_BYTES] {
 fn to_base64(bytes: &[u8]) -> String {
     let mut text = String::with_capacity(bytes.len().div_ceil(3) * 4);
     for chunk in bytes.chunks(3) {
-        let bits = chunk
-            .iter()
-            .enumerate()
-            .fold(0u32, |bits, (i, &byte)| bits | (byte as u32) << (16 - 8 * i));
+        let bits =
+            chunk.iter().enumerate().fold(0u32, |bits, (i, &byte)| bits | (byte as u32) << (16 - 8 * i));
         for i in 0..=chunk.len() {
             text.push(ALPHABET[(bits >> (18 - 6 * i)) as usize & 63] as char);
         }
@@ -130,9 +128,7 @@ fn from_base64(text: &[u8]) -> Result<Vec<u8>, TokenError> {
         let (whole, spare) = three.split_at(chunk.len() - 1);
         // Bits beyond the last byte must be zero, so that each context has one text.
         if spare.iter().any(|&byte| byte != 0) {
-            return Err(TokenError::Character {
-                at: start + chunk.len() - 1,
-            });
+            return Err(TokenError::Character { at: start + chunk.len() - 1 });
         }
         bytes.extend_from_slice(whole);
     }
@@ -158,10 +154,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn vector(entries: &[(u64, u64)]) -> VersionVector {
-        entries
-            .iter()
-            .map(|&(actor, counter)| Dot { counter, actor: ActorId(actor) })
-            .collect()
+        entries.iter().map(|&(actor, counter)| Dot { counter, actor: ActorId(actor) }).collect()
     }
 
     fn sealed(body: &[u8]) -> String {

@@ -16,11 +16,12 @@ use oort_core::types::ObjectKey;
 use crate::history::{dots_of, History, KeyHistory, OpRecord, Outcome};
 
 /// Every checker's name, the promise it guards (by its number in DESIGN §1) and what it demands.
-pub const CHECKERS: [(&str, u8, &str); 14] = [
+pub const CHECKERS: [(&str, u8, &str); 17] = [
     ("lost-write", 2, "an acknowledged write is a sibling, was superseded by one, expired or lost by lww"),
     ("superseded", 3, "no sibling was superseded by another; lww keeps one"),
     ("convergence", 4, "all replicas of a key are byte-identical within a bound after the faults stop"),
-    ("hints", 4, "hints drain to zero, and nothing stays where it does not belong"),
+    ("hints", 4, "hints drain to zero"),
+    ("strays", 4, "a node that stood in for a replica keeps no copy once its hints are delivered"),
     ("counters", 2, "a counter is the sum of its acknowledged additions, and of any of the unacknowledged ones"),
     ("dots", 2, "a dot names one write for ever, and an actor's dots ascend, also across restarts"),
     ("durability", 2, "no message and no answer speaks of a write that its maker had not stored durably"),
@@ -30,7 +31,9 @@ pub const CHECKERS: [(&str, u8, &str); 14] = [
     ("availability", 1, "without faults no request fails for want of a quorum"),
     ("final-read", 4, "at the end every node answers gets and scans with what the replicas hold"),
     ("formation", 1, "the cluster forms, every node starts on its own disk, links are accepted"),
-    ("panic", 7, "no node panics, and time moves on"),
+    ("panic", 7, "no node panics"),
+    ("rest", 7, "no node keeps itself busy for nothing"),
+    ("encoding", 7, "whatever a node stores or sends can be read back"),
 ];
 
 /// What the replicas hold at the end, and what excuses a loss.
@@ -145,14 +148,20 @@ impl Judge<'_> {
     }
 
     fn is_excused(&self, op: &OpRecord) -> bool {
-        op.dots.iter().any(|dot| {
-            let Some(birth) = self.past.birth(*dot) else { return false };
-            let is_expired = birth
-                .version
-                .expires_ms
-                .is_some_and(|expiry| expiry <= self.state.wall_ms_max);
-            is_expired || self.state.is_interval && birth.copies_lost >= op.w as u32
-        })
+        let is_expired = op.dots.iter().any(|dot| {
+            let expiry = self.past.birth(*dot).and_then(|birth| birth.version.expires_ms);
+            expiry.is_some_and(|expiry| expiry <= self.state.wall_ms_max)
+        });
+        is_expired || self.state.is_interval && self.copies_lost(op) >= op.w as u32
+    }
+
+    /// Copies of `op`'s write, and of what had superseded it, that power failures took.
+    fn copies_lost(&self, op: &OpRecord) -> u32 {
+        let births = self.past.births.iter().filter(|birth| birth.copies_lost > 0);
+        births
+            .filter(|birth| self.accounts_for(&[birth.dot], op))
+            .map(|birth| birth.copies_lost)
+            .sum()
     }
 
     /// Promise 2 at any moment: overlapping quorums of primaries.

@@ -3,6 +3,8 @@
 //! Every event is mixed into one 64-bit hash, in order: two runs of a seed with the same hash did the same things at the
 //! same times. The readable lines are made only when somebody wants to read them.
 
+use std::io::Write;
+
 use oort_core::causality::Dot;
 use oort_core::client::Operation;
 use oort_core::message::{Control, Message, ReadOutcome};
@@ -50,7 +52,8 @@ impl Trace {
     /// Prints `line` if lines are wanted; it is made only then.
     pub fn line(&self, at_us: u64, line: impl FnOnce() -> String) {
         if self.prints {
-            println!("{} {}", show_time(at_us), line());
+            // A reader that has seen enough closes the pipe; the run goes on without it.
+            let _ = writeln!(std::io::stdout(), "{} {}", show_time(at_us), line());
         }
     }
 

@@ -282,8 +282,8 @@ impl Node {
         let origin = std::mem::replace(&mut task.origin, Origin::Nobody);
         let purpose = std::mem::replace(purpose, Purpose::Repair);
         let (deadline_us, key) = (task.deadline_us, get.key.clone());
+        let own_restored = get.take_restored(me);
         let repairs = get.take_repairs();
-        let own_restored = get.repair_failed(me);
         let (merged, is_over) = match get.is_outstanding() {
             true => (get.merged().clone(), false),
             false => match self.tasks.remove(id) {
@@ -335,6 +335,18 @@ impl Node {
         }
     }
 
+    /// One of two replicas could not read its row: it gets what the other holds.
+    fn restore_what_can_be(&mut self, now: Now, mut get: Get, out: &mut Vec<Output>) {
+        let key = get.key.clone();
+        if let Some(bytes) = get.take_restored(self.membership.me) {
+            self.metrics.corrupt_rows_repaired += 1;
+            self.replica.merge_in(now, &key, &bytes, self.is_lww(&key));
+        }
+        if let Some((bytes, stale)) = get.take_repairs() {
+            self.repair(now, &key, bytes, stale, out);
+        }
+    }
+
     fn fail_get(&mut self, now: Now, id: TaskId, out: &mut Vec<Output>) {
         let Some(task) = self.tasks.remove(id) else { return };
         let Work::Get { get, purpose } = task.work else {
@@ -342,7 +354,10 @@ impl Node {
         };
         match task.origin {
             Origin::Nobody => return,
-            Origin::Repair => return self.entropy.end_repair(),
+            Origin::Repair => {
+                self.restore_what_can_be(now, get, out);
+                return self.entropy.end_repair();
+            }
             Origin::Client(_) | Origin::Peer(..) => {}
         }
         self.metrics.gets_failed += 1;
@@ -728,7 +743,12 @@ impl Node {
             return;
         };
         match is_safe && now.mono_us < task.deadline_us {
-            true => self.start(now, task.origin, operation, task.deadline_us, Hop::First, out),
+            true => {
+                if let (Origin::Client(request), Operation::Update { .. }) = (task.origin, &operation) {
+                    self.doubtful.insert(request);
+                }
+                self.start(now, task.origin, operation, task.deadline_us, Hop::First, out);
+            }
             false => self.finish(task.origin, Err(ClientError::OutcomeUnknown), out),
         }
     }
@@ -925,8 +945,10 @@ impl Node {
                         self.advance_put(now, id, out);
                     }
                 }
-                Work::Put { put, updated: Some(_) } if put.outstanding().any(|node| node == peer) => {
-                    self.stand_in(now, id, peer, out);
+                Work::Put { put, updated: Some(_) } => {
+                    if let Some(owner) = put.owed_through(peer) {
+                        self.stand_in(now, id, owner, out);
+                    }
                 }
                 Work::Forward { to, .. } if *to == peer => self.reroute(now, id, is_lost, out),
                 Work::Scan(listing) if listing.waits_for(peer) => self.advance_scan(now, id, out),

@@ -31,6 +31,10 @@ impl Node {
     fn control(&mut self, now: Now, from: NodeId, control: Control, out: &mut Vec<Output>) {
         match control {
             Control::Gossip(gossip) => self.gossip(now, from, gossip, out),
+            // A request is run once, however often the network brings it.
+            Control::Forward { task, .. } if !self.recent_forwards.insert(from, task) => {
+                self.metrics.late_messages += 1
+            }
             Control::Forward { task, operation, timeout_ms } => {
                 let deadline_us = now.mono_us + timeout_ms as u64 * 1000;
                 self.start(now, Origin::Peer(from, task), operation, deadline_us, Hop::Last, out);
@@ -96,10 +100,8 @@ impl Node {
             Held::Missing => ReadOutcome::Missing,
             Held::Object(bytes) if have != 0 && hash_of(&bytes) == have => ReadOutcome::Same,
             Held::Object(bytes) => ReadOutcome::Object(bytes),
-            Held::Corrupt => {
-                self.entropy.differs(key.clone(), from);
-                ReadOutcome::Failed
-            }
+            // Who asked sends what the others hold.
+            Held::Corrupt => ReadOutcome::Failed,
         };
         self.send(now, from, Message::ReadResult { task, outcome }, out);
     }

@@ -92,7 +92,9 @@ impl Batch {
                     *bytes += value.len();
                 }
                 if *bytes > REPLY_BYTES_MAX {
-                    return Err(refusal(format!("ERR reply exceeds {REPLY_BYTES_MAX} bytes: ask for fewer keys")));
+                    return Err(refusal(format!(
+                        "ERR reply exceeds {REPLY_BYTES_MAX} bytes: ask for fewer keys"
+                    )));
                 }
                 values.push(value);
             }

@@ -50,6 +50,13 @@ pub fn list(call: &mut Call) -> Outcome {
     reply(Value::Array(table.entries().map(|(name, _)| Value::Bulk(name.clone())).collect()))
 }
 
+/// `BUCKET USE name`: as `SELECT`, for buckets whose name is no number.
+pub fn use_bucket(call: &mut Call) -> Outcome {
+    let name = bucket_name(call)?;
+    call.session.use_bucket(name);
+    reply(Value::OK)
+}
+
 fn bucket_name(call: &Call) -> Result<Bytes, Value> {
     let name = call.command.bytes(2);
     match name.is_empty() || name.len() > BUCKET_BYTES_MAX {

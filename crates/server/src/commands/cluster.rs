@@ -187,11 +187,17 @@ pub fn info(call: &mut Call) -> Outcome {
         ("total_cluster_links_buffer_limit_exceeded", 0),
     ];
     // A slot whose first node is down is served by the others of its list, so only a missing ring is a failure.
-    let mut text = format!("cluster_enabled:1\r\ncluster_state:{}\r\n", if is_formed { "ok" } else { "fail" });
+    let mut text =
+        format!("cluster_enabled:1\r\ncluster_state:{}\r\n", if is_formed { "ok" } else { "fail" });
     for (name, value) in fields {
         let _ = write!(text, "{name}:{value}\r\n");
     }
     reply(Value::Verbatim(*b"txt", text.into()))
+}
+
+/// `CLUSTER STATUS`: ours, for `oort cluster status`.
+pub fn status(call: &mut Call) -> Outcome {
+    reply(Value::text(call.view.status()))
 }
 
 /// `CLUSTER KEYSLOT key`

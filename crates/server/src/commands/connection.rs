@@ -1,7 +1,7 @@
 //! Commands on the connection itself: `PING`, `HELLO`, `AUTH`, `SELECT` and the like.
 
 use super::arguments::integer;
-use super::errors::{refusal, shortened};
+use super::errors::{self, refusal, shortened};
 use super::rename::database;
 use super::server::REDIS_VERSION;
 use super::{clients, reply, Call, Outcome, Started};
@@ -11,10 +11,11 @@ const WRONG_PASS: Value = Value::error("WRONGPASS invalid username-password pair
 
 /// `PING [message]`
 pub fn ping(call: &mut Call) -> Outcome {
-    reply(match call.count() {
-        1 => Value::Simple("PONG".into()),
-        _ => Value::Bulk(call.command.bytes(1)),
-    })
+    match call.count() {
+        1 => reply(Value::Simple("PONG".into())),
+        2 => reply(Value::Bulk(call.command.bytes(1))),
+        _ => Err(errors::wrong_arity(None, call.spec)),
+    }
 }
 
 /// `ECHO message`

@@ -55,7 +55,8 @@ pub fn info(call: &mut Call) -> Outcome {
     if call.count() == 2 {
         return reply(Value::Array(COMMANDS.iter().map(|spec| description(None, spec)).collect()));
     }
-    let describe = |i| named(call.arg(i)).map_or(Value::Null, |(container, spec)| description(container, spec));
+    let describe =
+        |i| named(call.arg(i)).map_or(Value::Null, |(container, spec)| description(container, spec));
     reply(Value::Array((2..call.count()).map(describe).collect()))
 }
 

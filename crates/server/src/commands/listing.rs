@@ -12,7 +12,9 @@ use oort_core::types::Position;
 use super::arguments::integer;
 use super::errors::{self, error_value, refusal, SYNTAX};
 use super::glob;
-use super::plan::{delete, page, update_operation, Answer, Next, Plan, NOTHING, REPLY_BYTES_MAX, REQUESTS_MAX};
+use super::plan::{
+    delete, page, update_operation, Answer, Next, Plan, NOTHING, REPLY_BYTES_MAX, REQUESTS_MAX,
+};
 use super::session::{bucket_of, DATABASES};
 use super::{request, Call, Outcome, Started};
 use crate::resp::Value;
@@ -108,7 +110,8 @@ impl Plan for OnePage {
 
 /// `KEYS pattern`
 pub fn keys(call: &mut Call) -> Outcome {
-    let gather = Gather::Keys { pattern: call.command.bytes(1), keys: Vec::new(), bytes: 0, limit: usize::MAX };
+    let gather =
+        Gather::Keys { pattern: call.command.bytes(1), keys: Vec::new(), bytes: 0, limit: usize::MAX };
     Walk::start(Stretch::split_ring(call.session.bucket()).collect(), gather)
 }
 

@@ -66,7 +66,10 @@ fn start(from: ObjectKey, to: ObjectKey, kind: Kind, condition: Condition) -> Ou
     let stage = Stage::Read;
     let siblings = VecDeque::new();
     let seen = VersionVector::default();
-    Ok(Started::Many { requests, plan: Box::new(Transfer { from, to, kind, condition, stage, siblings, seen }) })
+    Ok(Started::Many {
+        requests,
+        plan: Box::new(Transfer { from, to, kind, condition, stage, siblings, seen }),
+    })
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -79,7 +82,9 @@ enum Kind {
 enum Stage {
     Read,
     /// Storing siblings; true: the first, whose condition decides.
-    Store { is_first: bool },
+    Store {
+        is_first: bool,
+    },
     Delete,
 }
 

@@ -6,7 +6,7 @@ use oort_core::bucket::VALUE_BYTES_LIMIT;
 use oort_core::config::SyncMode;
 use oort_core::detector::Health;
 
-use super::errors::{refusal, shortened, NOT_AN_INTEGER};
+use super::errors::{refusal, shortened, NOT_AN_INTEGER, SYNTAX};
 use super::session::DATABASES;
 use super::{cluster, glob, reply, Call, Outcome};
 use crate::resp::Value;
@@ -30,7 +30,8 @@ const SECTIONS: [(&str, WriteLines); 8] = [
 
 /// `INFO [section ...]`
 pub fn info(call: &mut Call) -> Outcome {
-    let asked: Vec<String> = (1..call.count()).map(|i| shortened(call.arg(i), 64).to_ascii_lowercase()).collect();
+    let asked: Vec<String> =
+        (1..call.count()).map(|i| shortened(call.arg(i), 64).to_ascii_lowercase()).collect();
     let all = asked.is_empty()
         || asked.iter().any(|section| ["default", "all", "everything"].contains(&section.as_str()));
     let mut text = String::new();
@@ -164,7 +165,7 @@ fn settings(call: &Call) -> Vec<(&'static str, String)> {
 /// `CONFIG SET parameter value [parameter value ...]`: a node is configured by its file, flags and environment.
 pub fn config_set(call: &mut Call) -> Outcome {
     if !call.count().is_multiple_of(2) {
-        return Err(super::errors::wrong_arity(call.container, call.spec));
+        return Err(SYNTAX);
     }
     let settings = settings(call);
     for i in (2..call.count()).step_by(2) {

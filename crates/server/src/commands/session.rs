@@ -99,6 +99,11 @@ impl Session {
         self.database = database;
     }
 
+    /// Selects a bucket by name; [`Session::database`] stays.
+    pub fn use_bucket(&mut self, name: Bytes) {
+        self.bucket = name;
+    }
+
     /// The last command that was started, in lower case.
     pub fn last_command(&self) -> &'static str {
         self.last_command

@@ -12,7 +12,8 @@ use super::arguments::{TimeForm, MILLIS, SECONDS};
 use super::batch::{Batch, Gather};
 use super::errors::{self, refusal, SYNTAX};
 use super::plan::{
-    get_operation, newest_value, object, store, update_operation, updated, Finish, Given, AFTER, BEFORE, NOTHING,
+    get_operation, newest_value, object, store, update_operation, updated, Finish, Given, AFTER, BEFORE,
+    NOTHING,
 };
 use super::{one, Call, Outcome};
 use crate::resp::Value;

@@ -2,7 +2,9 @@
 //!
 //! A command is found by its length and bytes in a hash table that is computed when the program is compiled.
 
-use super::{buckets, clients, cluster, connection, describe, keys, listing, rename, server, strings, versions};
+use super::{
+    buckets, clients, cluster, connection, describe, keys, listing, rename, server, strings, versions,
+};
 use super::{Call, Outcome};
 
 /// One command, or one subcommand.
@@ -267,7 +269,7 @@ const CLUSTERS: [Spec; 2] = [
 ];
 
 #[rustfmt::skip]
-const CLUSTER: [Spec; 9] = [
+const CLUSTER: [Spec; 10] = [
     spec("countkeysinslot", "CLUSTER COUNTKEYSINSLOT slot", 3, READ, NO_KEYS, cluster::countkeysinslot, "The number of keys in a slot, on all nodes."),
     spec("getkeysinslot", "CLUSTER GETKEYSINSLOT slot count", 4, READ, NO_KEYS, cluster::getkeysinslot, "Keys in a slot, from all nodes."),
     spec("info", "CLUSTER INFO", 2, STALE, NO_KEYS, cluster::info, "The state of the cluster as this node sees it."),
@@ -277,13 +279,15 @@ const CLUSTER: [Spec; 9] = [
     spec("nodes", "CLUSTER NODES", 2, STALE, NO_KEYS, cluster::nodes, "All nodes and the slots each is first for."),
     spec("shards", "CLUSTER SHARDS", 2, STALE, NO_KEYS, cluster::shards, "Slots by the nodes that hold them."),
     spec("slots", "CLUSTER SLOTS", 2, STALE, NO_KEYS, cluster::slots, "Ranges of slots and the nodes that hold them."),
+    spec("status", "CLUSTER STATUS", 2, STALE, NO_KEYS, cluster::status, "Nodes, their health and the ring, as JSON."),
 ];
 
 #[rustfmt::skip]
-const BUCKET: [Spec; 3] = [
+const BUCKET: [Spec; 4] = [
     spec("get", "BUCKET GET name", 3, STALE, NO_KEYS, buckets::get, "A bucket's properties."),
     spec("list", "BUCKET LIST", 2, STALE, NO_KEYS, buckets::list, "Buckets with properties of their own."),
     spec("set", "BUCKET SET name property value [property value ...]", -5, ADMIN, NO_KEYS, buckets::set, "Sets a bucket's properties on all nodes."),
+    spec("use", "BUCKET USE name", 3, FAST | STALE, NO_KEYS, buckets::use_bucket, "Selects a bucket by its name."),
 ];
 
 #[rustfmt::skip]

@@ -22,6 +22,10 @@ pub trait View {
     fn metrics(&self) -> &Metrics;
     /// Why the disk refuses writes, if it does.
     fn read_only(&self) -> Option<&str>;
+    /// The cluster as this node sees it, as JSON; see [`crate::status`].
+    fn status(&self) -> String {
+        String::new()
+    }
     /// What the process knows of itself.
     fn server(&self) -> ServerStats;
     /// Visits the sessions of all open connections but the one that asks.

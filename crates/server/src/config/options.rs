@@ -100,8 +100,9 @@ pub const OPTIONS: &[ConfigOption] = &[
         group: CLUSTER,
         value_name: "NODES",
         doc: "How many nodes found the cluster, the same on all of them. The ring is formed, and data accepted, when \
-              so many have met; afterwards this option means nothing. Too small: several nodes may each found a \
-              cluster of their own. Too large: the cluster waits for nodes that never come.",
+              so many have met; afterwards this option means nothing. 1: a node with nobody to join founds a cluster \
+              of its own, one with somebody to join waits to be told their ring. Too small: later nodes hold no \
+              data. Too large: the cluster waits for nodes that never come.",
         access: Number {
             range: 1..=MEMBERS_MAX as u64,
             get: |c| c.node.cluster_size.into(),

@@ -105,9 +105,9 @@ impl Conditions {
     /// For a write. Errors: 400 for combinations that the store cannot decide atomically.
     pub fn of_write(&self) -> Result<WriteCheck, Refusal> {
         match (&self.if_match, &self.if_none_match) {
-            (Some(_), Some(_)) => Err(Refusal::bad_request(
-                "If-Match and If-None-Match cannot be combined on a write",
-            )),
+            (Some(_), Some(_)) => {
+                Err(Refusal::bad_request("If-Match and If-None-Match cannot be combined on a write"))
+            }
             (None, Some(_)) if self.unmodified_since.is_some() => Err(Refusal::bad_request(
                 "If-None-Match and If-Unmodified-Since cannot be combined on a write",
             )),
@@ -115,9 +115,9 @@ impl Conditions {
             (None, Some(Tags::Any)) => Ok(WriteCheck::Condition(Condition::IfAbsent)),
             (Some(Tags::List(tags)), None) => Ok(match only("If-Match", tags)? {
                 Some(Tag { is_weak: true, .. }) | None => WriteCheck::Never,
-                Some(tag) => tag.number().map_or(WriteCheck::Never, |number| {
-                    WriteCheck::Condition(Condition::IfTag(number))
-                }),
+                Some(tag) => tag
+                    .number()
+                    .map_or(WriteCheck::Never, |number| WriteCheck::Condition(Condition::IfTag(number))),
             }),
             (None, Some(Tags::List(tags))) => {
                 let number = only("If-None-Match", tags)?.and_then(Tag::number);
@@ -159,10 +159,7 @@ fn only<'a>(name: &str, tags: &'a [Tag]) -> Result<Option<&'a Tag>, Refusal> {
     match tags {
         [] => Ok(None),
         [tag] => Ok(Some(tag)),
-        _ => Err(Refusal::bad_request(format!(
-            "{name} with {} tags: a write can depend on one",
-            tags.len()
-        ))),
+        _ => Err(Refusal::bad_request(format!("{name} with {} tags: a write can depend on one", tags.len()))),
     }
 }
 
@@ -171,7 +168,8 @@ fn tags(headers: &HeaderMap, name: HeaderName) -> Result<Option<Tags>, Refusal> 
     let mut is_given = false;
     for value in headers.get_all(&name) {
         is_given = true;
-        let malformed = || Refusal::bad_request(format!("malformed {name}: it must be * or a list of quoted tags"));
+        let malformed =
+            || Refusal::bad_request(format!("malformed {name}: it must be * or a list of quoted tags"));
         let text = value.to_str().map_err(|_| malformed())?.trim();
         if text == "*" {
             return Ok(Some(Tags::Any));
@@ -198,10 +196,7 @@ fn parse_list(mut text: &str, list: &mut Vec<Tag>) -> Option<()> {
             None if rest.is_empty() => "",
             None => return None,
         };
-        list.push(Tag {
-            is_weak,
-            text: tag.trim().to_string(),
-        });
+        list.push(Tag { is_weak, text: tag.trim().to_string() });
     }
     Some(())
 }
@@ -212,10 +207,7 @@ mod tests {
     use std::time::{Duration, UNIX_EPOCH};
 
     fn conditions(headers: &[(HeaderName, &str)]) -> Result<Conditions, Refusal> {
-        let headers = headers
-            .iter()
-            .map(|(name, value)| (name.clone(), value.parse().unwrap()))
-            .collect();
+        let headers = headers.iter().map(|(name, value)| (name.clone(), value.parse().unwrap())).collect();
         Conditions::parse(&headers)
     }
 
@@ -270,11 +262,9 @@ mod tests {
 
     #[test]
     fn malformed_conditions_are_refused() {
-        for headers in [
-            [(IF_MATCH, "\"open")],
-            [(IF_NONE_MATCH, "\"a\" \"b\"")],
-            [(IF_UNMODIFIED_SINCE, "tomorrow")],
-        ] {
+        for headers in
+            [[(IF_MATCH, "\"open")], [(IF_NONE_MATCH, "\"a\" \"b\"")], [(IF_UNMODIFIED_SINCE, "tomorrow")]]
+        {
             assert_eq!(conditions(&headers).expect_err("malformed").status, 400, "{headers:?}");
         }
     }

@@ -84,11 +84,7 @@ async fn stream_keys(
     };
     let first = pages.next().await?.unwrap_or_default();
     let (pieces, receiver) = mpsc::channel(1);
-    let writer = Writer {
-        pieces,
-        form: parameters.keys,
-        encode_keys: parameters.encode_keys,
-    };
+    let writer = Writer { pieces, form: parameters.keys, encode_keys: parameters.encode_keys };
     tokio::spawn(writer.run(fields, first, pages));
     let mut response = Response::new(Body::Stream(receiver));
     response.headers_mut().insert(CONTENT_TYPE, JSON);
@@ -115,10 +111,7 @@ impl Pages {
             limit: SCAN_LIMIT_MAX,
             count_only: false,
         };
-        let request = Request {
-            operation: Operation::Scan(scan),
-            timeout_ms: self.timeout_ms,
-        };
+        let request = Request { operation: Operation::Scan(scan), timeout_ms: self.timeout_ms };
         match self.handle.request(request).await? {
             Reply::Page(page) => {
                 self.next = page.next;

@@ -105,8 +105,7 @@ impl<'a> Target<'a> {
             Outcome::NotModified => return Ok(view.not_modified(newest)),
             Outcome::Failed => return Err(Refusal::condition()),
         }
-        let found = view.response(self.parameters.vtag.as_deref(), self.accept());
-        Ok(found.unwrap_or_else(|not_found| not_found))
+        Ok(view.response(self.parameters.vtag.as_deref(), self.accept()))
     }
 
     /// `done` is the status for a body that shows one value.
@@ -123,72 +122,47 @@ impl<'a> Target<'a> {
         let limit_bytes = properties.map_or(SMALL_BYTES, |properties| properties.value_bytes_max);
         let value = self.shared.read_body(body, limit_bytes).await?;
         let condition = self.condition(quorum).await?;
-        let mutation = Mutation::Store {
-            value,
-            headers,
-            basis,
-            expiry,
-            condition,
-        };
+        let mutation = Mutation::Store { value, headers, basis, expiry, condition };
         let updated = self.update(mutation, quorum, self.parameters.return_body).await?;
         if !updated.applied {
             return Err(Refusal::condition());
         }
         Ok(match updated.after {
             Some(object) => self.stored(&object, done),
-            None if done == StatusCode::CREATED => self.without_body(StatusCode::CREATED),
-            None => self.without_body(StatusCode::NO_CONTENT),
+            None => bodiless(done),
         })
     }
 
     async fn delete(&self) -> Result<Response<Body>, Refusal> {
         let quorum = self.quorum(None).await?;
         let condition = self.condition(quorum).await?;
-        let mutation = Mutation::Delete {
-            basis: self.seen()?.map_or(Basis::Local, Basis::Seen),
-            condition,
-        };
+        let mutation = Mutation::Delete { basis: self.seen()?.map_or(Basis::Local, Basis::Seen), condition };
         let updated = self.update(mutation, quorum, false).await?;
         match (updated.applied, condition) {
-            (true, _) => Ok(self.without_body(StatusCode::NO_CONTENT)),
+            (true, _) => Ok(bodiless(StatusCode::NO_CONTENT)),
             (false, Condition::Always) => Err(Refusal::new(StatusCode::NOT_FOUND, "not found")),
             (false, _) => Err(Refusal::condition()),
         }
     }
 
-    /// The object as `returnbody` shows it. A value that expired meanwhile shows as an empty answer.
+    /// The object as `returnbody` shows it; without a body if it has expired meanwhile.
     fn stored(&self, object: &Object, done: StatusCode) -> Response<Body> {
-        let view = self.view(object, self.shared.wall_ms());
-        match view.response(None, self.accept()) {
-            Ok(mut response) => {
-                if response.status() == StatusCode::OK {
-                    *response.status_mut() = done;
-                }
-                response
-            }
-            Err(_) => self.without_body(StatusCode::NO_CONTENT),
+        let mut response = self.view(object, self.shared.wall_ms()).response(None, self.accept());
+        match response.status() {
+            StatusCode::OK => *response.status_mut() = done,
+            StatusCode::NOT_FOUND => return bodiless(done),
+            _ => {}
         }
-    }
-
-    fn without_body(&self, status: StatusCode) -> Response<Body> {
-        let mut response = Response::new(Body::empty());
-        *response.status_mut() = status;
         response
     }
 
     fn view<'b>(&'b self, object: &'b Object, wall_ms: u64) -> View<'b> {
-        View {
-            object,
-            place: &self.place,
-            wall_ms,
-        }
+        View { object, place: &self.place, wall_ms }
     }
 
     fn accept(&self) -> Accept {
         match accepts_multipart(&self.head.headers) {
-            true => Accept::Multipart {
-                boundary: self.shared.new_name(),
-            },
+            true => Accept::Multipart { boundary: self.shared.new_name() },
             false => Accept::List,
         }
     }
@@ -202,7 +176,9 @@ impl<'a> Target<'a> {
     fn expiry(&self) -> Result<Expiry, Refusal> {
         let ttl_s = match (self.parameters.ttl_s, self.head.headers.get(TTL)) {
             (Some(seconds), _) => seconds,
-            (None, Some(header)) => parameters::ttl("X-Oort-TTL", &String::from_utf8_lossy(header.as_bytes()))?,
+            (None, Some(header)) => {
+                parameters::ttl("X-Oort-TTL", &String::from_utf8_lossy(header.as_bytes()))?
+            }
             (None, None) => return Ok(Expiry::Default),
         };
         Ok(Expiry::At(self.shared.wall_ms() + ttl_s * 1000))
@@ -258,10 +234,17 @@ impl<'a> Target<'a> {
     }
 
     async fn request(&self, operation: Operation) -> Result<Reply, Refusal> {
-        let request = Request {
-            operation,
-            timeout_ms: self.parameters.timeout_ms,
-        };
+        let request = Request { operation, timeout_ms: self.parameters.timeout_ms };
         Ok(self.shared.handle.request(request).await?)
     }
+}
+
+/// `done` without a body: 200 becomes 204.
+fn bodiless(done: StatusCode) -> Response<Body> {
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = match done {
+        StatusCode::OK => StatusCode::NO_CONTENT,
+        _ => done,
+    };
+    response
 }

@@ -148,9 +148,7 @@ impl Parameters {
         let floors = [self.dw, self.node_confirms, self.n_val];
         let levels = [self.r, self.w, self.pr, self.pw, self.rw];
         floors.iter().any(Option::is_some)
-            || levels
-                .iter()
-                .any(|level| matches!(level, Some(Level::Quorum | Level::All)))
+            || levels.iter().any(|level| matches!(level, Some(Level::Quorum | Level::All)))
     }
 
     /// The numbers for a bucket with `properties`.
@@ -231,12 +229,7 @@ mod tests {
 
     #[test]
     fn levels_become_numbers() {
-        let q = |r, w, primary_r, primary_w| Quorum {
-            r,
-            w,
-            primary_r,
-            primary_w,
-        };
+        let q = |r, w, primary_r, primary_w| Quorum { r, w, primary_r, primary_w };
         let cases = [
             ("", q(None, None, 0, 0)),
             ("r=1&w=3", q(Some(1), Some(3), 0, 0)),
@@ -257,8 +250,20 @@ mod tests {
     #[test]
     fn bad_values_are_named() {
         let cases = [
-            "r=two", "r=256", "r=-1", "w=", "timeout=soon", "timeout=4294967296", "timeout=%2B5", "returnbody=yes",
-            "keys=all", "ttl=0", "ttl=1.5", "notfound_ok=false", "r=1&r=2", "encoding=base64",
+            "r=two",
+            "r=256",
+            "r=-1",
+            "w=",
+            "timeout=soon",
+            "timeout=4294967296",
+            "timeout=%2B5",
+            "returnbody=yes",
+            "keys=all",
+            "ttl=0",
+            "ttl=1.5",
+            "notfound_ok=false",
+            "r=1&r=2",
+            "encoding=base64",
         ];
         for query in cases {
             let refusal = Parameters::parse(Some(query)).expect_err(query);

@@ -73,10 +73,7 @@ async fn store(
     properties: BucketProperties,
 ) -> Result<Response<Body>, Refusal> {
     let request = Request {
-        operation: Operation::SetBucket {
-            bucket: place.bucket.clone(),
-            properties,
-        },
+        operation: Operation::SetBucket { bucket: place.bucket.clone(), properties },
         timeout_ms: parameters.timeout_ms,
     };
     match shared.handle.request(request).await? {
@@ -158,9 +155,7 @@ fn changed(
                         "property {name} cannot be changed: it is {current}"
                     )))
                 }
-                None => {
-                    return Err(Refusal::bad_request(format!("unknown property '{}'", shortened(name))))
-                }
+                None => return Err(Refusal::bad_request(format!("unknown property '{}'", shortened(name)))),
             },
         }
     }
@@ -191,9 +186,9 @@ fn conflict(changes: &Map<String, Value>) -> Result<Option<Conflict>, Refusal> {
         Some(_) => return Err(Refusal::bad_request("property conflict must be \"siblings\" or \"lww\"")),
     };
     match (by_flags, by_name) {
-        (Some(flags), Some(name)) if flags != name => Err(Refusal::bad_request(
-            "property conflict contradicts allow_mult or last_write_wins",
-        )),
+        (Some(flags), Some(name)) if flags != name => {
+            Err(Refusal::bad_request("property conflict contradicts allow_mult or last_write_wins"))
+        }
         (flags, name) => Ok(flags.or(name)),
     }
 }
@@ -206,9 +201,7 @@ fn integer(name: &str, value: &Value, max: u64) -> Result<u64, Refusal> {
 }
 
 fn boolean(name: &str, value: &Value) -> Result<bool, Refusal> {
-    value
-        .as_bool()
-        .ok_or_else(|| Refusal::bad_request(format!("property {name} must be true or false")))
+    value.as_bool().ok_or_else(|| Refusal::bad_request(format!("property {name} must be true or false")))
 }
 
 fn level(name: &str, value: &Value, n: u8, current: u8) -> Result<u8, Refusal> {

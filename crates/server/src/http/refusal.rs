@@ -26,12 +26,7 @@ pub struct Refusal {
 impl Refusal {
     /// An error that trying again does not help.
     pub fn new(status: StatusCode, text: impl Into<String>) -> Refusal {
-        Refusal {
-            status,
-            text: text.into(),
-            allow: None,
-            retry_s: None,
-        }
+        Refusal { status, text: text.into(), allow: None, retry_s: None }
     }
 
     /// 400: the request itself is wrong.
@@ -68,10 +63,7 @@ impl Refusal {
 
     /// 503: this node, now. Try again, or elsewhere.
     pub fn unavailable(text: impl Into<String>) -> Refusal {
-        Refusal {
-            retry_s: Some(1),
-            ..Refusal::new(StatusCode::SERVICE_UNAVAILABLE, text)
-        }
+        Refusal { retry_s: Some(1), ..Refusal::new(StatusCode::SERVICE_UNAVAILABLE, text) }
     }
 
     /// The answer on the wire.

@@ -46,7 +46,8 @@ fn text(text: String, content_type: &'static str) -> Response<Body> {
 
 /// `/health`: 200 if the node can serve reads and writes, else 503 with the reasons.
 pub async fn health(shared: &Shared) -> Result<Response<Body>, Refusal> {
-    let mut reasons = shared.handle.inspect(unhealthy).await.unwrap_or_else(|stopped| vec![stopped.to_string()]);
+    let mut reasons =
+        shared.handle.inspect(unhealthy).await.unwrap_or_else(|stopped| vec![stopped.to_string()]);
     if *shared.stopping.borrow() {
         reasons.push("the node is stopping".into());
     }
@@ -141,7 +142,11 @@ fn node_metrics(inside: &Inside) -> MetricsPage {
     let levels: [(&str, &str, u64); 7] = [
         ("oort_ready", "1 once the ring is formed", ring.is_some() as u64),
         ("oort_read_only", "1 while the store refuses writes", node.read_only().is_some() as u64),
-        ("oort_ring_version", "version of the ring, 0 before it is formed", ring.map_or(0, |r| r.state().version)),
+        (
+            "oort_ring_version",
+            "version of the ring, 0 before it is formed",
+            ring.map_or(0, |r| r.state().version),
+        ),
         ("oort_members", "members known, this node included", node.membership().members.len() as u64),
         ("oort_redis_connections", "open Redis connections", inside.connections as u64),
         ("oort_requests_in_flight", "client requests not yet answered", node.requests_in_flight() as u64),

@@ -4,7 +4,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use hyper::header::{
-    HeaderMap, HeaderName, HeaderValue, ACCEPT, CONTENT_ENCODING, CONTENT_TYPE, ETAG, LAST_MODIFIED, LINK, VARY,
+    HeaderMap, HeaderName, HeaderValue, ACCEPT, CONTENT_ENCODING, CONTENT_TYPE, ETAG, LAST_MODIFIED, LINK,
+    VARY,
 };
 use hyper::{Response, StatusCode};
 use oort_core::causality::Dot;
@@ -71,7 +72,10 @@ pub fn stored_headers(headers: &HeaderMap) -> Result<Vec<(Bytes, Bytes)>, Refusa
 }
 
 fn is_stored(name: &HeaderName) -> bool {
-    *name == CONTENT_TYPE || *name == CONTENT_ENCODING || *name == LINK || name.as_str().starts_with(META_PREFIX)
+    *name == CONTENT_TYPE
+        || *name == CONTENT_ENCODING
+        || *name == LINK
+        || name.as_str().starts_with(META_PREFIX)
 }
 
 /// The links of a `Link` header but those to a bucket, as they stand.
@@ -103,25 +107,23 @@ pub struct View<'a> {
 }
 
 impl View<'_> {
-    /// 200 with the only value, 300 with several, or what `vtag` asks for.
-    ///
-    /// Errors: 404 when nothing is live, or no sibling has that name.
-    pub fn response(&self, vtag_asked: Option<&str>, accept: Accept) -> Result<Response<Body>, Response<Body>> {
+    /// 200 with the only value or the one `vtag` names, 300 with several, 404 when none is live or has that name.
+    pub fn response(&self, vtag_asked: Option<&str>, accept: Accept) -> Response<Body> {
         let mut siblings = self.object.siblings(self.wall_ms);
         if siblings.is_empty() {
-            return Err(self.not_found());
+            return self.not_found();
         }
         if let Some(name) = vtag_asked {
             siblings.retain(|sibling| vtag(sibling.dot) == name);
-            if siblings.is_empty() {
-                let text = "no sibling has this vtag: it may have been resolved";
-                return Err(Refusal::new(StatusCode::NOT_FOUND, text).into_response());
-            }
         }
-        Ok(match &siblings[..] {
+        match &siblings[..] {
+            [] => {
+                let text = "no sibling has this vtag: it may have been resolved";
+                Refusal::new(StatusCode::NOT_FOUND, text).into_response()
+            }
             [sibling] => self.single(sibling),
             _ => self.multiple(&siblings, accept),
-        })
+        }
     }
 
     /// 304, with what identifies the version the client already has.
@@ -282,10 +284,8 @@ mod tests {
             (Some("application/json, multipart/mixed; q=0.3"), true),
         ];
         for (accept, want) in cases {
-            let headers = accept
-                .map(|accept| (ACCEPT, HeaderValue::from_static(accept)))
-                .into_iter()
-                .collect();
+            let headers =
+                accept.map(|accept| (ACCEPT, HeaderValue::from_static(accept))).into_iter().collect();
             assert_eq!(accepts_multipart(&headers), want, "{accept:?}");
         }
     }
@@ -295,7 +295,10 @@ mod tests {
         let cases: [(&[u8], &[u8]); 4] = [
             (b"</buckets/b>; rel=\"up\"", b""),
             (b"</a>; riaktag=\"x\", </buckets/b>; rel=\"up\"", b"</a>; riaktag=\"x\""),
-            (b"</a,b>; riaktag=\"x, y\",</c>; riaktag=\"z\"", b"</a,b>; riaktag=\"x, y\", </c>; riaktag=\"z\""),
+            (
+                b"</a,b>; riaktag=\"x, y\",</c>; riaktag=\"z\"",
+                b"</a,b>; riaktag=\"x, y\", </c>; riaktag=\"z\"",
+            ),
             (b"</open, \"", b"</open, \""),
         ];
         for (given, want) in cases {

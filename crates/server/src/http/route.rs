@@ -18,14 +18,19 @@ pub enum Target {
     Metrics,
     ClusterStatus,
     /// The list of buckets of one type; its names start with `prefix`.
-    Buckets { prefix: Bytes },
+    Buckets {
+        prefix: Bytes,
+    },
     /// The keys of a bucket.
     Keys(Place),
     /// A bucket's properties.
     Properties(Place),
     /// `/riak/B`: properties, keys and new objects at one path, as in Riak before 1.0.
     OldBucket(Place),
-    Object { place: Place, key: Bytes },
+    Object {
+        place: Place,
+        key: Bytes,
+    },
 }
 
 /// A bucket, and the path it was reached by.
@@ -87,10 +92,9 @@ fn in_type(type_name: Option<&str>, rest: &[&str], path: &str) -> Result<Target,
         [bucket, "props"] => Ok(Target::Properties(place(type_name, bucket)?)),
         [bucket, "keys"] => Ok(Target::Keys(place(type_name, bucket)?)),
         [bucket, "keys", key] => object(place(type_name, bucket)?, key),
-        [_, "keys", ..] => Err(Refusal::new(
-            StatusCode::NOT_FOUND,
-            "no such path: a slash within a key is written %2F",
-        )),
+        [_, "keys", ..] => {
+            Err(Refusal::new(StatusCode::NOT_FOUND, "no such path: a slash within a key is written %2F"))
+        }
         _ => Err(not_found(path)),
     }
 }
@@ -103,26 +107,15 @@ fn object(place: Place, key: &str) -> Result<Target, Refusal> {
 fn place(type_name: Option<&str>, bucket: &str) -> Result<Place, Refusal> {
     let (mut name, path) = match type_name {
         None => (Vec::new(), format!("/buckets/{bucket}")),
-        Some(type_name) => (
-            type_prefix(type_name)?.to_vec(),
-            format!("/types/{type_name}/buckets/{bucket}"),
-        ),
+        Some(type_name) => (type_prefix(type_name)?.to_vec(), format!("/types/{type_name}/buckets/{bucket}")),
     };
     name.extend(percent_decode(bucket)?);
-    Ok(Place {
-        bucket: name.into(),
-        keys_path: format!("{path}/keys"),
-        path,
-    })
+    Ok(Place { bucket: name.into(), keys_path: format!("{path}/keys"), path })
 }
 
 fn old_place(bucket: &str) -> Result<Place, Refusal> {
     let path = format!("/riak/{bucket}");
-    Ok(Place {
-        bucket: percent_decode(bucket)?.into(),
-        keys_path: path.clone(),
-        path,
-    })
+    Ok(Place { bucket: percent_decode(bucket)?.into(), keys_path: path.clone(), path })
 }
 
 fn type_prefix(name: &str) -> Result<Bytes, Refusal> {
@@ -192,11 +185,7 @@ mod tests {
     #[test]
     fn paths_name_resources() {
         let object = |bucket: &'static str, key: &'static [u8], path: &str, keys_path: &str| Target::Object {
-            place: Place {
-                bucket: bucket.into(),
-                path: path.into(),
-                keys_path: keys_path.into(),
-            },
+            place: Place { bucket: bucket.into(), path: path.into(), keys_path: keys_path.into() },
             key: key.into(),
         };
         let cases = [

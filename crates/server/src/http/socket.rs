@@ -24,11 +24,7 @@ pub struct Socket {
 impl Socket {
     /// A write may wait for `patience` without progress.
     pub fn new(stream: TcpStream, patience: Duration) -> Socket {
-        Socket {
-            stream,
-            patience,
-            stalled: None,
-        }
+        Socket { stream, patience, stalled: None }
     }
 
     fn limit<T>(&mut self, cx: &mut Context, progress: Poll<io::Result<T>>) -> Poll<io::Result<T>> {

@@ -32,10 +32,7 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Limits {
-        Limits {
-            bulk_bytes_max: (16 << 20) + 4096,
-            command_bytes_max: 64 << 20,
-        }
+        Limits { bulk_bytes_max: (16 << 20) + 4096, command_bytes_max: 64 << 20 }
     }
 }
 
@@ -47,10 +44,14 @@ pub enum ProtocolError {
     BulkLength,
     BulkLengthLine,
     /// An argument that is no bulk string, such as a nested array.
-    ExpectedBulk { got: u8 },
+    ExpectedBulk {
+        got: u8,
+    },
     InlineLength,
     UnbalancedQuotes,
-    CommandLength { limit_bytes: usize },
+    CommandLength {
+        limit_bytes: usize,
+    },
 }
 
 impl fmt::Display for ProtocolError {

@@ -116,6 +116,18 @@ impl Engine {
         }
     }
 
+    /// All rows of `space`.
+    pub(super) fn scan_all(&self, space: Space) -> Scan<'_> {
+        self.scan(space, &[], &[0xff; u16::MAX as usize])
+    }
+
+    /// Whether a row or a block cannot be read. O(rows).
+    pub(super) fn is_damaged(&self) -> bool {
+        [Space::Data, Space::Hints, Space::Meta]
+            .into_iter()
+            .any(|space| self.scan_all(space).any(|(_, row)| row.is_err()))
+    }
+
     fn keyspace(&self, space: Space) -> &Keyspace {
         &self.keyspaces[space as usize]
     }

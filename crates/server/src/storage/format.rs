@@ -4,6 +4,7 @@
 //!  <directory>/FORMAT   "oort-store 1\n"            written last, so a half-made directory is made anew
 //!              LOCK     locked (flock) while a process has the store open
 //!              LOST     present while lost writes have not been acknowledged by the node; text, a line for each loss
+//!              REBUILD  present if the next start has to rebuild damaged tables; empty
 //!              rows/    the engine's directory
 //! ```
 //! A small file is replaced by writing a new one, syncing it, renaming it and syncing the directory.
@@ -23,6 +24,7 @@ const MAKING: &str = " making";
 const FORMAT: &str = "FORMAT";
 const LOCK: &str = "LOCK";
 const LOST: &str = "LOST";
+const REBUILD: &str = "REBUILD";
 const ROWS: &str = "rows";
 
 /// Where the engine's files are.
@@ -132,11 +134,22 @@ pub(super) fn add_lost(directory: &Path, lines: &[String]) -> io::Result<()> {
 
 /// Forgets what was lost.
 pub(super) fn clear_lost(directory: &Path) -> io::Result<()> {
-    match fs::remove_file(directory.join(LOST)) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(error),
-        Ok(()) => sync_directory(directory),
-    }
+    remove(&directory.join(LOST))
+}
+
+/// Has the next start rebuild the tables.
+pub(super) fn request_rebuild(directory: &Path) -> io::Result<()> {
+    replace(&directory.join(REBUILD), "")
+}
+
+/// Whether this start has to rebuild the tables.
+pub(super) fn wants_rebuild(directory: &Path) -> bool {
+    directory.join(REBUILD).exists()
+}
+
+/// The tables are rebuilt, or whole after all.
+pub(super) fn finish_rebuild(directory: &Path) -> io::Result<()> {
+    remove(&directory.join(REBUILD))
 }
 
 /// Makes the names in a directory durable.
@@ -158,6 +171,14 @@ fn check_foreign(directory: &Path) -> Result<(), OpenError> {
         }
     }
     Ok(())
+}
+
+fn remove(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
+        Ok(()) => sync_directory(path.parent().unwrap_or(Path::new("."))),
+    }
 }
 
 fn replace(path: &Path, text: &str) -> io::Result<()> {

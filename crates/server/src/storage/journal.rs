@@ -20,7 +20,7 @@
 //! Source: fjall 3.1.13 `src/journal/{entry,batch_reader}.rs`.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, BufWriter, Write};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -64,32 +64,39 @@ pub(super) fn repair(
     before_loss: &mut dyn FnMut(&Report) -> io::Result<()>,
 ) -> io::Result<Report> {
     let mut report = Report::default();
-    let journals = list(directory)?;
-    check_numbers(&journals, &mut report);
-    let mut repairs = Vec::new();
-    let mut last_sequence = None;
-    for (index, (number, path)) in journals.iter().enumerate() {
-        let data = fs::read(path)?;
-        let mut scan = scan(&data, last_sequence, keep);
-        last_sequence = scan.last_sequence;
-        let is_newest = index + 1 == journals.len();
-        if let (false, Tail::Torn(at)) = (is_newest, &scan.tail) {
-            scan.damage.push(*at..data.len());
+    let files = list(directory)?;
+    check_numbers(&files, &mut report);
+    let mut journals = Vec::new();
+    for (number, path) in files {
+        journals.push((number, scan(&fs::read(&path)?), path));
+    }
+    let last = journals.len().saturating_sub(1);
+    for (index, (_, journal, _)) in journals.iter_mut().enumerate() {
+        // Older journals were synced before the next one was made.
+        if let (true, Tail::Torn(place)) = (index < last, journal.tail.clone()) {
+            journal.damage.push(place);
+            journal.tail = Tail::Clean;
         }
-        for place in &scan.damage {
-            let Range { start, end } = place;
+    }
+    check_sequence(journals.iter_mut().map(|(_, journal, _)| journal));
+    if let Keep::Acknowledged { sequence_end } = keep {
+        for (_, journal, _) in &mut journals {
+            journal.batches.retain(|batch| batch.sequence < sequence_end);
+        }
+    }
+    for (number, journal, _) in &journals {
+        for Range { start, end } in &journal.damage {
             report.lost.push(format!("journal {number}, bytes {start} to {end}"));
         }
-        if let (true, Tail::Torn(at)) = (is_newest, &scan.tail) {
-            report.cut.push(format!("journal {number}, from byte {at}"));
+        if let Tail::Torn(Range { start, end }) = &journal.tail {
+            report.cut.push(format!("journal {number}, bytes {start} to {end}"));
         }
-        repairs.push((path, scan, data.len()));
     }
     if !report.lost.is_empty() {
         before_loss(&report)?;
     }
-    for (path, scan, len) in &repairs {
-        apply(path, scan, *len, keep)?;
+    for (_, journal, path) in &journals {
+        apply(path, journal, keep)?;
     }
     Ok(report)
 }
@@ -123,72 +130,90 @@ fn check_numbers(journals: &[(u64, PathBuf)], report: &mut Report) {
 
 /// What a journal holds.
 #[derive(Debug)]
-struct Scan {
-    /// Where the batches to keep lie, ascending; neighbours are joined.
-    kept: Vec<Range<usize>>,
-    /// Where whole batches lie that are not to be kept.
-    dropped: usize,
+struct Journal {
+    /// The whole batches, ascending by place.
+    batches: Vec<Batch>,
+    /// What lies between them and is no batch.
     damage: Vec<Range<usize>>,
     tail: Tail,
-    last_sequence: Option<u64>,
 }
 
-#[derive(Debug, PartialEq, Eq)]
+/// A batch whose checksum matches.
+#[derive(Debug)]
+struct Batch {
+    place: Range<usize>,
+    sequence: u64,
+}
+
+/// What follows the last whole batch.
+#[derive(Clone, Debug, PartialEq, Eq)]
 enum Tail {
     /// Zeros or nothing.
     Clean,
-    /// A batch that was being written, from this offset.
-    Torn(usize),
+    /// A batch that was being written.
+    Torn(Range<usize>),
 }
 
-fn scan(data: &[u8], last_sequence: Option<u64>, keep: Keep) -> Scan {
+fn scan(data: &[u8]) -> Journal {
     let data_end = data.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
-    let mut scan = Scan {
-        kept: Vec::new(),
-        dropped: 0,
+    let mut journal = Journal {
+        batches: Vec::new(),
         damage: Vec::new(),
         tail: Tail::Clean,
-        last_sequence,
     };
     let mut at = 0;
     while at < data_end {
-        match parse(&data[at..]).filter(|batch| follows(scan.last_sequence, batch.sequence)) {
+        match parse(data, at) {
             Some(batch) => {
-                scan.take(at..at + batch.len_bytes, batch.sequence, keep);
-                at += batch.len_bytes;
+                at = batch.place.end;
+                journal.batches.push(batch);
             }
-            None => at = scan.skip(data, at, data_end),
+            None => at = journal.skip(data, at, data_end),
         }
     }
-    scan
+    journal
 }
 
-impl Scan {
-    fn take(&mut self, place: Range<usize>, sequence: u64, keep: Keep) {
-        if matches!(keep, Keep::Acknowledged { sequence_end } if sequence >= sequence_end) {
-            self.dropped += 1;
-            return;
-        }
-        self.last_sequence = Some(sequence);
-        match self.kept.last_mut() {
-            Some(last) if last.end == place.start => last.end = place.end,
-            _ => self.kept.push(place),
-        }
-    }
-
+impl Journal {
     /// Judges what lies at `at`, which is no batch, and returns where to go on.
     fn skip(&mut self, data: &[u8], at: usize, data_end: usize) -> usize {
-        let next = (at + 1..data_end).find(|next| {
-            data[*next] == TAG_START
-                && parse(&data[*next..]).is_some_and(|batch| follows(self.last_sequence, batch.sequence))
-        });
+        let next = (at + 1..data_end).find(|next| data[*next] == TAG_START && parse(data, *next).is_some());
         match next {
             Some(next) => self.damage.push(at..next),
-            None if is_torn(data, at, data_end) => self.tail = Tail::Torn(at),
+            None if is_torn(data, at, data_end) => self.tail = Tail::Torn(at..data_end),
             None => self.damage.push(at..data_end),
         }
         next.unwrap_or(data_end)
     }
+}
+
+/// Turns batches whose numbers are out of order into damage: the engine's checksum does not cover the number, and
+/// replaying a batch at the wrong place would let it hide newer rows or be hidden by older ones.
+fn check_sequence<'a>(journals: impl Iterator<Item = &'a mut Journal>) {
+    let journals: Vec<_> = journals.collect();
+    let sequences = journals.iter().flat_map(|journal| &journal.batches);
+    let sequences: Vec<u64> = sequences.map(|batch| batch.sequence).collect();
+    let mut rest = &sequences[..];
+    let mut last = None;
+    for journal in journals {
+        let damage = &mut journal.damage;
+        journal.batches.retain(|batch| {
+            rest = &rest[1..];
+            let is_leap = is_leap(last, batch.sequence, rest);
+            let is_good = follows(last, batch.sequence) && !is_leap;
+            match is_good {
+                true => last = Some(batch.sequence),
+                false => damage.push(batch.place.clone()),
+            }
+            is_good
+        });
+    }
+}
+
+/// Whether `sequence` is too high rather than the next number too low: `rest` goes on where `last` was.
+fn is_leap(last: Option<u64>, sequence: u64, rest: &[u64]) -> bool {
+    let goes_on = |next: Option<&u64>| next.is_none_or(|next| !follows(Some(sequence), *next));
+    rest.first().is_some_and(|next| follows(last, *next)) && goes_on(rest.first()) && goes_on(rest.get(1))
 }
 
 fn follows(last: Option<u64>, sequence: u64) -> bool {
@@ -206,39 +231,35 @@ fn is_torn(data: &[u8], at: usize, data_end: usize) -> bool {
         .map(|sector| &data[sector * SECTOR_BYTES..(sector + 1) * SECTOR_BYTES])
         .any(|sector| sector.iter().all(|byte| *byte == 0));
     let has_end = tail.windows(TRAILER.len()).any(|bytes| bytes == TRAILER);
-    has_hole || !has_end
+    has_hole || !(has_end || has_full_length(&data[..data_end], at))
 }
 
-/// A whole batch.
-struct Batch {
-    sequence: u64,
-    len_bytes: usize,
+/// Whether a batch at `start` has all its parts, whatever their contents.
+fn has_full_length(data: &[u8], start: usize) -> bool {
+    let mut reader = Reader { data, at: start };
+    reader.batch().is_some()
 }
 
-/// The batch at the start of `data`, if it is whole and its checksum matches.
-fn parse(data: &[u8]) -> Option<Batch> {
-    let mut reader = Reader { data, at: 0 };
-    if reader.byte()? != TAG_START {
-        return None;
-    }
-    let items = u32::from_le_bytes(reader.array()?);
-    let sequence = u64::from_le_bytes(reader.array()?);
-    let start = reader.at;
-    for _ in 0..items {
-        reader.item()?;
-    }
-    let end = reader.at;
-    if reader.byte()? != TAG_END {
-        return None;
-    }
-    let checksum = u64::from_le_bytes(reader.array()?);
-    if reader.take(TRAILER.len())? != TRAILER || xxh3_64(&data[start..end]) != checksum {
-        return None;
-    }
-    Some(Batch {
-        sequence,
-        len_bytes: reader.at,
+/// The batch at `start`, if it is whole and its checksum matches.
+fn parse(data: &[u8], start: usize) -> Option<Batch> {
+    let mut reader = Reader { data, at: start };
+    let parts = reader.batch()?;
+    let is_whole = parts.tags == (TAG_START, TAG_END)
+        && parts.trailer == TRAILER
+        && parts.checksum == xxh3_64(parts.items);
+    is_whole.then_some(Batch {
+        place: start..reader.at,
+        sequence: parts.sequence,
     })
+}
+
+/// A batch taken apart, nothing of it verified.
+struct Parts<'a> {
+    tags: (u8, u8),
+    sequence: u64,
+    items: &'a [u8],
+    checksum: u64,
+    trailer: &'a [u8],
 }
 
 struct Reader<'a> {
@@ -259,6 +280,24 @@ impl<'a> Reader<'a> {
 
     fn array<const N: usize>(&mut self) -> Option<[u8; N]> {
         self.take(N)?.try_into().ok()
+    }
+
+    fn batch(&mut self) -> Option<Parts<'a>> {
+        let start_tag = self.byte()?;
+        let items = u32::from_le_bytes(self.array()?);
+        let sequence = u64::from_le_bytes(self.array()?);
+        let items_start = self.at;
+        for _ in 0..items {
+            self.item()?;
+        }
+        let items = &self.data[items_start..self.at];
+        Some(Parts {
+            tags: (start_tag, self.byte()?),
+            sequence,
+            items,
+            checksum: u64::from_le_bytes(self.array()?),
+            trailer: self.take(TRAILER.len())?,
+        })
     }
 
     fn item(&mut self) -> Option<()> {
@@ -285,37 +324,29 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// Leaves exactly the kept batches in the journal at `path`.
-fn apply(path: &Path, scan: &Scan, len: usize, keep: Keep) -> io::Result<()> {
-    let is_prefix = match &scan.kept[..] {
-        [] => true,
-        [only] => only.start == 0,
-        _ => false,
-    };
-    let is_sound = scan.damage.is_empty() && scan.tail == Tail::Clean && scan.dropped == 0;
-    match keep {
-        Keep::All if is_sound => Ok(()),
-        Keep::All if is_prefix && scan.damage.is_empty() => {
+/// Leaves exactly the whole batches in the journal at `path`.
+fn apply(path: &Path, journal: &Journal, keep: Keep) -> io::Result<()> {
+    match (keep, &journal.tail) {
+        (Keep::All, Tail::Clean) if journal.damage.is_empty() => Ok(()),
+        (Keep::All, Tail::Torn(place)) if journal.damage.is_empty() => {
             let file = OpenOptions::new().write(true).open(path)?;
-            file.set_len(scan.kept.last().map_or(0, |kept| kept.end as u64))?;
+            file.set_len(place.start as u64)?;
             file.sync_all()
         }
-        _ => rewrite(path, scan, len),
+        _ => rewrite(path, journal),
     }
 }
 
-fn rewrite(path: &Path, scan: &Scan, len: usize) -> io::Result<()> {
+fn rewrite(path: &Path, journal: &Journal) -> io::Result<()> {
     let data = fs::read(path)?;
-    if data.len() != len {
-        return Err(io::Error::other("the journal changed while it was being repaired"));
-    }
     let copy = path.with_extension("jnl.repaired");
-    let mut file = File::create(&copy)?;
-    for range in &scan.kept {
-        file.write_all(&data[range.clone()])?;
+    let mut file = BufWriter::new(File::create(&copy)?);
+    for batch in &journal.batches {
+        let bytes = data.get(batch.place.clone());
+        file.write_all(bytes.ok_or_else(|| io::Error::other("the journal shrank while it was repaired"))?)?;
     }
-    file.sync_all()?;
-    if !scan.damage.is_empty() {
+    file.into_inner()?.sync_all()?;
+    if !journal.damage.is_empty() {
         fs::rename(path, path.with_extension("jnl.damaged"))?;
     }
     fs::rename(&copy, path)?;
@@ -353,27 +384,34 @@ mod tests {
         (data, len)
     }
 
+    /// Numbers of the whole batches, places of damage and the tail.
+    fn judge(data: &[u8]) -> (Vec<u64>, Vec<Range<usize>>, Tail) {
+        let mut journal = scan(data);
+        check_sequence(std::iter::once(&mut journal));
+        let sequences = journal.batches.iter().map(|batch| batch.sequence).collect();
+        (sequences, journal.damage, journal.tail)
+    }
+
     #[test]
-    fn a_sound_journal_is_one_range() {
-        let (data, len) = three();
-        let scan = scan(&data, None, Keep::All);
-        assert_eq!((scan.kept, scan.damage, scan.tail), (vec![0..len * 3], vec![], Tail::Clean));
-        assert_eq!(scan.last_sequence, Some(5));
+    fn a_sound_journal_is_clean() {
+        assert_eq!(judge(&three().0), (vec![1, 2, 5], vec![], Tail::Clean));
+        assert_eq!(judge(&[0; 4096]), (vec![], vec![], Tail::Clean));
     }
 
     #[test]
     fn every_flipped_bit_in_the_middle_is_damage_and_costs_one_batch() {
         let (data, len) = three();
-        for bit in (len * 8..len * 2 * 8).filter(|bit| bit % 8 == bit / 8 % 8) {
+        let header_end = (len + 40) * 8;
+        for bit in (len * 8..header_end).chain((header_end..len * 2 * 8).step_by(11)) {
             let mut data = data.clone();
             data[bit / 8] ^= 1 << (bit % 8);
-            let scan = scan(&data, None, Keep::All);
+            let (sequences, damage, tail) = judge(&data);
+            assert_eq!(tail, Tail::Clean, "bit {bit}");
             // The engine does not protect its numbers: a 2 that became a 3 still lies between 1 and 5, harmless.
-            if scan.kept != [0..len * 3] {
-                assert_eq!(scan.kept, [0..len, len * 2..len * 3], "bit {bit}");
-                assert_eq!(scan.damage, [len..len * 2], "bit {bit}");
+            if sequences != [1, 3, 5] {
+                assert_eq!(sequences, [1, 5], "bit {bit}");
+                assert_eq!(damage, [len..len * 2], "bit {bit}");
             }
-            assert_eq!(scan.tail, Tail::Clean, "bit {bit}");
         }
     }
 
@@ -384,9 +422,9 @@ mod tests {
             for zeros in [0, 4096] {
                 let mut data = data[..end].to_vec();
                 data.resize(end + zeros, 0);
-                let scan = scan(&data, None, Keep::All);
-                assert_eq!(scan.kept, [0..len * 2], "cut at {end}");
-                assert_eq!((scan.damage, scan.tail), (vec![], Tail::Torn(len * 2)), "cut at {end}");
+                let (sequences, damage, tail) = judge(&data);
+                assert_eq!((sequences, damage), (vec![1, 2], vec![]), "cut at {end}");
+                assert!(matches!(tail, Tail::Torn(place) if place.start == len * 2), "cut at {end}");
             }
         }
     }
@@ -395,26 +433,25 @@ mod tests {
     fn a_flip_in_the_last_batch_is_damage_unless_a_sector_is_missing() {
         let (mut data, len) = three();
         data[len * 2 + 100] ^= 1;
-        assert_eq!(scan(&data, None, Keep::All).damage, [len * 2..len * 3]);
+        assert_eq!(judge(&data), (vec![1, 2], vec![len * 2..len * 3], Tail::Clean));
+        for back in 1..=13 {
+            let mut data = three().0;
+            data[len * 3 - back] ^= 4;
+            assert_eq!(judge(&data).1, [len * 2..len * 3], "{back} bytes before the end");
+        }
         let hole = (len * 2 + 100).div_ceil(SECTOR_BYTES) * SECTOR_BYTES;
         data[hole..hole + SECTOR_BYTES].fill(0);
-        let scan = scan(&data, None, Keep::All);
-        assert_eq!((scan.damage, scan.tail), (vec![], Tail::Torn(len * 2)));
+        assert_eq!(judge(&data), (vec![1, 2], vec![], Tail::Torn(len * 2..len * 3)));
     }
 
     #[test]
-    fn batches_past_the_acknowledged_ones_are_dropped() {
-        let (data, len) = three();
-        let scan = scan(&data, None, Keep::Acknowledged { sequence_end: 3 });
-        assert_eq!((scan.kept, scan.dropped), (vec![0..len * 2], 1));
-    }
-
-    #[test]
-    fn numbers_that_go_back_or_leap_are_damage() {
-        let data = [batch(5, b"a"), batch(4, b"b"), batch(6, b"c")].concat();
-        assert_eq!(scan(&data, None, Keep::All).damage.len(), 1);
-        let data = [batch(5, b"a"), batch(1 << 40, b"b"), batch(6, b"c")].concat();
-        let scan = scan(&data, None, Keep::All);
-        assert_eq!((scan.damage.len(), scan.last_sequence), (1, Some(6)));
+    fn numbers_that_go_back_or_leap_cost_the_batch_that_has_them() {
+        for (wrong, sequences) in [(4, [5, 7]), (90, [5, 7]), (1 << 40, [5, 7]), (u64::MAX, [5, 7])] {
+            let data = [batch(5, b"a"), batch(wrong, b"b"), batch(7, b"c")].concat();
+            let (found, damage, _) = judge(&data);
+            assert_eq!((&found[..], damage.len()), (&sequences[..], 1), "{wrong}");
+        }
+        let data = [batch(1 << 40, b"a"), batch(6, b"b"), batch(7, b"c")].concat();
+        assert_eq!(judge(&data).0, [6, 7]);
     }
 }

@@ -131,7 +131,7 @@ pub fn eventually<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
 /// Nodes that were started one by one with `oort start`.
 pub struct Cluster {
     pub nodes: Vec<Node>,
-    pub dir: TempDir,
+    _dir: TempDir,
 }
 
 pub struct Node {
@@ -172,7 +172,7 @@ impl Cluster {
             }
         };
         let nodes = (0..count).map(node).collect();
-        let mut cluster = Cluster { nodes, dir };
+        let mut cluster = Cluster { nodes, _dir: dir };
         cluster.nodes.iter_mut().for_each(Node::start);
         cluster.wait_until_whole();
         cluster

@@ -149,10 +149,7 @@ fn hostile() -> impl Strategy<Value = Vec<u8>> {
         (-3i64..20).prop_map(|n| format!("${n}\r\n").into_bytes()),
         any::<i64>().prop_map(|n| format!("*{n}\r\n").into_bytes()),
         any::<i64>().prop_map(|n| format!("${n}\r\n").into_bytes()),
-        proptest::collection::vec(
-            proptest::sample::select(&b" \"'ac\\\r\n*$x4"[..]),
-            0..20
-        ),
+        proptest::collection::vec(proptest::sample::select(&b" \"'ac\\\r\n*$x4"[..]), 0..20),
         Just(b"*1\r\n$1\r\na\r\n".to_vec()),
     ];
     proptest::collection::vec(piece, 0..12).prop_map(|pieces| pieces.concat())

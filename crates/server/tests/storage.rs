@@ -1,0 +1,560 @@
+//! The durable store against its promises: it agrees with the engine in memory, survives crashes, and notices flipped bytes.
+//!
+//! A crash is a copy of the directory made while the store is open: what the operating system has then is what a killed
+//! process leaves. What a failed write does is in `storage_full.rs`, which needs a process of its own.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use oort::storage::{FjallStore, OpenError, StorageOptions};
+use oort_core::store::{Durability, MemoryStore, Space, Store, StoreError};
+
+/// A directory of this test that goes away with it.
+struct Directory(PathBuf);
+
+impl Directory {
+    fn new(name: &str) -> Directory {
+        let path = std::env::temp_dir().join(format!("oort-storage-{}-{name}", std::process::id()));
+        let _ = fs::remove_dir_all(&path);
+        Directory(path)
+    }
+
+    /// A copy of it as it is now.
+    fn copy(&self, name: &str) -> Directory {
+        let copy = Directory::new(name);
+        copy_all(&self.0, &copy.0);
+        copy
+    }
+}
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+fn copy_all(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        match entry.file_type().unwrap().is_dir() {
+            true => copy_all(&entry.path(), &target),
+            false => {
+                // A background thread may have removed the file since it was listed.
+                let Ok(mut bytes) = fs::read(entry.path()) else {
+                    continue;
+                };
+                if target.extension().is_some_and(|extension| extension == "jnl") {
+                    // Journals are made as 64 MiB of zeros, which mean nothing.
+                    bytes.truncate(bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1));
+                }
+                fs::write(target, bytes).unwrap();
+            }
+        }
+    }
+}
+
+fn small() -> StorageOptions {
+    StorageOptions {
+        cache_bytes: 64 << 10,
+        block_cache_bytes: 1 << 20,
+        memtable_bytes: 1 << 20,
+        reserve_bytes: 0,
+        retry_interval: Duration::ZERO,
+    }
+}
+
+fn open(directory: &Directory) -> FjallStore {
+    FjallStore::open(&directory.0, small()).unwrap()
+}
+
+fn put(store: &mut dyn Store, key: &str, value: &str) {
+    store.apply((Space::Data, key.to_owned().into(), Some(value.to_owned().into())));
+}
+
+fn get(store: &mut dyn Store, key: &str) -> Result<Option<Bytes>, StoreError> {
+    store.get(Space::Data, key.as_bytes())
+}
+
+type Row = (Bytes, Result<Bytes, StoreError>);
+
+fn scan(store: &mut dyn Store, space: Space, from: &[u8], to: &[u8]) -> Vec<Row> {
+    let mut rows = Vec::new();
+    store.scan(space, from, to, &mut |key, value| {
+        rows.push((Bytes::copy_from_slice(key), value.cloned()));
+        true
+    });
+    rows
+}
+
+/// A linear congruential generator: the same numbers on every run.
+struct Numbers(u64);
+
+impl Numbers {
+    fn below(&mut self, end: u64) -> u64 {
+        self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        (self.0 >> 33) % end
+    }
+
+    fn key(&mut self) -> Bytes {
+        format!("{:03}", self.below(300)).into()
+    }
+
+    fn value(&mut self) -> Option<Bytes> {
+        let len = self.below(400) as usize;
+        let byte = self.below(256) as u8;
+        (self.below(5) > 0).then(|| vec![byte; len].into())
+    }
+
+    fn space(&mut self) -> Space {
+        [Space::Data, Space::Hints, Space::Meta][self.below(3) as usize]
+    }
+
+    fn range(&mut self) -> (Bytes, Bytes) {
+        let (a, b) = (self.key(), self.key());
+        (a.clone().min(b.clone()), a.max(b))
+    }
+}
+
+fn assert_same(store: &mut FjallStore, model: &mut MemoryStore) {
+    for space in [Space::Data, Space::Hints, Space::Meta] {
+        assert_eq!(scan(store, space, b"", b"\xff"), scan(model, space, b"", b"\xff"));
+    }
+}
+
+#[test]
+fn agrees_with_the_engine_in_memory_through_crashes() {
+    let mut numbers = Numbers(1);
+    let mut directory = Directory::new("model-0");
+    let (mut store, mut model) = (open(&directory), MemoryStore::new());
+    for life in 1..6 {
+        for _ in 0..400 {
+            let space = numbers.space();
+            match numbers.below(20) {
+                0..=11 => {
+                    let change = (space, numbers.key(), numbers.value());
+                    store.apply(change.clone());
+                    model.apply(change);
+                }
+                12..=15 => {
+                    let key = numbers.key();
+                    assert_eq!(store.get(space, &key), model.get(space, &key));
+                }
+                16 => {
+                    let (from, to) = numbers.range();
+                    assert_eq!(scan(&mut store, space, &from, &to), scan(&mut model, space, &from, &to));
+                }
+                17 if numbers.below(8) == 0 => {
+                    let (from, to) = numbers.range();
+                    store.drop_range(space, &from, &to);
+                    model.drop_range(space, &from, &to);
+                }
+                18 => {
+                    store.sync(Durability::Durable).unwrap();
+                    model.sync(Durability::Durable).unwrap();
+                }
+                _ => {
+                    store.sync(Durability::Buffered).unwrap();
+                    model.sync(Durability::Buffered).unwrap();
+                }
+            }
+        }
+        assert_same(&mut store, &mut model);
+        // The engine in memory forgets buffered rows in a crash, the operating system keeps them: make them equal.
+        for store in [&mut store as &mut dyn Store, &mut model] {
+            store.sync(Durability::Durable).unwrap();
+            put(store, "100", "applied but never synced");
+            store.apply((Space::Data, "200".into(), None));
+        }
+        let copy = directory.copy(&format!("model-{life}"));
+        drop(store);
+        model.crash();
+        directory = copy;
+        store = open(&directory);
+        assert!(!store.lost_writes(), "{}", store.lost_writes_detail());
+        assert_same(&mut store, &mut model);
+    }
+}
+
+#[test]
+fn buffered_rows_survive_the_process() {
+    let directory = Directory::new("buffered");
+    let mut store = open(&directory);
+    put(&mut store, "a", "1");
+    store.sync(Durability::Buffered).unwrap();
+    let copy = directory.copy("buffered-copy");
+    assert_eq!(get(&mut open(&copy), "a"), Ok(Some("1".into())));
+    // Nothing is left in front of the journal, and a durable sync after a buffered one has something to do.
+    store.sync(Durability::Durable).unwrap();
+    store.close().unwrap();
+    assert_eq!(get(&mut open(&directory), "a"), Ok(Some("1".into())));
+}
+
+#[test]
+fn closing_and_dropping_make_the_last_rows_durable() {
+    let directory = Directory::new("close");
+    let mut store = open(&directory);
+    put(&mut store, "a", "closed");
+    store.close().unwrap();
+    let mut store = open(&directory);
+    put(&mut store, "b", "dropped");
+    drop(store);
+    let mut store = open(&directory);
+    assert_eq!(get(&mut store, "a"), Ok(Some("closed".into())));
+    assert_eq!(get(&mut store, "b"), Ok(Some("dropped".into())));
+}
+
+#[test]
+fn a_visit_that_returns_false_ends_the_scan() {
+    let directory = Directory::new("visit");
+    let mut store = open(&directory);
+    for key in ["a", "b", "c"] {
+        put(&mut store, key, "1");
+    }
+    store.sync(Durability::Durable).unwrap();
+    put(&mut store, "bb", "pending");
+    let mut seen = Vec::new();
+    store.scan(Space::Data, b"a", b"c", &mut |key, _| {
+        seen.push(key.to_vec());
+        seen.len() < 3
+    });
+    assert_eq!(seen, [&b"a"[..], b"b", b"bb"]);
+    assert!(scan(&mut store, Space::Data, b"c", b"a").is_empty());
+}
+
+#[test]
+fn a_full_disk_refuses_the_turn_and_keeps_the_rest() {
+    let directory = Directory::new("reserve");
+    let mut store = open(&directory);
+    put(&mut store, "a", "1");
+    store.close().unwrap();
+    let options = StorageOptions {
+        reserve_bytes: u64::MAX,
+        ..small()
+    };
+    let mut store = FjallStore::open(&directory.0, options).unwrap();
+    assert_eq!(store.sync(Durability::Durable), Ok(()), "nothing to write needs no space");
+    put(&mut store, "a", "2");
+    put(&mut store, "b", "2");
+    assert_eq!(get(&mut store, "a"), Ok(Some("2".into())));
+    let Err(StoreError::ReadOnly { detail }) = store.sync(Durability::Durable) else {
+        panic!("the sync was not refused");
+    };
+    assert!(detail.starts_with("no space left on device: "), "{detail}");
+    assert_eq!(get(&mut store, "a"), Ok(Some("1".into())));
+    assert_eq!(get(&mut store, "b"), Ok(None));
+    assert_eq!(scan(&mut store, Space::Data, b"", b"z").len(), 1);
+    assert!(store.sync(Durability::Buffered).is_err(), "it is still full");
+    drop(store);
+    let mut store = open(&directory);
+    put(&mut store, "b", "3");
+    store.sync(Durability::Durable).unwrap();
+    assert_eq!(get(&mut store, "a"), Ok(Some("1".into())));
+    assert_eq!(get(&mut store, "b"), Ok(Some("3".into())));
+}
+
+#[test]
+fn one_directory_has_one_user() {
+    let directory = Directory::new("lock");
+    let store = open(&directory);
+    let error = FjallStore::open(&directory.0, small()).err().unwrap();
+    assert!(matches!(error, OpenError::Locked { .. }), "{error}");
+    assert!(error.to_string().ends_with(" is in use by another process"));
+    drop(store);
+    open(&directory);
+}
+
+#[test]
+fn foreign_and_newer_directories_are_refused_and_left_alone() {
+    let directory = Directory::new("foreign");
+    fs::create_dir_all(&directory.0).unwrap();
+    fs::write(directory.0.join("photo.jpg"), "mine").unwrap();
+    let error = FjallStore::open(&directory.0, small()).err().unwrap();
+    assert!(matches!(error, OpenError::Foreign { .. }), "{error}");
+    assert_eq!(fs::read_dir(&directory.0).unwrap().count(), 1, "something was added");
+
+    fs::remove_file(directory.0.join("photo.jpg")).unwrap();
+    let mut store = open(&directory);
+    put(&mut store, "a", "1");
+    store.close().unwrap();
+    let format = directory.0.join("FORMAT");
+    assert_eq!(fs::read_to_string(&format).unwrap(), "oort-store 1\n");
+    for (text, expected) in [
+        ("oort-store 2\n", "has on-disk format 2, this program reads format 1"),
+        ("oort-store 2 making\n", "has on-disk format 2, this program reads format 1"),
+        ("oort-store 1", "is not an oort data directory: its FORMAT file is not ours"),
+        ("riak\n", "is not an oort data directory: its FORMAT file is not ours"),
+        ("\u{0}\u{0}", "is not an oort data directory: its FORMAT file is not ours"),
+    ] {
+        fs::write(&format, text).unwrap();
+        let error = FjallStore::open(&directory.0, small()).err().unwrap().to_string();
+        assert!(error.ends_with(expected), "{text:?}: {error}");
+    }
+    fs::write(&format, "oort-store 1\n").unwrap();
+    assert_eq!(get(&mut open(&directory), "a"), Ok(Some("1".into())));
+}
+
+#[test]
+fn a_half_made_directory_is_made_anew_and_an_emptied_one_refused() {
+    let directory = Directory::new("half");
+    fs::create_dir_all(directory.0.join("rows/keyspaces")).unwrap();
+    fs::write(directory.0.join("rows/0.jnl"), "half").unwrap();
+    fs::write(directory.0.join("FORMAT"), "oort-store 1 making\n").unwrap();
+    drop(open(&directory));
+    fs::remove_dir_all(directory.0.join("rows")).unwrap();
+    let error = FjallStore::open(&directory.0, small()).err().unwrap();
+    assert!(matches!(error, OpenError::Corrupt { .. }), "{error}");
+}
+
+fn flip(path: &Path, offset: u64) {
+    let mut bytes = fs::read(path).unwrap();
+    bytes[offset as usize] ^= 0x10;
+    fs::write(path, bytes).unwrap();
+}
+
+/// The newest journal and the number of bytes written to it.
+fn journal(directory: &Directory) -> (PathBuf, u64) {
+    let mut journals: Vec<PathBuf> = fs::read_dir(directory.0.join("rows"))
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|extension| extension == "jnl"))
+        .collect();
+    journals.sort();
+    let path = journals.pop().unwrap();
+    let bytes = fs::read(&path).unwrap();
+    let end = bytes.iter().rposition(|byte| *byte != 0).unwrap() + 1;
+    (path, end as u64)
+}
+
+fn numbered(number: u64) -> String {
+    format!("{number:05}")
+}
+
+/// Twenty durable batches of three rows.
+fn with_journal(name: &str) -> Directory {
+    let directory = Directory::new(name);
+    let mut store = open(&directory);
+    for batch in 0..20 {
+        for row in 0..3 {
+            put(&mut store, &numbered(batch * 3 + row), "a value of some length");
+        }
+        store.sync(Durability::Durable).unwrap();
+    }
+    drop(store);
+    directory
+}
+
+fn missing(store: &mut dyn Store, rows: u64) -> Vec<u64> {
+    (0..rows)
+        .filter(|number| get(store, &numbered(*number)) != Ok(Some("a value of some length".into())))
+        .collect()
+}
+
+#[test]
+fn lost_writes_in_a_journal_are_noticed_and_remembered() {
+    let directory = with_journal("lost");
+    let (path, end) = journal(&directory);
+    flip(&path, end / 2);
+    let mut store = open(&directory);
+    assert!(store.lost_writes());
+    assert!(store.lost_writes_detail().starts_with("journal 0, bytes "));
+    let lost = missing(&mut store, 60);
+    assert_eq!(lost.len(), 3, "one batch is lost, those after it are not: {lost:?}");
+    put(&mut store, "new", "row");
+    store.close().unwrap();
+    // Nobody acted on it yet.
+    assert!(open(&directory).lost_writes());
+    FjallStore::acknowledge_lost_writes(&directory.0).unwrap();
+    let mut store = open(&directory);
+    assert!(!store.lost_writes());
+    assert_eq!(missing(&mut store, 60), lost);
+    assert_eq!(get(&mut store, "new"), Ok(Some("row".into())));
+}
+
+#[test]
+fn no_flipped_byte_of_a_journal_goes_unnoticed() {
+    let directory = with_journal("flips");
+    let (path, end) = journal(&directory);
+    let name = path.strip_prefix(&directory.0).unwrap();
+    for offset in (0..end).step_by(311).chain(end - 13..end) {
+        let copy = directory.copy("flips-copy");
+        flip(&copy.0.join(name), offset);
+        let mut store = open(&copy);
+        let missing = missing(&mut store, 60);
+        assert!(missing.is_empty() || store.lost_writes(), "byte {offset}: {missing:?} vanished");
+        assert!(missing.len() <= 3, "byte {offset} cost {missing:?}");
+    }
+}
+
+#[test]
+fn a_torn_tail_is_cut_without_alarm() {
+    let directory = with_journal("torn");
+    let (path, end) = journal(&directory);
+    let name = path.strip_prefix(&directory.0).unwrap();
+    for cut in [1, 5, 14, 40, 100] {
+        let copy = directory.copy("torn-copy");
+        let file = fs::OpenOptions::new().write(true).open(copy.0.join(name)).unwrap();
+        file.set_len(end - cut).unwrap();
+        let mut store = open(&copy);
+        assert!(!store.lost_writes(), "cut of {cut}: {}", store.lost_writes_detail());
+        assert_eq!(missing(&mut store, 60), [57, 58, 59], "cut of {cut}");
+        put(&mut store, "new", "row");
+        store.close().unwrap();
+        assert_eq!(get(&mut open(&copy), "new"), Ok(Some("row".into())));
+    }
+}
+
+#[test]
+fn a_missing_journal_is_a_loss() {
+    let directory = with_journal("gone");
+    fs::remove_file(journal(&directory).0).unwrap();
+    let store = open(&directory);
+    assert!(store.lost_writes());
+    assert_eq!(store.lost_writes_detail(), "there is no journal\n");
+}
+
+/// A store whose rows have all reached a table, and that table.
+fn with_table(name: &str) -> (Directory, PathBuf) {
+    let directory = Directory::new(name);
+    let mut store = open(&directory);
+    let mut number = 0;
+    let started = Instant::now();
+    let table = loop {
+        for _ in 0..1_000 {
+            put(&mut store, &numbered(number), "a value of some length");
+            number += 1;
+        }
+        store.sync(Durability::Buffered).unwrap();
+        let tables = directory.0.join("rows/keyspaces/1/tables");
+        // The file is in its place before it is complete: its directory of sections comes last.
+        if let Some(Ok(entry)) = fs::read_dir(tables).ok().and_then(|mut entries| entries.next()) {
+            if entry.metadata().unwrap().len() > 200_000 {
+                break entry.path();
+            }
+        }
+        assert!(started.elapsed() < Duration::from_secs(30), "no table was written");
+        assert!(number < 50_000, "no table was written");
+    };
+    store.close().unwrap();
+    (directory, table)
+}
+
+#[test]
+fn a_flipped_byte_in_a_table_costs_one_block() {
+    let (directory, table) = with_table("table");
+    flip(&table, 100_000);
+    let mut store = open(&directory);
+    let damaged: Vec<u64> = (0..6_000)
+        .filter(|number| match get(&mut store, &numbered(*number)) {
+            Ok(value) => {
+                assert_eq!(value, Some("a value of some length".into()));
+                false
+            }
+            Err(error) => {
+                assert!(matches!(error, StoreError::Corrupt { .. }), "{error}");
+                true
+            }
+        })
+        .collect();
+    assert!((1..300).contains(&damaged.len()), "{damaged:?}");
+    let rows = scan(&mut store, Space::Data, &[], &[0xff]);
+    let errors: Vec<_> = rows.iter().filter(|(_, row)| row.is_err()).collect();
+    assert_eq!(errors.len(), 1);
+    assert!(rows.windows(2).all(|pair| pair[0].0 < pair[1].0), "the order is broken");
+    let seen = rows.iter().filter(|(key, row)| row.is_ok() && key[..] < b"06000"[..]).count();
+    assert!(seen + damaged.len() + 3 >= 6_000, "the scan stopped: {seen} rows");
+    // A replica's copy repairs a row.
+    let healed = numbered(damaged[0]);
+    put(&mut store, &healed, "from a replica");
+    store.sync(Durability::Durable).unwrap();
+    assert_eq!(get(&mut store, &healed), Ok(Some("from a replica".into())));
+}
+
+#[test]
+fn tables_that_cannot_be_merged_are_rebuilt_by_the_next_start() {
+    let (directory, table) = with_table("merge");
+    flip(&table, 100_000);
+    let mut store = open(&directory);
+    // Overwriting everything again and again makes the engine merge the damaged table, which fails, and fails again.
+    let started = Instant::now();
+    let mut round = 0;
+    let detail = loop {
+        for number in 0..1_000 {
+            put(&mut store, &numbered(number * 40 + round % 40), "a value of some length");
+        }
+        round += 1;
+        match store.sync(Durability::Buffered) {
+            Err(StoreError::ReadOnly { detail }) if detail.contains("restart") => break detail,
+            Ok(()) | Err(_) => {}
+        }
+        assert!(started.elapsed() < Duration::from_secs(30), "the damage was never merged");
+    };
+    assert_eq!(detail, "tables are damaged and cannot be merged: restart the node to rebuild them");
+    assert!(store.sync(Durability::Durable).is_err());
+    assert_eq!(get(&mut store, &numbered(5)), Ok(Some("a value of some length".into())));
+    drop(store);
+
+    let mut store = open(&directory);
+    assert!(store.lost_writes());
+    assert!(store.lost_writes_detail().starts_with("Data from 0"), "{}", store.lost_writes_detail());
+    let missing = missing(&mut store, 6_000);
+    assert!(missing.len() < 300, "{missing:?}");
+    for number in missing {
+        assert_eq!(get(&mut store, &numbered(number)), Ok(None), "it is known to be missing");
+        put(&mut store, &numbered(number), "a value of some length");
+    }
+    store.sync(Durability::Durable).unwrap();
+    store.close().unwrap();
+    assert!(!directory.0.join("REBUILD").exists());
+    assert!(!directory.0.join("rows.old").exists());
+    let mut store = open(&directory);
+    assert!(scan(&mut store, Space::Data, &[], &[0xff]).iter().all(|(_, row)| row.is_ok()));
+}
+
+#[test]
+fn an_interrupted_rebuild_is_settled() {
+    let directory = Directory::new("settle");
+    let mut store = open(&directory);
+    put(&mut store, "a", "1");
+    store.close().unwrap();
+    // Between the two renamings.
+    fs::rename(directory.0.join("rows"), directory.0.join("rows.new")).unwrap();
+    fs::create_dir(directory.0.join("rows.old")).unwrap();
+    assert_eq!(get(&mut open(&directory), "a"), Ok(Some("1".into())));
+    assert!(!directory.0.join("rows.old").exists());
+    // While copying.
+    fs::create_dir(directory.0.join("rows.new")).unwrap();
+    assert_eq!(get(&mut open(&directory), "a"), Ok(Some("1".into())));
+    assert!(!directory.0.join("rows.new").exists());
+}
+
+#[test]
+fn no_flipped_byte_of_a_table_is_believed_or_fatal() {
+    let (directory, table) = with_table("tables");
+    let len = fs::metadata(&table).unwrap().len();
+    let name = table.strip_prefix(&directory.0).unwrap();
+    let middle = (0..len).step_by(len as usize / 10);
+    for offset in middle.chain((1..400).step_by(57).map(|back| len - back)) {
+        let copy = directory.copy("tables-copy");
+        flip(&copy.0.join(name), offset);
+        let mut store = match FjallStore::open(&copy.0, small()) {
+            Ok(store) => store,
+            Err(OpenError::Corrupt { .. } | OpenError::Io { .. }) => continue,
+            Err(error) => panic!("byte {offset}: {error}"),
+        };
+        for number in (0..6_000).step_by(7) {
+            match get(&mut store, &numbered(number)) {
+                Ok(value) => assert_eq!(value, Some("a value of some length".into()), "byte {offset}"),
+                Err(error) => assert!(matches!(error, StoreError::Corrupt { .. }), "{error}"),
+            }
+        }
+        for (_, row) in scan(&mut store, Space::Data, &[], &[0xff]) {
+            if let Ok(value) = row {
+                assert_eq!(value, "a value of some length", "byte {offset}");
+            }
+        }
+    }
+}
