@@ -133,7 +133,7 @@ pub enum ClientError {
     Property(PropertyError),
     /// Too many requests are waiting. Nothing was changed; try again later.
     Busy { waiting: u64 },
-    /// The node that ran the request was lost before it answered. It may or may not have happened.
+    /// The node that ran the request was lost before it answered, or its disk failed. It may or may not have happened.
     OutcomeUnknown,
     /// The node is stopping. Nothing was changed; try another.
     Stopping,
@@ -194,7 +194,7 @@ impl fmt::Display for ClientError {
             ClientError::Property(error) => error.fmt(f),
             ClientError::Busy { waiting } => write!(f, "{waiting} requests are waiting: try again later"),
             ClientError::OutcomeUnknown => {
-                write!(f, "the coordinating node was lost: the write may or may not have happened")
+                write!(f, "the coordinating node was lost or its disk failed: the write may or may not have happened")
             }
             ClientError::Stopping => write!(f, "the node is stopping"),
         }

@@ -393,10 +393,9 @@ impl Node {
         }
         self.last_durable_us = now.mono_us;
         if let Err(error) = self.replica.sync(Durability::Durable) {
-            let detail = error.to_string();
-            let refusal = ClientError::ReadOnly { detail: detail.clone() };
-            out.iter_mut().for_each(|output| output.deny(&refusal));
-            self.refuse_writes(detail, out);
+            // The store has it and the peers may have heard of it: nobody can say that nothing was changed.
+            out.iter_mut().for_each(|output| output.deny(&ClientError::OutcomeUnknown));
+            self.refuse_writes(error.to_string(), out);
         }
     }
 
@@ -558,7 +557,21 @@ impl Node {
             !matches!(output, Output::Send { message: Message::Write { task, .. }, .. }
                 if undone.iter().any(|(id, _)| id == task))
         });
-        out.iter_mut().for_each(|output| output.deny(&refusal));
+        // What earlier turns stored, or another node for us, is still true.
+        let is_undone = |origin| undone.iter().any(|(_, undone)| *undone == origin);
+        for output in out.iter_mut() {
+            let is_claim_of_turn = match output {
+                Output::Reply { result: Ok(Reply::BucketSet), .. } => true,
+                Output::Reply { id, .. } => is_undone(Origin::Client(*id)),
+                Output::Send { to, message: Message::Control(Control::Forwarded { task, result }) } => {
+                    matches!(result, Ok(Reply::BucketSet)) || is_undone(Origin::Peer(*to, *task))
+                }
+                _ => true,
+            };
+            if is_claim_of_turn {
+                output.deny(&refusal);
+            }
+        }
         for (id, _) in undone {
             let Some(task) = self.tasks.remove(id) else {
                 continue;

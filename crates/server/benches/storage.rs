@@ -26,7 +26,7 @@ fn main() {
 
     let mut store = FjallStore::open(&directory, StorageOptions::default()).expect("the directory opens");
     let mut random = Random(1);
-    measure("load", rows, &mut store, |number| key(number), false);
+    measure("load", rows, &mut store, key, false);
     measure("overwrite", rows, &mut store, |_| key(random.next() % rows), false);
     measure("read, overwrite", rows, &mut store, |_| key(random.next() % rows), true);
     read("get, in the cache", rows, &mut store, |number| key(number % rows.min(10_000)));

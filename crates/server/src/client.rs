@@ -43,7 +43,11 @@ impl fmt::Display for ClientError {
                 write!(f, "no answer from {address} in time: the command may or may not have happened")
             }
             ClientError::Lost { address, error } => {
-                write!(f, "connection to {address} lost: {}: the command may or may not have happened", words(error))
+                write!(
+                    f,
+                    "connection to {address} lost: {}: the command may or may not have happened",
+                    words(error)
+                )
             }
             ClientError::Protocol { address, error } => {
                 write!(f, "{address} does not speak the Redis protocol: {error}")

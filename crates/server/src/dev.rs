@@ -34,6 +34,8 @@ use place::Place;
 pub const NODES_MAX: u16 = 64;
 /// Nodes of a new directory when nothing is asked for.
 pub const NODES_DEFAULT: u16 = 3;
+/// The Redis port that the command line asks unless it is told another.
+pub const DEFAULT_REDIS_PORT: u16 = 6379;
 /// How long the nodes may take to form the ring.
 const READY_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a node may take to stop before it is killed.
@@ -132,7 +134,11 @@ pub fn run(request: &Request) -> Result<(), DevError> {
     let ports = ports::choose(request.first_ports, count, &mut say)?;
     let nodes = place.prepare(&ports, request.sync.as_deref())?;
 
-    say(&format!("starting {count} {} in {}", if count == 1 { "node" } else { "nodes" }, place.dir().display()));
+    say(&format!(
+        "starting {count} {} in {}",
+        if count == 1 { "node" } else { "nodes" },
+        place.dir().display()
+    ));
     let mut nodes = Nodes::start(nodes)?;
     if wait_until_ready(&mut nodes, &interrupt)? {
         place.write_cluster(&nodes)?;
@@ -195,13 +201,14 @@ fn watch(nodes: &mut Nodes, place: &Place, interrupt: &Interrupt) -> Result<(), 
 fn stop(nodes: &mut Nodes, place: &Place, interrupt: &Interrupt) {
     say("stopping all nodes");
     nodes.terminate();
-    let start = Instant::now();
+    let deadline = Instant::now() + STOP_GRACE;
+    let mut is_killing = false;
     while nodes.running() > 0 {
-        if interrupt.take() {
-            say("killing them; acknowledged writes are safe");
-            nodes.kill();
-        } else if start.elapsed() > STOP_GRACE {
-            say(&format!("{} did not stop within {} s: killing", nodes.running_names(), STOP_GRACE.as_secs()));
+        let is_impatient = interrupt.take();
+        if !is_killing && (is_impatient || Instant::now() > deadline) {
+            is_killing = true;
+            let why = if is_impatient { "interrupted again" } else { "no answer in time" };
+            say(&format!("killing {}: {why}; acknowledged writes are safe", nodes.running_names()));
             nodes.kill();
         }
         nodes.reap();
@@ -223,10 +230,10 @@ fn next_steps(nodes: &Nodes, place: &Place) -> String {
     if let Some(pid) = nodes.last_pid().filter(|_| nodes.len() > 1) {
         text += &format!("  kill -9 {pid}    # {} dies; keep writing through the others\n", last.name);
     }
-    match first.ports.redis {
-        6379 => text += &format!("  {oort} cluster status\n"),
-        port => text += &format!("  {oort} cluster status --node 127.0.0.1:{port}\n"),
+    if first.ports.redis != DEFAULT_REDIS_PORT {
+        text += &format!("  export OORT_NODE=127.0.0.1:{}\n", first.ports.redis);
     }
+    text += &format!("  {oort} cluster status\n");
     text += &format!("\nlogs: {}\n", place.dir().join("node*/oort.log").display());
     text + "Ctrl-C stops all nodes"
 }
@@ -239,7 +246,8 @@ fn say(line: &str) {
 
 /// The last lines of a log, indented.
 fn tail(log: &Path) -> String {
-    let text = std::fs::read(log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
+    let text =
+        std::fs::read(log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
     let lines: Vec<&str> = text.lines().collect();
     let last = &lines[lines.len().saturating_sub(10)..];
     match last.is_empty() {
@@ -254,7 +262,8 @@ struct Interrupt(Arc<AtomicBool>);
 impl Interrupt {
     fn new() -> Interrupt {
         let flag = Arc::new(AtomicBool::new(false));
-        for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM, signal_hook::consts::SIGHUP] {
+        for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM, signal_hook::consts::SIGHUP]
+        {
             signal_hook::flag::register(signal, flag.clone()).expect("these signals can be handled");
         }
         Interrupt(flag)

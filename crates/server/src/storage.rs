@@ -85,11 +85,7 @@ pub enum OpenError {
     /// It holds something else.
     Foreign { directory: PathBuf, detail: String },
     /// Another version of this program made it.
-    Version {
-        directory: PathBuf,
-        found: u32,
-        supported: u32,
-    },
+    Version { directory: PathBuf, found: u32, supported: u32 },
     /// Its files are damaged beyond what replicas can repair row by row: empty it and let the node join anew.
     Corrupt { directory: PathBuf, detail: String },
     /// The operating system refused.
@@ -98,24 +94,15 @@ pub enum OpenError {
 
 impl OpenError {
     fn io(path: &Path, source: io::Error) -> OpenError {
-        OpenError::Io {
-            path: path.to_path_buf(),
-            source,
-        }
+        OpenError::Io { path: path.to_path_buf(), source }
     }
 
     fn engine(directory: &Path, error: fjall::Error) -> OpenError {
         let directory = directory.to_path_buf();
         match error {
-            fjall::Error::Io(source) => OpenError::Io {
-                path: directory,
-                source,
-            },
+            fjall::Error::Io(source) => OpenError::Io { path: directory, source },
             fjall::Error::Locked => OpenError::Locked { directory },
-            error => OpenError::Corrupt {
-                directory,
-                detail: engine::detail(&error),
-            },
+            error => OpenError::Corrupt { directory, detail: engine::detail(&error) },
         }
     }
 }
@@ -129,20 +116,14 @@ impl fmt::Display for OpenError {
             OpenError::Foreign { directory, detail } => {
                 write!(f, "{} is not an oort data directory: {detail}", directory.display())
             }
-            OpenError::Version {
-                directory,
-                found,
-                supported,
-            } => write!(
+            OpenError::Version { directory, found, supported } => write!(
                 f,
                 "{} has on-disk format {found}, this program reads format {supported}",
                 directory.display()
             ),
-            OpenError::Corrupt { directory, detail } => write!(
-                f,
-                "{} is damaged: {detail}; empty it and join the node anew",
-                directory.display()
-            ),
+            OpenError::Corrupt { directory, detail } => {
+                write!(f, "{} is damaged: {detail}; empty it and join the node anew", directory.display())
+            }
             OpenError::Io { path, source } => write!(f, "{}: {source}", path.display()),
         }
     }
@@ -263,9 +244,7 @@ impl FjallStore {
         let stored = self
             .engine()?
             .get(space, key)
-            .map_err(|error| StoreError::Corrupt {
-                detail: engine::detail(&error),
-            })?;
+            .map_err(|error| StoreError::Corrupt { detail: engine::detail(&error) })?;
         let row = match stored {
             Some(stored) => Row::from_stored(key, &stored).ok_or_else(engine::mismatch)?,
             None => Row::absent(key),
@@ -280,7 +259,8 @@ impl FjallStore {
             self.recover()?;
         }
         let has_pending = self.rows.pending().len() > 0;
-        if !has_pending && !(self.has_buffered && durability == Durability::Durable) {
+        let must_persist = self.has_buffered && durability == Durability::Durable;
+        if !has_pending && !must_persist {
             return Ok(());
         }
         self.admit()?;
@@ -302,10 +282,7 @@ impl FjallStore {
     fn admit(&mut self) -> Result<(), String> {
         let pending_bytes: usize = self.rows.pending().map(|(_, row)| row.len_bytes()).sum();
         self.space.admit(pending_bytes as u64).inspect_err(|detail| {
-            self.failure = Some(Failure {
-                detail: detail.clone(),
-                kind: FailureKind::Full,
-            });
+            self.failure = Some(Failure { detail: detail.clone(), kind: FailureKind::Full });
         })
     }
 
@@ -320,7 +297,8 @@ impl FjallStore {
                 let is_relapse = before.is_some_and(|before| before.elapsed() < RELAPSE);
                 if is_relapse && self.engine.as_ref().is_some_and(Engine::is_damaged) {
                     kind = FailureKind::Damaged;
-                    detail = "tables are damaged and cannot be merged: restart the node to rebuild them".into();
+                    detail =
+                        "tables are damaged and cannot be merged: restart the node to rebuild them".into();
                     if let Err(error) = format::request_rebuild(&self.directory) {
                         tracing::error!(%error, "the rebuild could not be requested");
                     }
@@ -329,10 +307,7 @@ impl FjallStore {
             EngineError::Fjall(_) => {}
         }
         tracing::error!(detail, "the disk refuses writes");
-        self.failure = Some(Failure {
-            detail: detail.clone(),
-            kind,
-        });
+        self.failure = Some(Failure { detail: detail.clone(), kind });
         detail
     }
 
@@ -366,9 +341,7 @@ impl FjallStore {
     /// Closes the poisoned engine and opens it with what was acknowledged, and nothing else.
     fn reopen(&mut self) -> Result<(), String> {
         self.engine = None;
-        let keep = Keep::Acknowledged {
-            sequence_end: self.sequence_end,
-        };
+        let keep = Keep::Acknowledged { sequence_end: self.sequence_end };
         let engine = open_engine(&self.directory, &self.options, keep).map_err(|error| error.to_string())?;
         self.sequence_end = engine.sequence_end();
         self.engine = Some(engine);
@@ -500,10 +473,8 @@ fn open_engine(directory: &Path, options: &StorageOptions, keep: Keep) -> Result
             detail: format!("{} is missing or empty", rows_path.display()),
         });
     }
-    let report = journal::repair(&rows_path, keep, &mut |report| {
-        format::add_lost(directory, &report.lost)
-    })
-    .map_err(|source| OpenError::io(&rows_path, source))?;
+    let report = journal::repair(&rows_path, keep, &mut |report| format::add_lost(directory, &report.lost))
+        .map_err(|source| OpenError::io(&rows_path, source))?;
     for place in &report.lost {
         tracing::error!(place, "acknowledged writes are missing");
     }

@@ -42,7 +42,8 @@ impl Writing {
     }
 }
 
-/// Writes keys of its own over connections to `addresses`, turning to the next when one fails.
+/// Writes keys of its own over connections to `addresses`, turning to the next when one fails. Reads one of the
+/// earlier ones back each time: it may be refused, but never missing.
 fn write(writing: &Writing, writer: usize, addresses: &[String]) -> Acknowledged {
     let (mut acknowledged, mut turn) = (Acknowledged::new(), writer);
     let mut client: Option<Client> = None;
@@ -65,6 +66,11 @@ fn write(writing: &Writing, writer: usize, addresses: &[String]) -> Acknowledged
             Ok(Value::Simple(_)) => {
                 acknowledged.insert(key, value);
                 writing.acknowledged.fetch_add(1, Ordering::Relaxed);
+                let (key, value) = acknowledged.iter().nth(i * 7919 % acknowledged.len()).unwrap();
+                match connection.call(&["GET", key]) {
+                    Ok(Value::Error(_)) | Err(_) => client = None,
+                    Ok(found) => assert_eq!(found, Value::text(value), "{key} in the midst of it"),
+                }
             }
             // Refused, or the outcome is unknown: no promise was made.
             Ok(_) => {}
@@ -226,7 +232,8 @@ fn sigterm_finishes_what_is_in_flight_and_tells_the_peers() {
     for node in &cluster.nodes[1..] {
         eventually("peers know that it stopped on purpose", || {
             let status = node.status();
-            let member = status["members"].as_array().unwrap().iter().find(|member| member["id"] == id).unwrap();
+            let member =
+                status["members"].as_array().unwrap().iter().find(|member| member["id"] == id).unwrap();
             (member["stopped"] == true && member["health"] == "down").then_some(())
         });
         assert_readable(node, &acknowledged);
@@ -295,7 +302,10 @@ fn a_wrong_configuration_ends_with_code_2_and_says_where() {
         ("name = \"a\"\nsuspekt_ms = 1", ":2: unknown key 'suspekt_ms': did you mean 'suspect_ms'?"),
         ("bucket_r = 4", ":1: bucket_r is 4: it must be 1 to n, which is 3"),
         ("bucket_w = 4", ":1: bucket_w is 4: it must be 1 to n, which is 3"),
-        ("redis = \"nowhere\"", ":1: redis: 'nowhere' is no address: write host:port, such as 127.0.0.1:6379"),
+        (
+            "redis = \"nowhere\"",
+            ":1: redis: 'nowhere' is no address: write host:port, such as 127.0.0.1:6379",
+        ),
         ("cache_bytes = \"7 bananas\"", ":1: cache_bytes: '7 bananas' is no size: write bytes or a unit"),
         ("partitions = 1000", ":1: partitions: 1000 is no power of two: 512 and 1024 are near"),
         ("name = ", ":1: no valid TOML"),
@@ -323,11 +333,21 @@ fn the_command_line_stores_reads_and_reports() {
     let on_node = |arguments: &[&str]| run(&[arguments, &["--node", address]].concat());
     let prints = |arguments: &[&str], wanted: &str| {
         let outcome = on_node(arguments);
-        assert_eq!((outcome.code, outcome.stdout.as_str()), (Some(0), wanted), "{arguments:?}: {}", outcome.stderr);
+        assert_eq!(
+            (outcome.code, outcome.stdout.as_str()),
+            (Some(0), wanted),
+            "{arguments:?}: {}",
+            outcome.stderr
+        );
     };
     let fails = |arguments: &[&str], wanted: &str| {
         let outcome = on_node(arguments);
-        assert_eq!((outcome.code, outcome.stdout.as_str()), (Some(1), ""), "{arguments:?}: {}", outcome.stderr);
+        assert_eq!(
+            (outcome.code, outcome.stdout.as_str()),
+            (Some(1), ""),
+            "{arguments:?}: {}",
+            outcome.stderr
+        );
         assert!(outcome.stderr.contains(wanted), "{arguments:?}: {}", outcome.stderr);
     };
     prints(&["put", "greeting", "hello"], "");
@@ -358,13 +378,15 @@ fn the_command_line_stores_reads_and_reports() {
 
     let table = on_node(&["cluster", "status"]).stdout;
     assert!(table.contains("1024 partitions on 1 nodes") && table.contains("node1*"), "{table}");
-    let json: serde_json::Value = serde_json::from_str(&on_node(&["cluster", "status", "--json"]).stdout).unwrap();
+    let json: serde_json::Value =
+        serde_json::from_str(&on_node(&["cluster", "status", "--json"]).stdout).unwrap();
     assert_eq!(json["members"][0]["health"], "up");
 
     let nobody = format!("127.0.0.1:{}", free_ports(1));
     let outcome = run(&["get", "greeting", "--node", &nobody]);
     assert_eq!(outcome.code, Some(3));
-    let wanted = format!("oort: cannot connect to {nobody}: connection refused (is a node running? try 'oort dev')\n");
+    let wanted =
+        format!("oort: cannot connect to {nobody}: connection refused (is a node running? try 'oort dev')\n");
     assert_eq!(outcome.stderr, wanted);
 }
 
@@ -470,7 +492,10 @@ fn dev_starts_a_cluster_keeps_its_data_and_stops_it() {
     assert!(other.stderr.contains("holds a cluster of 3 nodes, not 5"), "{}", other.stderr);
 
     let mut dev = Dev::start(dir.path(), base, &[]);
-    assert_eq!(dev.call(1, &["MGET", "greeting", "while"]), Value::Array(["hello", "down"].map(Value::text).into()));
+    assert_eq!(
+        dev.call(1, &["MGET", "greeting", "while"]),
+        Value::Array(["hello", "down"].map(Value::text).into())
+    );
     dev.stop();
     dev.assert_all_gone();
     assert!(!dir.path().join("cluster.json").exists());

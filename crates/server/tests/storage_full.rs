@@ -17,10 +17,7 @@ const SIGXFSZ: i32 = 25;
 
 fn limit_files(bytes: Option<u64>) {
     let maximum = getrlimit(Resource::Fsize).maximum;
-    let limit = Rlimit {
-        current: bytes.or(maximum),
-        maximum,
-    };
+    let limit = Rlimit { current: bytes.or(maximum), maximum };
     setrlimit(Resource::Fsize, limit).unwrap();
 }
 
@@ -45,11 +42,8 @@ fn a_failed_write_is_undone_and_the_store_recovers_with_all_that_was_acknowledge
     signal_hook::flag::register(SIGXFSZ, Arc::new(AtomicBool::new(false))).unwrap();
     let directory = std::env::temp_dir().join(format!("oort-storage-full-{}", std::process::id()));
     let _ = fs::remove_dir_all(&directory);
-    let options = StorageOptions {
-        reserve_bytes: 0,
-        retry_interval: Duration::ZERO,
-        ..StorageOptions::default()
-    };
+    let options =
+        StorageOptions { reserve_bytes: 0, retry_interval: Duration::ZERO, ..StorageOptions::default() };
     let mut store = FjallStore::open(&directory, options.clone()).unwrap();
     for round in 0..3 {
         let (durable, buffered) = (format!("durable {round}"), format!("buffered {round}"));

@@ -1,8 +1,8 @@
 //! The world: machines, links and clients, driven from event to event.
 //!
 //! One queue ordered by time, then by the order in which events were made. A turn of a machine takes some of its inbox,
-//! steps the node, commits, and releases the outputs a little later; a crash in between loses them, as it does in the real
-//! loop. The submodules are one `impl Cluster`: `links` moves messages and keeps connections, `strikes` makes
+//! steps the node and stages; a little later it releases what does not wait for the disk, and after the time of a sync it
+//! commits and releases the rest. A crash in between loses what comes after it, as it does in the real loop. The submodules are one `impl Cluster`: `links` moves messages and keeps connections, `strikes` makes
 //! things go wrong, `run` is the story from the first start to the verdict.
 
 mod links;
@@ -15,7 +15,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
 use oort_core::client::{ClientError, Operation, Reply, Request, RequestId};
-use oort_core::config::{Addresses, NodeConfig};
+use oort_core::config::{Addresses, NodeConfig, SyncMode};
 use oort_core::message::Message;
 use oort_core::node::{Input, Node, Output};
 use oort_core::object::Object;
@@ -49,6 +49,8 @@ enum Event {
     Turn { machine: usize, boot: u64 },
     Wake { machine: usize, boot: u64 },
     Release { machine: usize, boot: u64, outputs: Vec<Output> },
+    /// The disk is done with a turn's batch: what waited for it may go.
+    Commit { machine: usize, boot: u64, outputs: Vec<Output> },
     Arrive { from: usize, to: usize, connection: Connection, bytes: Bytes },
     Dial { from: usize, to: usize },
     LinkClosed { machine: usize, peer: usize, connection: Connection },
@@ -97,7 +99,8 @@ impl Cluster {
             Event::Release { machine, boot, outputs } if self.is_life(machine, boot) => {
                 self.release(machine, outputs)
             }
-            Event::Turn { .. } | Event::Wake { .. } | Event::Release { .. } => {}
+            Event::Commit { machine, boot, outputs } if self.is_life(machine, boot) => self.commit(machine, outputs),
+            Event::Turn { .. } | Event::Wake { .. } | Event::Release { .. } | Event::Commit { .. } => {}
             Event::Arrive {
                 from,
                 to,
@@ -153,6 +156,7 @@ impl Cluster {
         machine.is_stopping = false;
         let config = NodeConfig {
             name: format!("n{index}"),
+            boot: machine.power_failures,
             addresses: Addresses {
                 peer: format!("{index}"),
                 ..Addresses::default()
@@ -192,10 +196,14 @@ impl Cluster {
         machine.node = None;
         machine.inbox = VecDeque::new();
         machine.has_turn = false;
+        machine.in_turn = false;
         machine.wake_us = u64::MAX;
         machine.busy_until_us = 0;
         let lost = match ending {
-            Ending::PowerLoss => machine.disk.crash(),
+            Ending::PowerLoss => {
+                machine.power_failures += 1;
+                machine.disk.crash()
+            }
             Ending::Killed => Vec::new(),
         };
         self.history.crashed(index, &lost);
@@ -213,7 +221,7 @@ impl Cluster {
 
     fn schedule_turn(&mut self, index: usize) {
         let machine = &mut self.machines[index];
-        if machine.has_turn || !machine.is_up() {
+        if machine.has_turn || machine.in_turn || !machine.is_up() {
             return;
         }
         machine.has_turn = true;
@@ -239,6 +247,7 @@ impl Cluster {
             return self.at(free_us, Event::Turn { machine: index, boot });
         }
         machine.has_turn = false;
+        machine.in_turn = true;
         let now = machine.now(self.now_us);
         self.wall_ms_max = self.wall_ms_max.max(now.wall_ms);
         self.trace.event(self.now_us, b'T', index);
@@ -257,13 +266,13 @@ impl Cluster {
             }
             node.step(now, input, &mut outputs);
         }
-        node.commit(now, &mut outputs);
-        let (stored, has_synced) = machine.disk.take_synced();
-        let mut took_us = machine.step_us * (1 + take);
-        if has_synced && !stored.is_empty() {
-            took_us += machine.sync_us * machine.disk_slowness;
-        }
-        machine.busy_until_us = self.now_us + took_us;
+        node.stage(&mut outputs);
+        let (late, early): (Vec<Output>, Vec<Output>) = outputs.into_iter().partition(Output::waits_for_disk);
+        let stored = machine.disk.take_staged();
+        let staged_us = self.now_us + machine.step_us * (1 + take);
+        let syncs = machine.disk.is_dirty() && self.config.sync == SyncMode::Batch;
+        let committed_us = staged_us + if syncs { machine.sync_us * machine.disk_slowness } else { 0 };
+        machine.busy_until_us = committed_us;
         self.trace.mix_number(take << 32 | stored.len() as u64);
         for stored in stored {
             self.trace.mix(&stored.after);
@@ -276,17 +285,26 @@ impl Cluster {
                     .line(self.now_us, || format!("n{index} stores {key:?} {text}"));
             }
         }
-        let (at_us, boot) = (self.now_us + took_us, self.machines[index].boots);
-        if !outputs.is_empty() {
-            self.at(
-                at_us,
-                Event::Release {
-                    machine: index,
-                    boot,
-                    outputs,
-                },
-            );
+        let boot = self.machines[index].boots;
+        if !early.is_empty() {
+            self.at(staged_us, Event::Release { machine: index, boot, outputs: early });
         }
+        self.at(committed_us, Event::Commit { machine: index, boot, outputs: late });
+    }
+
+    /// Ends a turn: makes it durable and lets go what waited for that. A crash before loses the turn, though the peers
+    /// may have heard of it.
+    fn commit(&mut self, index: usize, mut outputs: Vec<Output>) {
+        let machine = &mut self.machines[index];
+        if machine.is_stalled(self.now_us) {
+            let (at_us, boot) = (machine.stalled_until_us, machine.boots);
+            return self.at(at_us, Event::Commit { machine: index, boot, outputs });
+        }
+        let now = machine.now(self.now_us);
+        let node = machine.node.as_mut().expect("a turn is one of a living node");
+        node.commit(now, &mut outputs);
+        machine.in_turn = false;
+        self.release(index, outputs);
         if !self.machines[index].inbox.is_empty() {
             self.schedule_turn(index);
         }

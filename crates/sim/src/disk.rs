@@ -1,8 +1,8 @@
 //! A machine's disk: a [`MemoryStore`] that outlives the node's crash, watched by the history.
 //!
-//! The node owns a [`SharedStore`], the simulator the [`Disk`]; both are handles of the same memory. Every row the node
-//! stores is noted with what the row held before, and handed to the history once the node's `sync` succeeded: that is the
-//! moment from which the node may speak of it.
+//! The node owns a [`SharedStore`], the simulator the [`Disk`]; both are handles of the same memory. Every object the
+//! node stores is noted with what the row held before, and handed to the history once the node has staged it (a buffered
+//! `sync`): that is the moment from which the node may speak of it. Only a durable `sync` saves it from a power failure.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -21,14 +21,16 @@ pub struct Stored {
     pub after: Bytes,
     /// What the row held until then, if it could be read.
     pub before: Option<Bytes>,
+    /// The row could not be read: the node knew only what others showed it.
+    pub was_unreadable: bool,
 }
 
 #[derive(Debug, Default)]
 struct Platter {
     memory: MemoryStore,
     applied: Vec<Stored>,
-    synced: Vec<Stored>,
-    has_synced: bool,
+    staged: Vec<Stored>,
+    is_dirty: bool,
 }
 
 /// The simulator's handle of a machine's disk.
@@ -45,17 +47,22 @@ impl Disk {
         SharedStore(self.clone())
     }
 
-    /// Takes what the node stored and synced since the last call; the second value is true if it synced at all.
-    pub fn take_synced(&self) -> (Vec<Stored>, bool) {
-        let mut platter = self.lock();
-        let has_synced = std::mem::take(&mut platter.has_synced);
-        (std::mem::take(&mut platter.synced), has_synced)
+    /// Takes the objects that the node staged since the last call: from then on it may speak of them, though a power
+    /// failure may still take them.
+    pub fn take_staged(&self) -> Vec<Stored> {
+        std::mem::take(&mut self.lock().staged)
+    }
+
+    /// True if a sync would have something to do.
+    pub fn is_dirty(&self) -> bool {
+        self.lock().is_dirty
     }
 
     /// Cuts the power: everything not durable is gone. Returns the dots that this copy lost.
     pub fn crash(&self) -> Vec<Dot> {
         let mut platter = self.lock();
         platter.applied.clear();
+        platter.is_dirty = false;
         let before = dots(&platter.memory);
         platter.memory.crash();
         let after = dots(&platter.memory);
@@ -110,22 +117,26 @@ impl Store for SharedStore {
         let mut platter = self.0.lock();
         if let (Space::Data, row, Some(after)) = &change {
             let key = ObjectKey::from_row(row.clone()).expect("a node stores objects under their rows");
-            let before = platter.memory.get(Space::Data, row).ok().flatten();
+            let before = platter.memory.get(Space::Data, row);
             platter.applied.push(Stored {
                 key,
                 after: after.clone(),
-                before,
+                was_unreadable: before.is_err(),
+                before: before.ok().flatten(),
             });
         }
+        platter.is_dirty = true;
         platter.memory.apply(change);
     }
 
     fn sync(&mut self, durability: Durability) -> Result<(), StoreError> {
         let mut platter = self.0.lock();
-        platter.has_synced = true;
         let mut applied = std::mem::take(&mut platter.applied);
         platter.memory.sync(durability)?;
-        platter.synced.append(&mut applied);
+        platter.staged.append(&mut applied);
+        if durability == Durability::Durable {
+            platter.is_dirty = false;
+        }
         Ok(())
     }
 

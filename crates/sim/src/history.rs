@@ -79,6 +79,7 @@ pub struct Birth {
     pub machine: usize,
     /// What its maker's row held just before.
     pub before: Vec<Dot>,
+    pub was_unreadable: bool,
     /// Siblings that other replicas showed its maker shortly before.
     pub shown: Vec<Dot>,
     /// What its maker's row held afterwards, and claimed to have seen.
@@ -233,6 +234,7 @@ impl History {
             wall_ms,
             machine,
             before,
+            was_unreadable: stored.was_unreadable,
             shown: shown.collect(),
             after: dots_of(after),
             context: after.context().clone(),
@@ -395,10 +397,12 @@ impl KeyHistory {
                 known.map_or(Vec::new(), |op| op.seen.clone())
             }
             Some(Mutation::Store { basis: Basis::Unseen, .. } | Mutation::Delete { basis: Basis::Unseen, .. }) => {
-                let held = birth.before.iter().chain(&birth.shown).copied();
-                held.filter(|dot| self.is_dead(*dot, birth.wall_ms)).collect()
+                let mut dead = self.claimed(birth, operations);
+                dead.extend(&birth.before);
+                dead.retain(|dot| self.is_dead(*dot, birth.wall_ms));
+                dead
             }
-            Some(mutation) if !mutation.needs_read() => birth.before.clone(),
+            Some(mutation) if !mutation.needs_read() && !birth.was_unreadable => birth.before.clone(),
             _ => self.claimed(birth, operations),
         }
     }

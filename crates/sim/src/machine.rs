@@ -45,6 +45,10 @@ pub struct Machine {
     pub waiting: BTreeSet<RequestId>,
     /// A turn is due.
     pub has_turn: bool,
+    /// A turn has begun and is not committed.
+    pub in_turn: bool,
+    /// Power failures so far: they name the boot of the machine.
+    pub power_failures: u64,
     /// The earliest wake-up that is due.
     pub wake_us: u64,
     /// The loop is busy with a turn until then.
@@ -76,6 +80,8 @@ impl Machine {
             inbox: VecDeque::new(),
             waiting: BTreeSet::new(),
             has_turn: false,
+            in_turn: false,
+            power_failures: 0,
             wake_us: u64::MAX,
             busy_until_us: 0,
             stalled_until_us: 0,

@@ -25,6 +25,7 @@ pub struct Arguments {
 enum Command {
     /// Print a bucket's properties
     Get {
+        /// The bucket
         #[arg(value_name = "NAME")]
         bucket: String,
         #[command(flatten)]
@@ -35,8 +36,10 @@ enum Command {
     /// n: copies of each object. r: replicas that answer a get. w: durable copies before a put is acknowledged.
     /// conflict: siblings or lww. default_ttl_ms: milliseconds, or none. value_bytes_max: bytes.
     Set {
+        /// The bucket
         #[arg(value_name = "NAME")]
         bucket: String,
+        /// What to change, such as n=3
         #[arg(value_name = "PROPERTY=VALUE", required = true)]
         properties: Vec<String>,
         #[command(flatten)]

@@ -68,7 +68,8 @@ fn report(status: &Json) -> String {
     out.push('\n');
     let mut members: Vec<&Json> = status["members"].as_array().into_iter().flatten().collect();
     members.sort_by_key(|member| (text(&member["name"]), text(&member["id"])));
-    let header = ["node", "health", "partitions", "round trip", "redis", "http", "peer", "id"].map(String::from);
+    let header =
+        ["node", "health", "partitions", "round trip", "redis", "http", "peer", "id"].map(String::from);
     let rows = members.into_iter().map(|member| row(member, &node["id"]));
     out + &aligned(&std::iter::once(header).chain(rows).collect::<Vec<_>>())
 }

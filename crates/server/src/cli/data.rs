@@ -13,6 +13,7 @@ use crate::resp::Value;
 /// The key, and where it is.
 #[derive(Args)]
 struct KeyArguments {
+    /// The key, 1 to 4096 bytes
     #[arg(value_name = "KEY")]
     key: String,
     /// The bucket that the key is in
@@ -30,7 +31,7 @@ struct KeyArguments {
 #[command(after_help = "\
 Examples:
   oort get greeting
-  oort get cart:7 --bucket carts --all     every sibling, and the context to resolve them with
+  oort get cart:7 --bucket carts --all     every sibling, and their context
   oort get greeting --r 1                  take the first replica's word")]
 pub struct Get {
     #[command(flatten)]
@@ -212,7 +213,9 @@ fn print_all(versions: &Versions) -> Result<(), Failure> {
 
 /// Tells if a write left more than one value.
 fn note_siblings(answer: Value) {
-    if let Some(count) = Versions::parse(answer).map(|versions| versions.values.len()).filter(|count| *count > 1) {
+    if let Some(count) =
+        Versions::parse(answer).map(|versions| versions.values.len()).filter(|count| *count > 1)
+    {
         note(&format!("there are {count} siblings now; 'oort get --all' prints them"));
     }
 }
@@ -225,10 +228,12 @@ fn read_stdin() -> Result<Vec<u8>, Failure> {
     let mut value = Vec::new();
     let read = std::io::stdin().take(VALUE_BYTES_LIMIT + 1).read_to_end(&mut value);
     match read {
-        Err(error) => Err(Failure::Failed { text: format!("standard input: {}", crate::config::words(&error)) }),
-        Ok(bytes) if bytes as u64 > VALUE_BYTES_LIMIT => {
-            Err(Failure::Failed { text: format!("standard input: a value has at most {VALUE_BYTES_LIMIT} bytes") })
+        Err(error) => {
+            Err(Failure::Failed { text: format!("standard input: {}", crate::config::words(&error)) })
         }
+        Ok(bytes) if bytes as u64 > VALUE_BYTES_LIMIT => Err(Failure::Failed {
+            text: format!("standard input: a value has at most {VALUE_BYTES_LIMIT} bytes"),
+        }),
         Ok(_) => Ok(value),
     }
 }

@@ -9,13 +9,14 @@ use crate::dev::{self, DevError, FirstPorts, Home, Request};
 
 const AFTER: &str = "\
 Examples:
-  oort dev                        three nodes; data stay in ~/.local/share/oort/dev
-  oort dev --ephemeral            three nodes whose data are removed at the end
+  oort dev                      data stay in ~/.local/share/oort/dev
+  oort dev --ephemeral          data are removed at the end
   oort dev --nodes 5 --dir ./five --redis-port 7000
-  OORT_LOG=debug oort dev         any option of 'oort start' can be set for all nodes by its variable
+  OORT_LOG=debug oort dev       an option of 'oort start', for all nodes
 
-The running nodes are listed in cluster.json in the directory. Data survive between runs. A node that dies is not
-restarted; the command that does it is printed. Ctrl-C stops all nodes; a second Ctrl-C kills them.";
+The running nodes are listed in the file cluster.json in the directory. A node
+that dies is not restarted; the command that does it is printed. Ctrl-C stops
+all nodes; a second Ctrl-C kills them.";
 
 /// Start a cluster of real processes on this machine
 ///
@@ -34,7 +35,7 @@ pub struct Arguments {
     #[arg(long, conflicts_with = "dir")]
     ephemeral: bool,
     /// Redis port of node 1
-    #[arg(long, value_name = "PORT", default_value_t = 6379)]
+    #[arg(long, value_name = "PORT", default_value_t = dev::DEFAULT_REDIS_PORT)]
     redis_port: u16,
     /// HTTP port of node 1
     #[arg(long, value_name = "PORT", default_value_t = 8098)]
@@ -53,11 +54,8 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
         (None, true) => Home::Ephemeral,
         (None, false) => Home::Default,
     };
-    let first_ports = FirstPorts {
-        redis: arguments.redis_port,
-        http: arguments.http_port,
-        peer: arguments.peer_port,
-    };
+    let first_ports =
+        FirstPorts { redis: arguments.redis_port, http: arguments.http_port, peer: arguments.peer_port };
     let request = Request { nodes: arguments.nodes, home, first_ports, sync: arguments.sync };
     dev::run(&request).map_err(|error| {
         let text = error.to_string();

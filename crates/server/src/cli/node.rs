@@ -12,7 +12,13 @@ use crate::resp::Value;
 #[derive(Args)]
 pub struct NodeArguments {
     /// Redis address of the node to ask; any node will do
-    #[arg(long, env = "OORT_NODE", value_name = "ADDRESS", default_value = "127.0.0.1:6379", hide_env_values = true)]
+    #[arg(
+        long,
+        env = "OORT_NODE",
+        value_name = "ADDRESS",
+        default_value = "127.0.0.1:6379",
+        hide_env_values = true
+    )]
     node: String,
     /// How long to wait for an answer, in milliseconds
     #[arg(long, value_name = "MS", default_value_t = 5000, value_parser = clap::value_parser!(u64).range(1..=600_000))]
@@ -41,8 +47,8 @@ impl Node {
     /// Sends one command. A refusal becomes a failure.
     pub fn call<A: AsRef<[u8]>>(&mut self, command: &[A]) -> Result<Value, Failure> {
         match self.client.call(command)? {
-            Value::Error(text) if text.starts_with("ERR unknown command") => {
-                let text = format!("{} is no Oort node: {text}", self.address);
+            Value::Error(text) if text.starts_with("ERR unknown ") && text.contains("command") => {
+                let text = format!("{} is no Oort node, or of another version: {text}", self.address);
                 Err(Failure::Failed { text })
             }
             Value::Error(text) => Err(Failure::Failed { text: without_prefix(&text).to_owned() }),

@@ -20,13 +20,15 @@ const LONG_ABOUT: &str = "\
 Run one node until Ctrl-C or SIGTERM
 
 Each option can be a flag, an environment variable or a line in the configuration file; a flag overrides a variable, \
-which overrides the file. SIGTERM finishes what is in flight, syncs, and tells the other nodes.";
+which overrides the file. The flag '--some-option' is the variable 'OORT_SOME_OPTION' and the key 'some_option'. \
+SIGTERM finishes what is in flight, syncs, and tells the other nodes.";
 const AFTER: &str = "\
 Examples:
-  oort start                                            a node on its own, data in ./oort-data
+  oort start                               a node on its own, data in ./oort-data
   oort start --config /etc/oort.toml --log debug
-  oort start --print-example-config > oort.toml         every option, explained
-  oort start --name b --cluster-size 3 --join a.example:7946 --peer 10.0.0.2:7946 --redis 10.0.0.2:6379";
+  oort start --print-example-config        every option, explained
+  oort start --name b --cluster-size 3 --join 10.0.0.1:7946 \\
+      --peer 10.0.0.2:7946 --redis 10.0.0.2:6379 --http 10.0.0.2:8098";
 
 /// A process whose parent is gone and that cannot stop gracefully within this time ends anyway.
 const ORPHAN_GRACE: Duration = Duration::from_secs(10);

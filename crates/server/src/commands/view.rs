@@ -23,9 +23,7 @@ pub trait View {
     /// Why the disk refuses writes, if it does.
     fn read_only(&self) -> Option<&str>;
     /// The cluster as this node sees it, as JSON; see [`crate::status`].
-    fn status(&self) -> String {
-        String::new()
-    }
+    fn status(&self) -> String;
     /// What the process knows of itself.
     fn server(&self) -> ServerStats;
     /// Visits the sessions of all open connections but the one that asks.

@@ -30,13 +30,31 @@ pub struct ConfigOption {
 /// How an option's value is written, and where in [`Config`] it lives.
 #[derive(Debug)]
 enum Access {
-    Text { get: fn(&Config) -> String, set: fn(&mut Config, &str) -> Result<(), String> },
-    List { get: fn(&Config) -> Vec<String>, set: fn(&mut Config, &[String]) -> Result<(), String> },
-    Number { range: RangeInclusive<u64>, get: fn(&Config) -> u64, set: fn(&mut Config, u64) },
+    Text {
+        get: fn(&Config) -> String,
+        set: fn(&mut Config, &str) -> Result<(), String>,
+    },
+    List {
+        get: fn(&Config) -> Vec<String>,
+        set: fn(&mut Config, &[String]) -> Result<(), String>,
+    },
+    Number {
+        range: RangeInclusive<u64>,
+        get: fn(&Config) -> u64,
+        set: fn(&mut Config, u64),
+    },
     /// Partitions: in a range, and a power of two.
-    PowerOfTwo { range: RangeInclusive<u64>, get: fn(&Config) -> u64, set: fn(&mut Config, u64) },
+    PowerOfTwo {
+        range: RangeInclusive<u64>,
+        get: fn(&Config) -> u64,
+        set: fn(&mut Config, u64),
+    },
     /// A number of bytes, which may be written with a unit.
-    Bytes { range: RangeInclusive<u64>, get: fn(&Config) -> u64, set: fn(&mut Config, u64) },
+    Bytes {
+        range: RangeInclusive<u64>,
+        get: fn(&Config) -> u64,
+        set: fn(&mut Config, u64),
+    },
 }
 use Access::{Bytes, List, Number, PowerOfTwo, Text};
 
@@ -561,7 +579,8 @@ impl ConfigOption {
     }
 
     fn set_number(&self, config: &mut Config, number: u64) -> Result<(), String> {
-        let (Number { range, set, .. } | PowerOfTwo { range, set, .. } | Bytes { range, set, .. }) = &self.access
+        let (Number { range, set, .. } | PowerOfTwo { range, set, .. } | Bytes { range, set, .. }) =
+            &self.access
         else {
             unreachable!("{} is no number", self.key);
         };
@@ -569,7 +588,11 @@ impl ConfigOption {
             return Err(self.out_of_range(&number.to_string()));
         }
         if matches!(self.access, PowerOfTwo { .. }) && !number.is_power_of_two() {
-            return Err(format!("{number} is no power of two: {} and {} are near", below(number), below(number) * 2));
+            return Err(format!(
+                "{number} is no power of two: {} and {} are near",
+                below(number),
+                below(number) * 2
+            ));
         }
         set(config, number);
         Ok(())

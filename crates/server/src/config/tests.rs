@@ -14,7 +14,10 @@ fn flag(key: &str, text: &str) -> Override {
 fn the_example_file_is_the_generated_one() {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../oort.example.toml");
     let found = std::fs::read_to_string(path).unwrap_or_default();
-    assert!(found == example(), "make it again: cargo run -- start --print-example-config > oort.example.toml");
+    assert!(
+        found == example(),
+        "make it again: cargo run -- start --print-example-config > oort.example.toml"
+    );
 }
 
 #[test]
@@ -61,7 +64,8 @@ fn the_example_defaults_are_those_of_the_core() {
 #[test]
 fn a_later_source_overrides_an_earlier_one() {
     let dir = std::env::temp_dir().join(format!("oort-config-{}", std::process::id()));
-    std::fs::write(&dir, "name = \"file\"\ntimeout_ms = 0x10\ncache_bytes = \"2 MiB\"\nsync_interval_ms = 7").unwrap();
+    std::fs::write(&dir, "name = \"file\"\ntimeout_ms = 0x10\ncache_bytes = \"2 MiB\"\nsync_interval_ms = 7")
+        .unwrap();
     let variable = Override { origin: Origin::Variable("OORT_NAME".into()), ..flag("name", "variable") };
     let overrides = [variable, flag("name", "flag"), flag("sync", "interval"), flag("join", "a:1, b:2")];
     let config = load(Some(&dir), &overrides).unwrap();
@@ -84,17 +88,29 @@ fn errors_name_the_place_and_the_remedy() {
         ("bucket_r = 4", "oort.toml:1: bucket_r is 4: it must be 1 to n, which is 3"),
         ("bucket_n = 1\n", "oort.toml:1: bucket_r is 2: it must be 1 to n, which is 1"),
         ("bucket_n = 2\nbucket_w = 3", "oort.toml:2: bucket_w is 3: it must be 1 to n, which is 2"),
-        ("redis = \"6379\"", "oort.toml:1: redis: '6379' is no address: write host:port, such as 127.0.0.1:6379"),
+        (
+            "redis = \"6379\"",
+            "oort.toml:1: redis: '6379' is no address: write host:port, such as 127.0.0.1:6379",
+        ),
         ("http = \"h:0\"", "oort.toml:1: http: port 0 in 'h:0': a port is 1 to 65535"),
         ("peer = \"127.0.0.1:6379\"", "oort.toml:1: peer: 127.0.0.1:6379 is the redis address already"),
-        ("join = [\"a:1\", \"b\"]", "oort.toml:1: join: 'b' is no address: write host:port, such as 127.0.0.1:6379"),
+        (
+            "join = [\"a:1\", \"b\"]",
+            "oort.toml:1: join: 'b' is no address: write host:port, such as 127.0.0.1:6379",
+        ),
         ("join = \"a:1\"", "oort.toml:1: join: a list, such as [\"host:port\"], is needed here, not a text"),
         ("timeout_ms = -1", "oort.toml:1: timeout_ms: -1 is out of range: it must be 1 to 60000"),
         ("timeout_ms = \"1\"", "oort.toml:1: timeout_ms: a whole number is needed here, not a text"),
         ("timeout_ms = 99999999999999999999", "99999999999999999999 is out of range: it must be 1 to 60000"),
-        ("cache_bytes = \"lots\"", "oort.toml:1: cache_bytes: 'lots' is no size: write bytes or a unit, such as 64MiB"),
+        (
+            "cache_bytes = \"lots\"",
+            "oort.toml:1: cache_bytes: 'lots' is no size: write bytes or a unit, such as 64MiB",
+        ),
         ("cache_bytes = 7", "oort.toml:1: cache_bytes: 7 is out of range: it must be 1MiB to 1TiB"),
-        ("cluster = \"a b\"", "oort.toml:1: cluster: 'a b' is no name: 1 to 64 letters, digits, '-', '_' or '.'"),
+        (
+            "cluster = \"a b\"",
+            "oort.toml:1: cluster: 'a b' is no name: 1 to 64 letters, digits, '-', '_' or '.'",
+        ),
         ("sync = \"never\"", "oort.toml:1: sync: 'never' is neither 'batch' nor 'interval'"),
         ("log = \"=,=\"", "oort.toml:1: log: '=,=' is no log filter: write 'info', or 'info,oort=debug'"),
         ("name = 1\n= 2", "oort.toml:2: no valid TOML: "),

@@ -5,7 +5,8 @@ use std::net::IpAddr;
 
 /// Accepts `host:port`, where the host is a name, an IPv4 address or an IPv6 address in brackets.
 pub fn address(text: &str) -> Result<String, String> {
-    let no_address = || format!("'{}' is no address: write host:port, such as 127.0.0.1:6379", text.escape_debug());
+    let no_address =
+        || format!("'{}' is no address: write host:port, such as 127.0.0.1:6379", text.escape_debug());
     let (host, port) = text.rsplit_once(':').ok_or_else(no_address)?;
     let is_host = match host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
         Some(inner) => inner.parse::<std::net::Ipv6Addr>().is_ok(),
@@ -150,7 +151,9 @@ mod tests {
         for good in ["127.0.0.1:6379", "node-1.example.com:1", "[::1]:65535", "localhost:80", "0.0.0.0:1"] {
             assert_eq!(address(good).as_deref(), Ok(good));
         }
-        for bad in ["", "6379", ":6379", "host:", "host:http", "1.2.3:5", "300.1.1.1:5", "[::1:5", "a b:5", "::1:5"] {
+        for bad in
+            ["", "6379", ":6379", "host:", "host:http", "1.2.3:5", "300.1.1.1:5", "[::1:5", "a b:5", "::1:5"]
+        {
             assert!(address(bad).unwrap_err().contains("is no address"), "{bad}");
         }
         assert_eq!(address("h:0").unwrap_err(), "port 0 in 'h:0': a port is 1 to 65535");
@@ -161,7 +164,8 @@ mod tests {
 
     #[test]
     fn sizes() {
-        let cases = [("0", 0), ("17", 17), ("64MiB", 64 << 20), ("64 mib", 64 << 20), ("2kB", 2000), ("1B", 1)];
+        let cases =
+            [("0", 0), ("17", 17), ("64MiB", 64 << 20), ("64 mib", 64 << 20), ("2kB", 2000), ("1B", 1)];
         for (text, bytes) in cases {
             assert_eq!(size(text), Ok(bytes), "{text}");
         }
@@ -175,7 +179,9 @@ mod tests {
 
     #[test]
     fn distances() {
-        for (a, b, distance) in [("", "abc", 3), ("kitten", "sitting", 3), ("same", "same", 0), ("ab", "ba", 2)] {
+        for (a, b, distance) in
+            [("", "abc", 3), ("kitten", "sitting", 3), ("same", "same", 0), ("ab", "ba", 2)]
+        {
             assert_eq!(edit_distance(a, b), distance, "{a} {b}");
         }
     }

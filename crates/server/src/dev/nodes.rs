@@ -57,7 +57,9 @@ enum Process {
     Ours(Child),
     Gone,
     /// Started by hand after the first process ended.
-    ByHand { pid: u32 },
+    ByHand {
+        pid: u32,
+    },
 }
 
 impl Nodes {
@@ -96,13 +98,19 @@ impl Nodes {
     pub fn reap(&mut self) -> Vec<Gone> {
         let mut gone = Vec::new();
         for node in &mut self.nodes {
-            let Process::Ours(child) = &mut node.process else { continue };
-            let (pid, Ok(Some(status))) = (child.id(), child.try_wait()) else { continue };
+            let (pid, how) = match &mut node.process {
+                Process::Ours(child) => match child.try_wait() {
+                    Ok(Some(status)) => (child.id(), how_it_ended(status)),
+                    _ => continue,
+                },
+                Process::ByHand { pid } if !runs_with(*pid, &node.plan.config) => (*pid, "has ended".into()),
+                _ => continue,
+            };
             node.process = Process::Gone;
             gone.push(Gone {
                 name: node.plan.name.clone(),
                 pid,
-                how: how_it_ended(status),
+                how,
                 log: node.plan.log.clone(),
                 restart: node.plan.restart_command(),
             });
@@ -118,15 +126,12 @@ impl Nodes {
         self.looked = Instant::now();
         let mut back = Vec::new();
         for node in &mut self.nodes {
-            match node.process {
-                Process::ByHand { pid } if !runs_with(pid, &node.plan.config) => node.process = Process::Gone,
-                Process::Gone => {
-                    if let Some(pid) = answering_pid(&node.plan) {
-                        node.process = Process::ByHand { pid };
-                        back.push((node.plan.name.clone(), pid));
-                    }
-                }
-                _ => {}
+            if !matches!(node.process, Process::Gone) {
+                continue;
+            }
+            if let Some(pid) = answering_pid(&node.plan) {
+                node.process = Process::ByHand { pid };
+                back.push((node.plan.name.clone(), pid));
             }
         }
         back
@@ -221,7 +226,11 @@ pub fn own_command() -> String {
     match (called.contains('/'), std::env::current_exe()) {
         (true, Ok(path)) => {
             let here = std::env::current_dir().unwrap_or_default();
-            shell_word(&path.strip_prefix(&here).unwrap_or(&path).to_string_lossy())
+            match path.strip_prefix(&here) {
+                Ok(below) if below.components().count() == 1 => shell_word(&format!("./{}", below.display())),
+                Ok(below) => shell_word(&below.to_string_lossy()),
+                Err(_) => shell_word(&path.to_string_lossy()),
+            }
         }
         _ => shell_word(&called),
     }
@@ -236,19 +245,17 @@ pub fn runs_with(pid: u32, config: &Path) -> bool {
 fn spawn(plan: &NodePlan) -> Result<Child, DevError> {
     let io = |path: &Path, error| DevError::Io { path: path.to_owned(), error };
     let program = std::env::current_exe().map_err(|error| io(Path::new("oort"), error))?;
-    let log = File::options().create(true).append(true).open(&plan.log).map_err(|error| io(&plan.log, error))?;
+    let log =
+        File::options().create(true).append(true).open(&plan.log).map_err(|error| io(&plan.log, error))?;
     let copy = log.try_clone().map_err(|error| io(&plan.log, error))?;
     let mut command = Command::new(&program);
     command.args(["start", "--stop-with-stdin", "--config"]).arg(&plan.config);
     command.stdin(Stdio::piped()).stdout(log).stderr(copy);
     // Ctrl-C in the terminal is for `dev` alone, which then stops the nodes in its own way.
     command.process_group(0);
-    for key in
-        ["cluster", "name", "dir", "join", "cluster_size", "redis", "http", "peer", "sync"].into_iter().chain([
-            "advertise_redis",
-            "advertise_http",
-            "advertise_peer",
-        ])
+    for key in ["cluster", "name", "dir", "join", "cluster_size", "redis", "http", "peer", "sync"]
+        .into_iter()
+        .chain(["advertise_redis", "advertise_http", "advertise_peer"])
     {
         let option = options::find(key).expect("these are options");
         command.env_remove(option.variable());
@@ -302,7 +309,8 @@ fn how_it_ended(status: ExitStatus) -> String {
 
 /// `text` as a shell reads it back as one word.
 fn shell_word(text: &str) -> String {
-    let is_plain = !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_./+:=@,~".contains(&b));
+    let is_plain =
+        !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_./+:=@,~".contains(&b));
     match is_plain {
         true => text.to_owned(),
         false => format!("'{}'", text.replace('\'', r"'\''")),
@@ -315,7 +323,9 @@ mod tests {
 
     #[test]
     fn words_for_the_shell() {
-        for (text, word) in [("a/b-1.toml", "a/b-1.toml"), ("", "''"), ("a b", "'a b'"), ("it's", r"'it'\''s'")] {
+        for (text, word) in
+            [("a/b-1.toml", "a/b-1.toml"), ("", "''"), ("a b", "'a b'"), ("it's", r"'it'\''s'")]
+        {
             assert_eq!(shell_word(text), word);
         }
     }

@@ -41,7 +41,8 @@ impl Place {
 
     /// How many nodes to start: as many as are here already. Errors: `wanted` is another number.
     pub fn node_count(&self, wanted: Option<u16>) -> Result<u16, DevError> {
-        let found = (1..=u16::MAX).take_while(|i| self.node_dir(*i).join("oort.toml").exists()).count() as u16;
+        let found =
+            (1..=u16::MAX).take_while(|i| self.node_dir(*i).join("oort.toml").exists()).count() as u16;
         match wanted {
             Some(wanted) if found > 0 && wanted != found => {
                 Err(DevError::OtherSize { dir: self.dir.clone(), found, wanted })
@@ -63,7 +64,9 @@ impl Place {
             std::thread::sleep(Duration::from_millis(20));
         }
         match fs::remove_file(self.cluster_file()) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(at(&self.cluster_file(), error)),
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(at(&self.cluster_file(), error))
+            }
             _ => Ok(()),
         }
     }
@@ -75,7 +78,8 @@ impl Place {
             let name = format!("node{}", i + 1);
             let dir = self.node_dir(i as u16 + 1);
             fs::create_dir_all(&dir).map_err(|error| at(&dir, error))?;
-            let plan = NodePlan { name, ports: *own, config: dir.join("oort.toml"), log: dir.join("oort.log") };
+            let plan =
+                NodePlan { name, ports: *own, config: dir.join("oort.toml"), log: dir.join("oort.log") };
             fs::write(&plan.config, config_text(&plan, &dir.join("data"), ports, sync))
                 .map_err(|error| at(&plan.config, error))?;
             if plan.log.exists() {
@@ -102,7 +106,8 @@ impl Place {
                 })
             })
             .collect();
-        let text = format!("{:#}\n", json!({ "dev_pid": std::process::id(), "dir": self.dir, "nodes": entries }));
+        let text =
+            format!("{:#}\n", json!({ "dev_pid": std::process::id(), "dir": self.dir, "nodes": entries }));
         let (path, draft) = (self.cluster_file(), self.dir.join("cluster.json.new"));
         fs::write(&draft, text).and_then(|()| fs::rename(&draft, &path)).map_err(|error| at(&path, error))
     }

@@ -22,8 +22,10 @@ pub fn choose(first: FirstPorts, count: u16, tell: &mut dyn FnMut(&str)) -> Resu
     let mut columns = Vec::new();
     for (kind, base) in [("redis", first.redis), ("http", first.http), ("peer", first.peer)] {
         if base == 0 || base.checked_add(count - 1).is_none() {
-            let detail =
-                format!("--{kind}-port {base}: {count} nodes need ports {base} to {}", base as u32 + count as u32 - 1);
+            let detail = format!(
+                "--{kind}-port {base}: {count} nodes need ports {base} to {}",
+                base as u32 + count as u32 - 1
+            );
             return Err(DevError::Ports { detail: format!("{detail}: a port is 1 to 65535") });
         }
         let wanted = base..=base + (count - 1);

@@ -50,11 +50,9 @@ impl Engine {
             .worker_threads(2)
             .max_journaling_size(64 << 20)
             .open()?;
-        let open = |space: Space| database.keyspace(NAMES[space as usize], || keyspace_options(space, options));
-        Ok(Engine {
-            keyspaces: [open(Space::Data)?, open(Space::Hints)?, open(Space::Meta)?],
-            database,
-        })
+        let open =
+            |space: Space| database.keyspace(NAMES[space as usize], || keyspace_options(space, options));
+        Ok(Engine { keyspaces: [open(Space::Data)?, open(Space::Hints)?, open(Space::Meta)?], database })
     }
 
     /// The stored form of the value under `key`.
@@ -84,9 +82,7 @@ impl Engine {
 
     /// Makes earlier batches durable.
     pub(super) fn persist(&self) -> Result<(), EngineError> {
-        self.database
-            .persist(PersistMode::SyncData)
-            .map_err(EngineError::Fjall)
+        self.database.persist(PersistMode::SyncData).map_err(EngineError::Fjall)
     }
 
     /// Whether the database takes no more writes.
@@ -158,9 +154,7 @@ fn keyspace_options(space: Space, options: &StorageOptions) -> KeyspaceCreateOpt
         Space::Hints => options.memtable_bytes / 2,
         Space::Meta => options.memtable_bytes / 8,
     };
-    let strategy = Leveled::default()
-        .with_l0_threshold(LEVEL_0_TABLES)
-        .with_table_target_size(TABLE_BYTES);
+    let strategy = Leveled::default().with_l0_threshold(LEVEL_0_TABLES).with_table_target_size(TABLE_BYTES);
     let filter = FilterPolicyEntry::Bloom(BloomConstructionPolicy::BitsPerKey(FILTER_BITS_PER_KEY));
     KeyspaceCreateOptions::default()
         .manual_journal_persist(true)
@@ -230,12 +224,7 @@ impl Iterator for Scan<'_> {
             Err(error) => {
                 let damaged = self.next_key.clone();
                 self.resume();
-                Some((
-                    damaged,
-                    Err(StoreError::Corrupt {
-                        detail: detail(&error),
-                    }),
-                ))
+                Some((damaged, Err(StoreError::Corrupt { detail: detail(&error) })))
             }
         }
     }
@@ -283,9 +272,7 @@ fn window(key: &[u8], fill: u8) -> u128 {
 
 /// A row's own checksum is wrong.
 pub(super) fn mismatch() -> StoreError {
-    StoreError::Corrupt {
-        detail: "checksum mismatch of a row".into(),
-    }
+    StoreError::Corrupt { detail: "checksum mismatch of a row".into() }
 }
 
 #[cfg(test)]

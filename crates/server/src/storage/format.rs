@@ -48,9 +48,7 @@ pub(super) fn lock(directory: &Path) -> Result<File, OpenError> {
     let file = options.open(&path).map_err(io)?;
     match file.try_lock() {
         Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(OpenError::Locked {
-            directory: directory.to_path_buf(),
-        }),
+        Err(TryLockError::WouldBlock) => Err(OpenError::Locked { directory: directory.to_path_buf() }),
         Err(TryLockError::Error(source)) => Err(io(source)),
     }
 }
@@ -90,11 +88,7 @@ pub(super) fn state(directory: &Path) -> Result<State, OpenError> {
     };
     let found: u32 = number.parse().map_err(|_| foreign())?;
     if found != VERSION {
-        return Err(OpenError::Version {
-            directory: directory.to_path_buf(),
-            found,
-            supported: VERSION,
-        });
+        return Err(OpenError::Version { directory: directory.to_path_buf(), found, supported: VERSION });
     }
     Ok(state)
 }

@@ -121,9 +121,7 @@ fn check_numbers(journals: &[(u64, PathBuf)], report: &mut Report) {
     }
     for pair in journals.windows(2) {
         if pair[1].0 != pair[0].0 + 1 {
-            report
-                .lost
-                .push(format!("journals between {} and {}", pair[0].0, pair[1].0));
+            report.lost.push(format!("journals between {} and {}", pair[0].0, pair[1].0));
         }
     }
 }
@@ -156,11 +154,7 @@ enum Tail {
 
 fn scan(data: &[u8]) -> Journal {
     let data_end = data.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
-    let mut journal = Journal {
-        batches: Vec::new(),
-        damage: Vec::new(),
-        tail: Tail::Clean,
-    };
+    let mut journal = Journal { batches: Vec::new(), damage: Vec::new(), tail: Tail::Clean };
     let mut at = 0;
     while at < data_end {
         match parse(data, at) {
@@ -247,10 +241,7 @@ fn parse(data: &[u8], start: usize) -> Option<Batch> {
     let is_whole = parts.tags == (TAG_START, TAG_END)
         && parts.trailer == TRAILER
         && parts.checksum == xxh3_64(parts.items);
-    is_whole.then_some(Batch {
-        place: start..reader.at,
-        sequence: parts.sequence,
-    })
+    is_whole.then_some(Batch { place: start..reader.at, sequence: parts.sequence })
 }
 
 /// A batch taken apart, nothing of it verified.
@@ -385,11 +376,12 @@ mod tests {
     }
 
     /// Numbers of the whole batches, places of damage and the tail.
-    fn judge(data: &[u8]) -> (Vec<u64>, Vec<Range<usize>>, Tail) {
+    fn judge(data: &[u8]) -> (Vec<u64>, Vec<(usize, usize)>, Tail) {
         let mut journal = scan(data);
         check_sequence(std::iter::once(&mut journal));
         let sequences = journal.batches.iter().map(|batch| batch.sequence).collect();
-        (sequences, journal.damage, journal.tail)
+        let damage = journal.damage.iter().map(|place| (place.start, place.end)).collect();
+        (sequences, damage, journal.tail)
     }
 
     #[test]
@@ -410,7 +402,7 @@ mod tests {
             // The engine does not protect its numbers: a 2 that became a 3 still lies between 1 and 5, harmless.
             if sequences != [1, 3, 5] {
                 assert_eq!(sequences, [1, 5], "bit {bit}");
-                assert_eq!(damage, [len..len * 2], "bit {bit}");
+                assert_eq!(damage, [(len, len * 2)], "bit {bit}");
             }
         }
     }
@@ -433,11 +425,11 @@ mod tests {
     fn a_flip_in_the_last_batch_is_damage_unless_a_sector_is_missing() {
         let (mut data, len) = three();
         data[len * 2 + 100] ^= 1;
-        assert_eq!(judge(&data), (vec![1, 2], vec![len * 2..len * 3], Tail::Clean));
+        assert_eq!(judge(&data), (vec![1, 2], vec![(len * 2, len * 3)], Tail::Clean));
         for back in 1..=13 {
             let mut data = three().0;
             data[len * 3 - back] ^= 4;
-            assert_eq!(judge(&data).1, [len * 2..len * 3], "{back} bytes before the end");
+            assert_eq!(judge(&data).1, [(len * 2, len * 3)], "{back} bytes before the end");
         }
         let hole = (len * 2 + 100).div_ceil(SECTOR_BYTES) * SECTOR_BYTES;
         data[hole..hole + SECTOR_BYTES].fill(0);

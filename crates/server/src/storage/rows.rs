@@ -173,12 +173,7 @@ impl Rows {
             return number;
         }
         self.size_bytes += row.len_bytes() + ROW_OVERHEAD_BYTES;
-        let slot = Slot {
-            hash,
-            row,
-            space,
-            flags: 0,
-        };
+        let slot = Slot { hash, row, space, flags: 0 };
         let number = match self.free.pop() {
             Some(number) => {
                 self.slots[number as usize] = slot;
@@ -216,9 +211,8 @@ impl Rows {
 
     fn remove(&mut self, number: usize) {
         let slot = &self.slots[number];
-        let (bucket, _) = self
-            .find(slot.hash, slot.space, slot.row.key())
-            .expect("every slot in use has a bucket");
+        let (bucket, _) =
+            self.find(slot.hash, slot.space, slot.row.key()).expect("every slot in use has a bucket");
         self.unlink(bucket);
         let slot = &mut self.slots[number];
         self.size_bytes -= slot.row.len_bytes() + ROW_OVERHEAD_BYTES;

@@ -25,11 +25,7 @@ struct Answer {
 
 impl SpaceGuard {
     pub(super) fn new(directory: &Path, reserve_bytes: u64) -> SpaceGuard {
-        SpaceGuard {
-            directory: directory.to_path_buf(),
-            reserve_bytes,
-            answer: None,
-        }
+        SpaceGuard { directory: directory.to_path_buf(), reserve_bytes, answer: None }
     }
 
     /// Admits a write of `bytes`, or says in words why not.
@@ -55,11 +51,7 @@ impl SpaceGuard {
         }
         let status = rustix::fs::statvfs(&self.directory)?;
         let free_bytes = status.f_bavail.saturating_mul(status.f_frsize);
-        self.answer = Some(Answer {
-            asked: Instant::now(),
-            free_bytes,
-            written_bytes: 0,
-        });
+        self.answer = Some(Answer { asked: Instant::now(), free_bytes, written_bytes: 0 });
         Ok(free_bytes)
     }
 }

@@ -97,6 +97,7 @@ fn run(config: NodeConfig, mut poll: mio::Poll, mut inbox: Inbox, switches: Arc<
                 Command::Stop => return,
             }
         }
+        node.stage(&mut out);
         node.commit(now(), &mut out);
         for output in out {
             if let Output::Reply { id, result } = output {

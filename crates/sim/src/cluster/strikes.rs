@@ -22,6 +22,17 @@ impl Cluster {
     pub(super) fn calm_down(&mut self) {
         self.plan = Plan::calm();
         self.trace.line(self.now_us, || "the faults end".to_string());
+        // Whoever has not noticed a broken connection notices now.
+        let closings: Vec<(u64, u64)> = self
+            .queue
+            .iter()
+            .filter(|(_, event)| matches!(event, Event::LinkClosed { .. }))
+            .map(|(at, _)| *at)
+            .collect();
+        for at in closings {
+            let event = self.queue.remove(&at).expect("it was just seen");
+            self.at(self.now_us, event);
+        }
         for a in 0..self.machines.len() {
             for b in 0..self.machines.len() {
                 self.network.end(a, b).cuts = 0;
@@ -165,7 +176,9 @@ impl Cluster {
     fn slow_down(&mut self, machine: usize, lasts_us: u64) -> bool {
         let until_us = self.now_us + lasts_us;
         if self.rng.chance(1, 4) {
+            // Answers may be as late as if it stood still.
             self.machines[machine].disk_slowness = 2 + self.rng.below(100);
+            self.machines[machine].stalled_us += lasts_us;
             self.at(until_us, Event::SpeedUpDisk { machine });
             return true;
         }

@@ -203,6 +203,9 @@ impl View for FakeNode {
     fn read_only(&self) -> Option<&str> {
         None
     }
+    fn status(&self) -> String {
+        "{}".into()
+    }
     fn server(&self) -> ServerStats {
         ServerStats { connections: 2, uptime_ms: 5000, ..ServerStats::default() }
     }
