@@ -180,16 +180,9 @@ impl<T> DvvSet<T> {
         self.values.insert(at, (dot, value));
     }
 
-    /// Keeps only the sibling with the greatest dot: last writer wins.
-    pub fn keep_newest(&mut self) {
-        if self.values.len() > 1 {
-            self.values.drain(..self.values.len() - 1);
-        }
-    }
-
     /// Drops every sibling that `keep` refuses. The context still covers them.
-    pub fn retain(&mut self, keep: impl Fn(&T) -> bool) {
-        self.values.retain(|(_, value)| keep(value));
+    pub fn retain(&mut self, keep: impl Fn(Dot, &T) -> bool) {
+        self.values.retain(|(dot, value)| keep(*dot, value));
     }
 
     /// Drops the sibling `dot`, if held. The context still covers it.

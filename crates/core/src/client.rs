@@ -44,6 +44,17 @@ pub enum Operation {
     SetBucket { bucket: Bytes, properties: BucketProperties },
 }
 
+impl Operation {
+    /// True if the outcome depends on what is stored, so that `r` replicas are asked before anything is written, and one
+    /// node, the key's home, evaluates it.
+    pub fn reads_first(&self) -> bool {
+        match self {
+            Operation::Update { mutation, want, .. } => mutation.needs_read() || want.before,
+            _ => false,
+        }
+    }
+}
+
 /// Which states of the object an update's reply carries.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct Want {

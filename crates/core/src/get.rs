@@ -155,7 +155,7 @@ impl Get {
         }
         self.merged.merge(&object);
         if self.lww {
-            self.merged.0.keep_newest();
+            self.merged.keep_newest();
         }
         self.merged_hash = None;
         self.merged_bytes = None;

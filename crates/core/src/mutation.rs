@@ -29,6 +29,8 @@ pub enum Basis {
 pub enum Expiry {
     /// The bucket's default time to live, if it has one.
     Default,
+    /// None, even if the bucket has a default.
+    Never,
     /// That of the value it replaces (`KEEPTTL`).
     Keep,
     /// At this time, in milliseconds since 1970.
@@ -223,6 +225,7 @@ impl Mutation {
                 check_value_size(value.len() as u64, given)?;
                 let expires_ms = match expiry {
                     Expiry::Default => given.default_ttl_ms.map(|ttl| now.saturating_add(ttl)),
+                    Expiry::Never => None,
                     Expiry::Keep => object.newest_live(now).and_then(|(_, version)| version.expires_ms),
                     Expiry::At(at) => Some(*at),
                 };
@@ -327,7 +330,7 @@ fn put(
     match basis {
         Basis::Local => object.0.put(&object.context().clone(), dot, version),
         Basis::Unseen => {
-            object.0.retain(|held| held.is_live(wall_ms));
+            object.0.retain(|_, held| held.is_live(wall_ms));
             object.0.put(&VersionVector::default(), dot, version);
         }
         Basis::Seen(seen) => object.0.put(seen, dot, version),
@@ -388,7 +391,7 @@ fn add(object: &mut Object, dot: Dot, delta: i64, given: Circumstances) -> Resul
     };
     counter.add(dot, delta).ok_or(MutationError::WouldOverflow)?;
     let origin = counter.origin;
-    object.0.retain(|held| match &held.value {
+    object.0.retain(|_, held| match &held.value {
         Value::Counter(other) => held.is_live(now) && other.origin != origin,
         _ => held.is_live(now),
     });

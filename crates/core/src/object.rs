@@ -99,6 +99,24 @@ impl Object {
         self.0.merge(&other.0);
     }
 
+    /// Last writer wins: keeps only the version with the greatest dot, and if that is a counter, the concurrent states of
+    /// the same counter, lest increments be lost.
+    pub fn keep_newest(&mut self) {
+        let Some((newest, version)) = self.0.newest() else { return };
+        if self.0.values().len() == 1 {
+            return;
+        }
+        let newest = *newest;
+        let origin = match &version.value {
+            Value::Counter(counter) => Some(counter.origin),
+            _ => None,
+        };
+        self.0.retain(|dot, held| match &held.value {
+            Value::Counter(counter) => dot == newest || Some(counter.origin) == origin,
+            _ => dot == newest,
+        });
+    }
+
     /// True if any version is neither deleted nor expired.
     pub fn is_live(&self, wall_ms: u64) -> bool {
         self.0.values().iter().any(|(_, version)| version.is_live(wall_ms))

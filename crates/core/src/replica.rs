@@ -224,7 +224,7 @@ impl Replica {
         let (mut merged, held_bytes) = held.unwrap_or_default();
         merged.merge(&incoming);
         if lww {
-            merged.0.keep_newest();
+            merged.keep_newest();
         }
         let merged_bytes = match merged == incoming {
             true => bytes.clone(),

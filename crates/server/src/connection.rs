@@ -118,7 +118,8 @@ impl Connection {
             Started::Many { requests, plan } => {
                 // Several direct requests (MGET, MSET) behave like one; anything else like everything.
                 let is_direct = requests.iter().all(|request| matches!(reach(request), Reach::Direct(_)));
-                let reach = if is_direct && self.in_flight.is_empty() { Reach::Direct(0) } else { Reach::Everything };
+                let reach =
+                    if is_direct && self.in_flight.is_empty() { Reach::Direct(0) } else { Reach::Everything };
                 if self.must_wait(reach) {
                     self.held = Some(Started::Many { requests, plan });
                     return None;
@@ -222,7 +223,7 @@ pub fn reach_of(request: &Request, is_here: impl Fn(&oort_core::types::ObjectKey
     match &request.operation {
         Operation::Get { key, .. } if is_here(key) => Reach::Direct(hash_of(key.row())),
         Operation::Get { key, .. } => Reach::Remote(hash_of(key.row())),
-        Operation::Update { key, mutation, .. } if !mutation.needs_read() && is_here(key) => {
+        Operation::Update { key, .. } if !request.operation.reads_first() && is_here(key) => {
             Reach::Direct(hash_of(key.row()))
         }
         Operation::Update { key, .. } => Reach::Remote(hash_of(key.row())),

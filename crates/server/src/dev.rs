@@ -222,7 +222,7 @@ fn stop(nodes: &mut Nodes, place: &Place, interrupt: &Interrupt) {
 
 fn next_steps(nodes: &Nodes, place: &Place) -> String {
     let (first, last) = (nodes.first(), nodes.last());
-    let oort = nodes::own_command();
+    let oort = nodes::own_command_here();
     let mut text = String::from("try next, in another terminal:\n");
     text += &format!("  redis-cli -p {} set greeting hello\n", first.ports.redis);
     text += &format!("  redis-cli -p {} get greeting\n", last.ports.redis);

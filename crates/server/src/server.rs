@@ -22,11 +22,21 @@ use crate::storage::{self, FjallStore};
 #[derive(Debug)]
 pub enum RunError {
     Storage(storage::OpenError),
-    Node { directory: PathBuf, error: OpenError },
+    Node {
+        directory: PathBuf,
+        error: OpenError,
+    },
     /// A port is taken or an address is not this machine's.
-    Listen { what: &'static str, address: String, error: io::Error },
+    Listen {
+        what: &'static str,
+        address: String,
+        error: io::Error,
+    },
     /// The system refused something else.
-    System { what: &'static str, error: io::Error },
+    System {
+        what: &'static str,
+        error: io::Error,
+    },
 }
 
 impl fmt::Display for RunError {
@@ -106,7 +116,8 @@ fn boot_of_machine() -> u64 {
 /// A seed that differs between nodes and starts. Identities are drawn from it, so it takes the system's randomness.
 fn fresh_seed() -> u64 {
     let mut bytes = [0; 8];
-    let read = std::fs::File::open("/dev/urandom").and_then(|mut file| io::Read::read_exact(&mut file, &mut bytes));
+    let read =
+        std::fs::File::open("/dev/urandom").and_then(|mut file| io::Read::read_exact(&mut file, &mut bytes));
     if read.is_ok() {
         return u64::from_le_bytes(bytes);
     }

@@ -222,7 +222,11 @@ impl Shard {
         let now = self.clocks.read().mono_us;
         // Rounded up to the poll's milliseconds by the system: never early.
         let pause = Duration::from_micros(wakeup.saturating_sub(now));
-        if self.stop_deadline.is_some() { pause.min(Duration::from_millis(20)) } else { pause }
+        if self.stop_deadline.is_some() {
+            pause.min(Duration::from_millis(20))
+        } else {
+            pause
+        }
     }
 
     fn step(&mut self, input: Input) {
@@ -348,7 +352,8 @@ impl Shard {
                     Ok(Some(command)) => {
                         self.numbers.commands += 1;
                         let view = Inspector { shard: self };
-                        let started = crate::commands::start(&mut client.session, command, &view, now.wall_ms);
+                        let started =
+                            crate::commands::start(&mut client.session, command, &view, now.wall_ms);
                         client.accept(started, reach)
                     }
                     Ok(None) => break,
@@ -375,7 +380,9 @@ impl Shard {
         };
         match submission.requests {
             Requests::One(request) => ask(0, request),
-            Requests::Many(requests) => requests.into_iter().enumerate().for_each(|(i, request)| ask(i, request)),
+            Requests::Many(requests) => {
+                requests.into_iter().enumerate().for_each(|(i, request)| ask(i, request))
+            }
         }
     }
 
@@ -527,7 +534,9 @@ impl Shard {
         let is_refused = outcome.is_err();
         if let Err(error) = outcome {
             match &endpoint.kind {
-                Kind::Inbound(inbound) => warn!(from = %inbound.address, %error, "a peer connection is refused"),
+                Kind::Inbound(inbound) => {
+                    warn!(from = %inbound.address, %error, "a peer connection is refused")
+                }
                 Kind::Outbound(outbound) => self.links.refused(outbound, &error),
                 Kind::Client(_) => {}
             }
@@ -655,7 +664,9 @@ impl Shard {
         for (address, target) in self.links.due(now.mono_us) {
             // A dial that fails at once is tried again like any other: the links keep the time.
             let Ok(stream) = TcpStream::connect(target) else { continue };
-            let Some(slot) = self.add(stream, Kind::Outbound(Outbound::new(address.clone()))) else { continue };
+            let Some(slot) = self.add(stream, Kind::Outbound(Outbound::new(address.clone()))) else {
+                continue;
+            };
             if let Some(Some(endpoint)) = self.endpoints.get_mut(slot) {
                 wire::append_hello(&mut endpoint.output, &self.node.hello(now));
             }
@@ -739,7 +750,9 @@ fn log(event: &Event) {
         Event::ActorRenewed { why } => warn!(why, "writing under a new actor"),
         Event::StoreRefuses { detail } => error!(detail, "writes are refused"),
         Event::StoreAccepts => info!("writes are accepted again"),
-        Event::ClockAhead { ahead_ms } => error!(ahead_ms, "the clock is ahead of the peers': writes are refused"),
+        Event::ClockAhead { ahead_ms } => {
+            error!(ahead_ms, "the clock is ahead of the peers': writes are refused")
+        }
         Event::ClockAgrees => info!("the clock agrees with the peers' again"),
         Event::HandoffDone { owner, delivered } => info!(%owner, delivered, "hints delivered"),
     }

@@ -30,6 +30,7 @@ mod rebuild;
 mod row;
 mod rows;
 mod space;
+mod undertaker;
 
 use std::fmt;
 use std::fs::{self, File};
@@ -264,7 +265,9 @@ impl FjallStore {
             return Ok(());
         }
         self.admit()?;
-        let engine = self.engine().map_err(|error| error.to_string())?;
+        let Some(engine) = &mut self.engine else {
+            return Err("the engine is closed".into());
+        };
         let result = match has_pending {
             true => engine.commit(self.rows.pending(), durability),
             false => engine.persist(),

@@ -29,13 +29,22 @@ const HEADER_BYTES: usize = 8;
 pub enum WireError {
     /// The first bytes are not a greeting.
     NotOort,
-    Protocol { theirs: u16 },
-    FrameLength { bytes: usize, limit_bytes: usize },
+    Protocol {
+        theirs: u16,
+    },
+    FrameLength {
+        bytes: usize,
+        limit_bytes: usize,
+    },
     Checksum,
     /// A frame that is whole but cannot be read.
-    Malformed { detail: String },
+    Malformed {
+        detail: String,
+    },
     /// The other side will not have us.
-    Refused { why: String },
+    Refused {
+        why: String,
+    },
 }
 
 impl fmt::Display for WireError {
@@ -43,7 +52,10 @@ impl fmt::Display for WireError {
         match self {
             WireError::NotOort => write!(f, "the other side does not speak the peer protocol"),
             WireError::Protocol { theirs } => {
-                write!(f, "the other side speaks peer protocol version {theirs}, this node version {PROTOCOL}")
+                write!(
+                    f,
+                    "the other side speaks peer protocol version {theirs}, this node version {PROTOCOL}"
+                )
             }
             WireError::FrameLength { bytes, limit_bytes } => {
                 write!(f, "frame of {bytes} bytes, the limit is {limit_bytes}")

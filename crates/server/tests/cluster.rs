@@ -323,6 +323,9 @@ fn a_wrong_configuration_ends_with_code_2_and_says_where() {
     assert_eq!(outcome.code, Some(2));
     assert!(outcome.stderr.starts_with("oort: --redis: redis: port 99999"), "{}", outcome.stderr);
     assert_eq!(run(&["start", "--no-such-flag"]).code, Some(2));
+    let output = oort().env("OORT_REDIS", "nowhere").arg("start").output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(output.stderr.starts_with(b"oort: OORT_REDIS: redis: 'nowhere' is no address"));
     assert!(run(&["start", "--print-example-config"]).stdout.contains("#partitions = 1024"));
 }
 
@@ -377,7 +380,7 @@ fn the_command_line_stores_reads_and_reports() {
     fails(&["bucket", "set", "carts", "w=4"], "oort: w is 4: it must be 1 to n, which is 3");
 
     let table = on_node(&["cluster", "status"]).stdout;
-    assert!(table.contains("1024 partitions on 1 nodes") && table.contains("node1*"), "{table}");
+    assert!(table.contains("1024 partitions on 1 node,") && table.contains("node1*"), "{table}");
     let json: serde_json::Value =
         serde_json::from_str(&on_node(&["cluster", "status", "--json"]).stdout).unwrap();
     assert_eq!(json["members"][0]["health"], "up");

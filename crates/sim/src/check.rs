@@ -22,10 +22,18 @@ pub const CHECKERS: [(&str, u8, &str); 17] = [
     ("convergence", 4, "all replicas of a key are byte-identical within a bound after the faults stop"),
     ("hints", 4, "hints drain to zero"),
     ("strays", 4, "a node that stood in for a replica keeps no copy once its hints are delivered"),
-    ("counters", 2, "a counter is the sum of its acknowledged additions, and of any of the unacknowledged ones"),
+    (
+        "counters",
+        2,
+        "a counter is the sum of its acknowledged additions, and of any of the unacknowledged ones",
+    ),
     ("dots", 2, "a dot names one write for ever, and an actor's dots ascend, also across restarts"),
     ("durability", 2, "no message and no answer speaks of a write that its maker had not stored durably"),
-    ("reads", 2, "a get whose quorum of primaries overlaps that of an earlier put sees it, or what superseded it"),
+    (
+        "reads",
+        2,
+        "a get whose quorum of primaries overlaps that of an earlier put sees it, or what superseded it",
+    ),
     ("errors", 7, "an operation that failed saying that nothing was changed, changed nothing"),
     ("answers", 7, "every request is answered once, within its time limit and a margin"),
     ("availability", 1, "without faults no request fails for want of a quorum"),
@@ -94,9 +102,7 @@ impl Judge<'_> {
 
     fn operations(&self) -> impl Iterator<Item = (u64, &OpRecord)> {
         let past: &KeyHistory = self.past;
-        past.operations
-            .iter()
-            .map(|id| (*id, &self.history.operations[*id as usize]))
+        past.operations.iter().map(|id| (*id, &self.history.operations[*id as usize]))
     }
 
     /// Promises 2 and 3: nothing acknowledged is missing, nothing superseded is left.
@@ -104,7 +110,11 @@ impl Judge<'_> {
         let left = object.map_or(Vec::new(), dots_of);
         let mut verdicts = Vec::new();
         for (id, op) in self.operations() {
-            if is_write(op) && op.outcome == Outcome::Acked && !self.accounts_for(&left, op) && !self.is_excused(op) {
+            if is_write(op)
+                && op.outcome == Outcome::Acked
+                && !self.accounts_for(&left, op)
+                && !self.is_excused(op)
+            {
                 let detail = format!(
                     "acknowledged write o{id} as {} is neither among the siblings {} nor superseded by them",
                     self.history.names(&op.dots),
@@ -137,14 +147,13 @@ impl Judge<'_> {
 
     /// True if some birth of `op` is among `siblings` or superseded by one of them.
     fn accounts_for(&self, siblings: &[Dot], op: &OpRecord) -> bool {
-        if self.is_lww {
-            return op.dots.iter().any(|dot| siblings.iter().any(|left| left >= dot));
+        let is_older = |dot| siblings.iter().any(|left| left >= dot);
+        if self.is_lww && op.dots.iter().any(is_older) {
+            return true;
         }
         let reached = self.past.reached(&self.edges, siblings);
         let births = self.past.births.iter().zip(&reached.is_reached);
-        births
-            .into_iter()
-            .any(|(birth, is_reached)| *is_reached && op.dots.contains(&birth.dot))
+        births.into_iter().any(|(birth, is_reached)| *is_reached && op.dots.contains(&birth.dot))
     }
 
     fn is_excused(&self, op: &OpRecord) -> bool {
@@ -158,10 +167,7 @@ impl Judge<'_> {
     /// Copies of `op`'s write, and of what had superseded it, that power failures took.
     fn copies_lost(&self, op: &OpRecord) -> u32 {
         let births = self.past.births.iter().filter(|birth| birth.copies_lost > 0);
-        births
-            .filter(|birth| self.accounts_for(&[birth.dot], op))
-            .map(|birth| birth.copies_lost)
-            .sum()
+        births.filter(|birth| self.accounts_for(&[birth.dot], op)).map(|birth| birth.copies_lost).sum()
     }
 
     /// Promise 2 at any moment: overlapping quorums of primaries.
@@ -189,9 +195,12 @@ impl Judge<'_> {
                 }
                 let sees = match self.is_lww {
                     true => self.accounts_for(&get.read, put),
-                    false => self.past.births.iter().zip(&reached.is_reached).any(|(birth, is_reached)| {
-                        *is_reached && put.dots.contains(&birth.dot)
-                    }),
+                    false => self
+                        .past
+                        .births
+                        .iter()
+                        .zip(&reached.is_reached)
+                        .any(|(birth, is_reached)| *is_reached && put.dots.contains(&birth.dot)),
                 };
                 if !sees {
                     verdicts.push(format!(
@@ -228,19 +237,13 @@ impl Judge<'_> {
 
     /// Promise 2 for counters.
     fn counter(&mut self, object: Option<&Object>) {
-        let is_hurt = self
-            .operations()
-            .any(|(_, op)| self.state.is_interval && self.is_excused(op));
+        let is_hurt = self.operations().any(|(_, op)| self.state.is_interval && self.is_excused(op));
         if is_hurt {
             return;
         }
         let (mut sum, mut open) = (0, Vec::new());
         for (_, op) in self.operations() {
-            let Operation::Update {
-                mutation: Mutation::Add { delta },
-                ..
-            } = &op.operation
-            else {
+            let Operation::Update { mutation: Mutation::Add { delta }, .. } = &op.operation else {
                 continue;
             };
             match op.outcome {

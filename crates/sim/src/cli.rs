@@ -97,11 +97,8 @@ impl Totals {
 
 /// A run in a few lines, with the whole story if a promise was broken.
 pub fn summary(setup: &Setup, report: &Report) -> String {
-    let strikes: Vec<String> = report
-        .strikes
-        .iter()
-        .map(|(fault, times)| format!("{fault} {times}"))
-        .collect();
+    let strikes: Vec<String> =
+        report.strikes.iter().map(|(fault, times)| format!("{fault} {times}")).collect();
     let mut text = format!(
         "seed {}: {} nodes, {} events, {} s of virtual time, agreed after {} s\n  operations: {} ok, {} failed, {} disconnected\n  faults: {}\n",
         report.seed,

@@ -46,23 +46,72 @@ enum Ending {
 
 #[derive(Debug)]
 enum Event {
-    Turn { machine: usize, boot: u64 },
-    Wake { machine: usize, boot: u64 },
-    Release { machine: usize, boot: u64, outputs: Vec<Output> },
+    Turn {
+        machine: usize,
+        boot: u64,
+    },
+    Wake {
+        machine: usize,
+        boot: u64,
+    },
+    Release {
+        machine: usize,
+        boot: u64,
+        outputs: Vec<Output>,
+    },
     /// The disk is done with a turn's batch: what waited for it may go.
-    Commit { machine: usize, boot: u64, outputs: Vec<Output> },
-    Arrive { from: usize, to: usize, connection: Connection, bytes: Bytes },
-    Dial { from: usize, to: usize },
-    LinkClosed { machine: usize, peer: usize, connection: Connection },
-    Next { client: usize },
-    Ask { machine: usize, id: RequestId, request: Request },
-    Strike { fault: Fault },
-    Stop { machine: usize, boot: u64 },
-    End { machine: usize, boot: u64, ending: Ending },
-    Start { machine: usize },
-    Heal { cuts: Vec<(usize, usize)> },
-    FreeDisk { machine: usize },
-    SpeedUpDisk { machine: usize },
+    Commit {
+        machine: usize,
+        boot: u64,
+        outputs: Vec<Output>,
+    },
+    Arrive {
+        from: usize,
+        to: usize,
+        connection: Connection,
+        bytes: Bytes,
+    },
+    Dial {
+        from: usize,
+        to: usize,
+    },
+    LinkClosed {
+        machine: usize,
+        peer: usize,
+        connection: Connection,
+    },
+    Next {
+        client: usize,
+    },
+    Ask {
+        machine: usize,
+        id: RequestId,
+        request: Request,
+    },
+    Strike {
+        fault: Fault,
+    },
+    Stop {
+        machine: usize,
+        boot: u64,
+    },
+    End {
+        machine: usize,
+        boot: u64,
+        ending: Ending,
+    },
+    Start {
+        machine: usize,
+    },
+    Heal {
+        cuts: Vec<(usize, usize)>,
+    },
+    FreeDisk {
+        machine: usize,
+    },
+    SpeedUpDisk {
+        machine: usize,
+    },
 }
 
 /// A cluster, its clients and everything that was seen of them.
@@ -99,20 +148,13 @@ impl Cluster {
             Event::Release { machine, boot, outputs } if self.is_life(machine, boot) => {
                 self.release(machine, outputs)
             }
-            Event::Commit { machine, boot, outputs } if self.is_life(machine, boot) => self.commit(machine, outputs),
+            Event::Commit { machine, boot, outputs } if self.is_life(machine, boot) => {
+                self.commit(machine, outputs)
+            }
             Event::Turn { .. } | Event::Wake { .. } | Event::Release { .. } | Event::Commit { .. } => {}
-            Event::Arrive {
-                from,
-                to,
-                connection,
-                bytes,
-            } => self.arrive(from, to, connection, bytes),
+            Event::Arrive { from, to, connection, bytes } => self.arrive(from, to, connection, bytes),
             Event::Dial { from, to } => self.dial(from, to),
-            Event::LinkClosed {
-                machine,
-                peer,
-                connection,
-            } => self.link_closed(machine, peer, connection),
+            Event::LinkClosed { machine, peer, connection } => self.link_closed(machine, peer, connection),
             Event::Next { client } => self.next_operation(client),
             Event::Ask { machine, id, request } => self.ask(machine, id, request),
             Event::Strike { fault } => self.strike(fault),
@@ -157,10 +199,7 @@ impl Cluster {
         let config = NodeConfig {
             name: format!("n{index}"),
             boot: machine.power_failures,
-            addresses: Addresses {
-                peer: format!("{index}"),
-                ..Addresses::default()
-            },
+            addresses: Addresses { peer: format!("{index}"), ..Addresses::default() },
             ..self.config.clone()
         };
         let now = machine.now(self.now_us);
@@ -190,8 +229,7 @@ impl Cluster {
     /// Ends a machine's process.
     fn end(&mut self, index: usize, ending: Ending) {
         self.trace.event(self.now_us, b'E', index);
-        self.trace
-            .line(self.now_us, || format!("n{index} ends: {ending:?}"));
+        self.trace.line(self.now_us, || format!("n{index} ends: {ending:?}"));
         let machine = &mut self.machines[index];
         machine.node = None;
         machine.inbox = VecDeque::new();
@@ -281,8 +319,7 @@ impl Cluster {
             self.history.stored(index, self.now_us, now.wall_ms, stored);
             if let Some(object) = prints.and_then(|bytes| Object::decode(&bytes).ok()) {
                 let text = show_object(&object, &|dot| self.history.name(dot));
-                self.trace
-                    .line(self.now_us, || format!("n{index} stores {key:?} {text}"));
+                self.trace.line(self.now_us, || format!("n{index} stores {key:?} {text}"));
             }
         }
         let boot = self.machines[index].boots;
@@ -329,14 +366,7 @@ impl Cluster {
         let machine = &self.machines[index];
         if machine.is_stalled(self.now_us) {
             let (at_us, boot) = (machine.stalled_until_us, machine.boots);
-            return self.at(
-                at_us,
-                Event::Release {
-                    machine: index,
-                    boot,
-                    outputs,
-                },
-            );
+            return self.at(at_us, Event::Release { machine: index, boot, outputs });
         }
         self.trace.event(self.now_us, b'R', index);
         for output in outputs {
@@ -365,12 +395,7 @@ impl Cluster {
 
     /// Sends an operation off.
     fn submit(&mut self, client: usize, planned: Planned) -> RequestId {
-        let Planned {
-            machine,
-            operation,
-            timeout_ms,
-            seen,
-        } = planned;
+        let Planned { machine, operation, timeout_ms, seen } = planned;
         let nodes = self.machines.len() as u8;
         let (n, r, w) = match key_of(&operation) {
             Some(key) => {
@@ -415,9 +440,8 @@ impl Cluster {
     fn ask(&mut self, index: usize, id: RequestId, request: Request) {
         self.trace.event(self.now_us, b'Q', index);
         self.trace.mix_number(id);
-        self.trace.line(self.now_us, || {
-            format!("client → n{index} o{id} {}", show_operation(&request.operation))
-        });
+        self.trace
+            .line(self.now_us, || format!("client → n{index} o{id} {}", show_operation(&request.operation)));
         if !self.machines[index].is_up() {
             return self.disconnect(id);
         }
@@ -481,12 +505,13 @@ impl Cluster {
     fn check_time(&mut self, index: usize, id: RequestId) {
         let machine = &self.machines[index];
         let disk_us = 4 * machine.sync_us * machine.disk_slowness;
-        let stalled_us = machine.stalled_us;
+        let (stalled_us, slow_disk_until_us) = (machine.stalled_us, machine.slow_disk_until_us);
         let now_us = self.now_us;
         let record = self.history.operation(id);
         let took_us = now_us - record.taken_us;
-        let allowed_us =
-            record.timeout_ms * 1000 + ANSWER_MARGIN_US + disk_us + (stalled_us - record.stalled_us);
+        let slow_us = slow_disk_until_us.min(now_us).saturating_sub(record.taken_us);
+        let stood_us = stalled_us - record.stalled_us;
+        let allowed_us = record.timeout_ms * 1000 + ANSWER_MARGIN_US + disk_us + slow_us + stood_us;
         if took_us > allowed_us {
             let limit_ms = record.timeout_ms;
             let key = key_of(&record.operation).cloned();
@@ -528,7 +553,12 @@ impl Cluster {
     }
 
     /// Whatever leaves a node must have been stored durably before.
-    fn check_born(&mut self, dots: &[oort_core::causality::Dot], key: &oort_core::types::ObjectKey, place: &str) {
+    fn check_born(
+        &mut self,
+        dots: &[oort_core::causality::Dot],
+        key: &oort_core::types::ObjectKey,
+        place: &str,
+    ) {
         for dot in dots {
             if !self.history.is_born(*dot) {
                 let detail = format!("{} in {place} was never stored", self.history.name(*dot));

@@ -75,10 +75,7 @@ impl Fault {
 
     /// True if it strikes at points in time; the others befall single messages.
     fn is_timed(self) -> bool {
-        !matches!(
-            self,
-            Fault::Delay | Fault::Loss | Fault::Duplicate | Fault::Reorder
-        )
+        !matches!(self, Fault::Delay | Fault::Loss | Fault::Duplicate | Fault::Reorder)
     }
 }
 
@@ -135,12 +132,7 @@ pub struct UnknownFault {
 impl fmt::Display for UnknownFault {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         let names: Vec<&str> = Fault::ALL.iter().map(|fault| fault.name()).collect();
-        write!(
-            f,
-            "unknown fault '{}': use all, none or a list of {}",
-            self.name,
-            names.join(", ")
-        )
+        write!(f, "unknown fault '{}': use all, none or a list of {}", self.name, names.join(", "))
     }
 }
 
@@ -159,9 +151,7 @@ impl FromStr for Faults {
         let mut selected = Vec::new();
         for name in text.split(',') {
             let fault = Fault::ALL.into_iter().find(|fault| fault.name() == name.trim());
-            selected.push(fault.ok_or_else(|| UnknownFault {
-                name: name.trim().to_string(),
-            })?);
+            selected.push(fault.ok_or_else(|| UnknownFault { name: name.trim().to_string() })?);
         }
         Ok(Faults::of(&selected))
     }
@@ -214,7 +204,7 @@ impl Plan {
                 _ => {}
             }
             if fault == Fault::Skew {
-                plan.skew_us_max = [10_000, 1_000_000, 10_000_000, 50_000_000][share as usize];
+                plan.skew_us_max = [10_000, 1_000_000, 10_000_000, 28_000_000][share as usize];
             }
             if fault.is_timed() {
                 plan.timed.insert(
@@ -232,7 +222,8 @@ impl Plan {
     /// True if nothing can go wrong.
     pub fn is_calm(&self) -> bool {
         self.timed.is_empty()
-            && self.delay_per_mille + self.loss_per_mille + self.duplicate_per_mille + self.reorder_per_mille == 0
+            && self.delay_per_mille + self.loss_per_mille + self.duplicate_per_mille + self.reorder_per_mille
+                == 0
     }
 
     /// No fault strikes from now on.
@@ -250,9 +241,6 @@ mod tests {
         for text in ["all", "none", "crash", "loss,split,disk-full"] {
             assert_eq!(text.parse::<Faults>().unwrap().to_string(), text);
         }
-        assert_eq!(
-            "crash,fire".parse::<Faults>(),
-            Err(UnknownFault { name: "fire".into() })
-        );
+        assert_eq!("crash,fire".parse::<Faults>(), Err(UnknownFault { name: "fire".into() }));
     }
 }

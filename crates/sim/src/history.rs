@@ -148,11 +148,7 @@ fn marked(value: &[u8]) -> Option<RequestId> {
 impl History {
     /// Records a violation.
     pub fn blame(&mut self, checker: &'static str, key: Option<&ObjectKey>, detail: String) {
-        self.violations.push(Violation {
-            checker,
-            key: key.cloned(),
-            detail,
-        });
+        self.violations.push(Violation { checker, key: key.cloned(), detail });
     }
 
     /// Records an operation as it reaches its machine; its id is its place in the list.
@@ -222,11 +218,11 @@ impl History {
         };
         let history = self.keys.entry(key.clone()).or_default();
         let shown_since = at_us.saturating_sub(SHOWN_US);
-        let shown = history.births.iter().map(|birth| birth.dot).filter(|dot| {
-            self.shown
-                .get(&(machine, *dot))
-                .is_some_and(|at| *at >= shown_since)
-        });
+        let shown = history
+            .births
+            .iter()
+            .map(|birth| birth.dot)
+            .filter(|dot| self.shown.get(&(machine, *dot)).is_some_and(|at| *at >= shown_since));
         let birth = Birth {
             dot,
             version,
@@ -253,11 +249,7 @@ impl History {
         let actor = self.actors.entry(dot.actor).or_insert_with(|| {
             *ordinal += 1;
             let suffix = (1..*ordinal).map(|_| '\'').collect::<String>();
-            Actor {
-                name: format!("n{machine}{suffix}"),
-                machine,
-                newest: 0,
-            }
+            Actor { name: format!("n{machine}{suffix}"), machine, newest: 0 }
         });
         let newest = std::mem::replace(&mut actor.newest, dot.counter);
         let owner = actor.machine;
@@ -268,10 +260,7 @@ impl History {
             );
             self.blame("durability", Some(key), detail);
         } else if newest >= dot.counter {
-            let before = self.name(Dot {
-                counter: newest,
-                actor: dot.actor,
-            });
+            let before = self.name(Dot { counter: newest, actor: dot.actor });
             let detail = format!("dot {} was made after {before}: its actor went back", self.name(dot));
             self.blame("dots", Some(key), detail);
         }
@@ -367,10 +356,8 @@ impl History {
             ));
         }
         lines.sort_by_key(|(at_us, _)| *at_us);
-        let lines: Vec<String> = lines
-            .into_iter()
-            .map(|(at_us, line)| format!("  {} {line}", show_time(at_us)))
-            .collect();
+        let lines: Vec<String> =
+            lines.into_iter().map(|(at_us, line)| format!("  {} {line}", show_time(at_us))).collect();
         format!("history of {key:?}\n{}", lines.join("\n"))
     }
 }
@@ -393,10 +380,13 @@ impl KeyHistory {
             _ => None,
         });
         match mutation {
-            Some(Mutation::Store { basis: Basis::Seen(_), .. } | Mutation::Delete { basis: Basis::Seen(_), .. }) => {
-                known.map_or(Vec::new(), |op| op.seen.clone())
-            }
-            Some(Mutation::Store { basis: Basis::Unseen, .. } | Mutation::Delete { basis: Basis::Unseen, .. }) => {
+            Some(
+                Mutation::Store { basis: Basis::Seen(_), .. }
+                | Mutation::Delete { basis: Basis::Seen(_), .. },
+            ) => known.map_or(Vec::new(), |op| op.seen.clone()),
+            Some(
+                Mutation::Store { basis: Basis::Unseen, .. } | Mutation::Delete { basis: Basis::Unseen, .. },
+            ) => {
                 let mut dead = self.claimed(birth, operations);
                 dead.extend(&birth.before);
                 dead.retain(|dot| self.is_dead(*dot, birth.wall_ms));
@@ -421,10 +411,8 @@ impl KeyHistory {
         dots.retain(|dot| birth.context.covers(*dot) && !birth.after.contains(dot));
         if let Value::Counter(counter) = &birth.version.value {
             dots.retain(|dot| {
-                let is_plain = matches!(
-                    self.birth(*dot).map(|birth| &birth.version.value),
-                    Some(Value::Bytes(_))
-                );
+                let is_plain =
+                    matches!(self.birth(*dot).map(|birth| &birth.version.value), Some(Value::Bytes(_)));
                 !is_plain || counter.origin == Some(*dot) || self.is_dead(*dot, birth.wall_ms)
             });
         }
@@ -454,10 +442,7 @@ impl KeyHistory {
                 }
             }
         }
-        Reached {
-            is_reached,
-            is_superseded,
-        }
+        Reached { is_reached, is_superseded }
     }
 
     /// For each birth the births it directly superseded.

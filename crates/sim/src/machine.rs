@@ -63,6 +63,8 @@ pub struct Machine {
     pub sync_us: u64,
     /// The disk is this many times slower at the moment.
     pub disk_slowness: u64,
+    /// It was slower until then.
+    pub slow_disk_until_us: u64,
     /// How long it takes to handle one input.
     pub step_us: u64,
 }
@@ -89,6 +91,7 @@ impl Machine {
             is_stopping: false,
             sync_us: [20, 100, 500, 3000][rng.below(4) as usize],
             disk_slowness: 1,
+            slow_disk_until_us: 0,
             step_us: [2, 10, 40][rng.below(3) as usize],
         }
     }
@@ -105,10 +108,7 @@ impl Machine {
 
     /// The clocks as the node reads them.
     pub fn now(&self, now_us: u64) -> Now {
-        Now {
-            mono_us: now_us - self.booted_us,
-            wall_ms: self.clock.wall_ms(now_us),
-        }
+        Now { mono_us: now_us - self.booted_us, wall_ms: self.clock.wall_ms(now_us) }
     }
 
     /// When a turn that becomes due now can start.

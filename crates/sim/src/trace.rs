@@ -27,10 +27,7 @@ pub struct Trace {
 impl Trace {
     /// A trace that prints its lines to the standard output, or none.
     pub fn new(prints: bool) -> Trace {
-        Trace {
-            prints,
-            ..Trace::default()
-        }
+        Trace { prints, ..Trace::default() }
     }
 
     /// Starts the next event: its time, its kind and the machine it concerns.
@@ -120,12 +117,7 @@ pub fn show_object(object: &Object, name: NameDot) -> String {
 pub fn show_operation(operation: &Operation) -> String {
     match operation {
         Operation::Get { key, quorum } => format!("get {key:?}{}", show_quorum(quorum)),
-        Operation::Update {
-            key,
-            mutation,
-            quorum,
-            ..
-        } => {
+        Operation::Update { key, mutation, quorum, .. } => {
             format!("{} on {key:?}{}", show_mutation(mutation), show_quorum(quorum))
         }
         Operation::Scan(scan) => format!("scan {} limit {}", scan.bucket.escape_ascii(), scan.limit),
@@ -151,17 +143,9 @@ fn show_quorum(quorum: &oort_core::client::Quorum) -> String {
 
 fn show_mutation(mutation: &Mutation) -> String {
     match mutation {
-        Mutation::Store {
-            value,
-            basis,
-            expiry,
-            condition,
-            ..
-        } => format!(
-            "store {} {} {condition:?} {expiry:?}",
-            show_bytes(value),
-            show_basis(basis)
-        ),
+        Mutation::Store { value, basis, expiry, condition, .. } => {
+            format!("store {} {} {condition:?} {expiry:?}", show_bytes(value), show_basis(basis))
+        }
         Mutation::Delete { basis, condition } => format!("delete {} {condition:?}", show_basis(basis)),
         Mutation::Append { suffix } => format!("append {}", show_bytes(suffix)),
         other => format!("{other:?}"),
@@ -183,19 +167,13 @@ pub fn show_message(message: &Message, name: NameDot) -> String {
         Err(error) => format!("({error})"),
     };
     match message {
-        Message::Write {
-            task,
-            key,
-            object,
-            hint_for,
-        } => {
+        Message::Write { task, key, object, hint_for } => {
             let hint = hint_for.map_or(String::new(), |owner| format!(" hint for {owner:?}"));
             format!("write {task} {key:?} {}{hint}", decoded(object))
         }
-        Message::ReadResult {
-            task,
-            outcome: ReadOutcome::Object(object),
-        } => format!("read result {task} {}", decoded(object)),
+        Message::ReadResult { task, outcome: ReadOutcome::Object(object) } => {
+            format!("read result {task} {}", decoded(object))
+        }
         Message::Control(Control::Forward { task, operation, .. }) => {
             format!("forward {task} {}", show_operation(operation))
         }

@@ -118,10 +118,7 @@ impl Workload {
         }
         Workload {
             clients: (0..clients)
-                .map(|_| Client {
-                    home: rng.below(machines as u64) as usize,
-                    ..Client::default()
-                })
+                .map(|_| Client { home: rng.below(machines as u64) as usize, ..Client::default() })
                 .collect(),
             keys,
             buckets,
@@ -165,12 +162,7 @@ impl Workload {
             0 => (self.scan(spec, rng), Vec::new()),
             _ => self.operation(spec, screen, id, wall_ms, rng),
         };
-        Planned {
-            machine,
-            operation,
-            timeout_ms,
-            seen,
-        }
+        Planned { machine, operation, timeout_ms, seen }
     }
 
     fn scan(&self, spec: &KeySpec, rng: &mut Rng) -> Operation {
@@ -207,10 +199,7 @@ impl Workload {
             key: spec.key.clone(),
             mutation,
             quorum,
-            want: Want {
-                before: rng.chance(1, 8),
-                after: !is_plain || rng.chance(1, 8),
-            },
+            want: Want { before: rng.chance(1, 8), after: !is_plain || rng.chance(1, 8) },
         };
         (operation, seen)
     }
@@ -222,22 +211,13 @@ impl Workload {
             // Overlapping quorums of primaries; which of the two is large varies by key.
             let w = 1 + Position::of(spec.key.row()).0 % n;
             let r = n + 1 - w;
-            return Quorum {
-                r: Some(r as u8),
-                w: Some(w as u8),
-                primary_r: r as u8,
-                primary_w: w as u8,
-            };
+            return Quorum { r: Some(r as u8), w: Some(w as u8), primary_r: r as u8, primary_w: w as u8 };
         }
         let mut draw = || match rng.below(3) {
             0 => Some(1 + rng.below(n) as u8),
             _ => None,
         };
-        Quorum {
-            r: draw(),
-            w: draw(),
-            ..Quorum::default()
-        }
+        Quorum { r: draw(), w: draw(), ..Quorum::default() }
     }
 
     fn mutation(
@@ -250,17 +230,9 @@ impl Workload {
     ) -> Mutation {
         let suffix = || Bytes::from(mark(id));
         match (spec.role, rng.below(10)) {
-            (Role::Counter, _) => {
-                return Mutation::Add {
-                    delta: rng.below(1000) as i64 - 200,
-                }
-            }
+            (Role::Counter, _) => return Mutation::Add { delta: rng.below(1000) as i64 - 200 },
             (Role::Text, 0..=6) => return Mutation::Append { suffix: suffix() },
-            (Role::Mixed, 0..=2) => {
-                return Mutation::Add {
-                    delta: rng.below(1000) as i64,
-                }
-            }
+            (Role::Mixed, 0..=2) => return Mutation::Add { delta: rng.below(1000) as i64 },
             (Role::Mixed, 3) => return Mutation::Append { suffix: suffix() },
             (Role::Expiring, 0) => {
                 return Mutation::SetExpiry {
@@ -285,10 +257,7 @@ impl Workload {
                 Basis::Unseen => Basis::Local,
                 basis => basis,
             };
-            return Mutation::Delete {
-                basis,
-                condition: Condition::Always,
-            };
+            return Mutation::Delete { basis, condition: Condition::Always };
         }
         let expiry = match (spec.role, rng.below(3)) {
             (Role::Expiring, 0) => Expiry::Keep,
@@ -330,14 +299,8 @@ fn draw_buckets(rng: &mut Rng) -> Vec<BucketSpec> {
         properties: BucketProperties::default(),
     }];
     if rng.chance(1, 2) {
-        let properties = BucketProperties {
-            conflict: Conflict::Lww,
-            ..BucketProperties::default()
-        };
-        buckets.push(BucketSpec {
-            name: Bytes::from_static(b"newest"),
-            properties,
-        });
+        let properties = BucketProperties { conflict: Conflict::Lww, ..BucketProperties::default() };
+        buckets.push(BucketSpec { name: Bytes::from_static(b"newest"), properties });
     }
     if rng.chance(1, 2) {
         let n = 1 + rng.below(5);
@@ -347,10 +310,7 @@ fn draw_buckets(rng: &mut Rng) -> Vec<BucketSpec> {
             w: 1 + rng.below(n) as u8,
             ..BucketProperties::default()
         };
-        buckets.push(BucketSpec {
-            name: Bytes::from_static(b"odd"),
-            properties,
-        });
+        buckets.push(BucketSpec { name: Bytes::from_static(b"odd"), properties });
     }
     buckets
 }

@@ -36,6 +36,13 @@ pub(super) struct Update {
     pub want: Want,
 }
 
+impl Update {
+    /// As [`Operation::reads_first`].
+    fn reads_first(&self) -> bool {
+        self.mutation.needs_read() || self.want.before
+    }
+}
+
 impl Node {
     pub(super) fn request(&mut self, now: Now, id: RequestId, request: Request, out: &mut Vec<Output>) {
         let timeout_ms = request.timeout_ms.unwrap_or(self.config.timeout_ms);
@@ -408,7 +415,7 @@ impl Node {
             self.metrics.puts_failed += 1;
             return self.finish(origin, Err(error), out);
         }
-        if !update.mutation.needs_read() || needed_read.total.max(needed_read.primaries) == 1 {
+        if !update.reads_first() || needed_read.total.max(needed_read.primaries) == 1 {
             return self.apply_update(now, origin, update, None, deadline_us, out);
         }
         self.read_then_apply(now, origin, update, needed_read, deadline_us, out);
@@ -433,7 +440,7 @@ impl Node {
         let me = self.id();
         let n = self.replicas_of(&update.key);
         let list = self.placed_ring().preference_at(update.key.position());
-        if !update.mutation.needs_read() && list[..n].contains(&me) {
+        if !update.reads_first() && list[..n].contains(&me) {
             return None;
         }
         let first = |wanted: Health| list.iter().copied().find(|&node| self.health(node) == wanted);
@@ -488,7 +495,7 @@ impl Node {
         if let Some(read) = read {
             object.merge(&read);
             if lww {
-                object.0.keep_newest();
+                object.keep_newest();
             }
         }
         let needed = match self.write_quorum(&update.key, update.quorum) {
@@ -520,7 +527,7 @@ impl Node {
             }
         };
         if applied && lww {
-            object.0.keep_newest();
+            object.keep_newest();
         }
         let bytes = applied.then(|| object.encode());
         let after = want.after.then_some(object);

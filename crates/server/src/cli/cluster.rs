@@ -50,17 +50,19 @@ fn report(status: &Json) -> String {
     out += &match ring {
         Json::Null => "the ring is not formed yet\n".into(),
         _ => format!(
-            "{} partitions on {} nodes, ring version {}\n",
-            ring["partitions"], ring["nodes"], ring["version"]
+            "{} on {}, ring version {}\n",
+            count(&ring["partitions"], "partition"),
+            count(&ring["nodes"], "node"),
+            ring["version"]
         ),
     };
     out += &format!(
-        "asked {}: up for {}, {} connections, {} on disk, {} hints waiting\n",
+        "asked {}: up for {}, {}, {} on disk, {} waiting\n",
         text(&node["name"]),
         duration(node["uptime_ms"].as_u64().unwrap_or(0)),
-        node["connections"],
+        count(&node["connections"], "connection"),
         size(node["store_bytes"].as_u64().unwrap_or(0)),
-        status["hints_pending"],
+        count(&status["hints_pending"], "hint"),
     );
     if let Some(why) = node["read_only"].as_str() {
         out += &format!("it refuses writes: {why}\n");
@@ -117,6 +119,11 @@ fn text(json: &Json) -> String {
     json.as_str().unwrap_or("?").chars().map(|c| if c.is_control() { '?' } else { c }).collect()
 }
 
+fn count(number: &Json, what: &str) -> String {
+    let ending = if number.as_u64() == Some(1) { "" } else { "s" };
+    format!("{number} {what}{ending}")
+}
+
 fn duration(ms: u64) -> String {
     match ms / 1000 {
         s @ 0..=119 => format!("{s} s"),
@@ -154,7 +161,7 @@ mod tests {
         });
         let wanted = "\
 cluster 'dev': 1024 partitions on 2 nodes, ring version 1
-asked node2: up for 2 min, 1 connections, 20 kB on disk, 4 hints waiting
+asked node2: up for 2 min, 1 connection, 20 kB on disk, 4 hints waiting
 it refuses writes: the disk is full
 
 node    health   partitions  round trip  redis  http  peer  id

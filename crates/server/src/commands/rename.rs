@@ -158,7 +158,7 @@ impl Transfer {
             true => (Basis::Local, self.condition),
             false => (Basis::Unseen, Condition::Always),
         };
-        let expiry = sibling.expires_ms.map_or(Expiry::Default, Expiry::At);
+        let expiry = sibling.expires_ms.map_or(Expiry::Never, Expiry::At);
         let mutation =
             Mutation::Store { value: sibling.value, headers: sibling.headers, basis, expiry, condition };
         ask(update_operation(self.to.clone(), mutation, NOTHING))

@@ -487,7 +487,7 @@ pub const OPTIONS: &[ConfigOption] = &[
         group: LOGS,
         value_name: "FILTER",
         doc: "Which lines are logged to standard error: error, warn, info, debug or trace; or per module, such as \
-              'info,oort::peer=debug'. Too little: no trace of what happened. Too much: debug logs every request.",
+              'warn,oort::shard=info'. Too little: no trace of what happened. Too much: a full disk, and slow requests.",
         access: Text {
             get: |c| c.log.clone(),
             set: |c, v| log_filter(v).map(|filter| c.log = filter),

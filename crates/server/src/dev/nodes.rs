@@ -220,26 +220,32 @@ impl NodePlan {
     }
 }
 
-/// How the user can call this program: by the name it was called by if that is found, or by its path.
-pub fn own_command() -> String {
+/// How to call this program from any directory: by its name if the shell found it by that, else by its path.
+fn own_command() -> String {
     let called = std::env::args().next().unwrap_or_default();
     match (called.contains('/'), std::env::current_exe()) {
-        (true, Ok(path)) => {
-            let here = std::env::current_dir().unwrap_or_default();
-            match path.strip_prefix(&here) {
-                Ok(below) if below.components().count() == 1 => shell_word(&format!("./{}", below.display())),
-                Ok(below) => shell_word(&below.to_string_lossy()),
-                Err(_) => shell_word(&path.to_string_lossy()),
-            }
-        }
+        (true, Ok(path)) => shell_word(&path.to_string_lossy()),
         _ => shell_word(&called),
+    }
+}
+
+/// How to call this program from the current directory.
+pub fn own_command_here() -> String {
+    let (command, here) = (own_command(), std::env::current_dir().unwrap_or_default());
+    match Path::new(&command).strip_prefix(&here) {
+        Ok(below) if below.components().count() == 1 => format!("./{}", below.display()),
+        Ok(below) => below.display().to_string(),
+        Err(_) => command,
     }
 }
 
 /// True if `pid` is a node that was started with this configuration file. Always false where there is no `/proc`.
 pub fn runs_with(pid: u32, config: &Path) -> bool {
     let command = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-    command.split(|byte| *byte == 0).any(|word| Path::new(&*String::from_utf8_lossy(word)) == config)
+    command.split(|byte| *byte == 0).any(|word| {
+        let word = String::from_utf8_lossy(word);
+        Path::new(word.strip_prefix("--config=").unwrap_or(&word)) == config
+    })
 }
 
 fn spawn(plan: &NodePlan) -> Result<Child, DevError> {

@@ -27,7 +27,7 @@ impl Place {
         let dir = match home {
             Home::Default => data_home()?.join("oort").join("dev"),
             Home::At(dir) => dir.clone(),
-            Home::Ephemeral => std::env::temp_dir().join(format!("oort-dev-{}", std::process::id())),
+            Home::Ephemeral => unused_temp_dir(),
         };
         fs::create_dir_all(&dir).map_err(|error| at(&dir, error))?;
         let dir = dir.canonicalize().map_err(|error| at(&dir, error))?;
@@ -173,6 +173,19 @@ fn lock(dir: &Path) -> Result<File, DevError> {
         .and_then(|()| writeln!(file, "{}", std::process::id()))
         .map_err(|error| at(&path, error))?;
     Ok(file)
+}
+
+/// A directory that is not there yet: one of a killed `dev` with the same pid may still be.
+fn unused_temp_dir() -> PathBuf {
+    let name = format!("oort-dev-{}", std::process::id());
+    let mut dir = std::env::temp_dir().join(&name);
+    for number in 2.. {
+        if !dir.exists() {
+            break;
+        }
+        dir = std::env::temp_dir().join(format!("{name}-{number}"));
+    }
+    dir
 }
 
 /// Where the user's programs keep data. Source: the XDG base directory specification.

@@ -129,7 +129,8 @@ impl Links {
 
     /// A connection to `address` is under way in `slot`.
     pub fn dialled(&mut self, address: &str, slot: usize) {
-        let target = self.targets.iter_mut().find(|target| target.address == address && target.slot.is_none());
+        let target =
+            self.targets.iter_mut().find(|target| target.address == address && target.slot.is_none());
         if let Some(target) = target {
             target.slot = Some(slot);
         }
@@ -138,7 +139,9 @@ impl Links {
     /// The greeting on `slot` was answered by `peer`. False if there is a link to it already.
     pub fn opened(&mut self, slot: usize, peer: NodeId) -> bool {
         let is_double = self.open.contains_key(&peer);
-        let Some(index) = self.targets.iter().position(|target| target.slot == Some(slot)) else { return false };
+        let Some(index) = self.targets.iter().position(|target| target.slot == Some(slot)) else {
+            return false;
+        };
         // Another entry for the same peer, as after a change of address, is no longer needed.
         if is_double {
             self.targets.remove(index);
@@ -147,14 +150,17 @@ impl Links {
         let target = &mut self.targets[index];
         (target.peer, target.is_open, target.retry_us, target.has_complained) =
             (Some(peer), true, RETRY_US_MIN, false);
-        self.targets.retain(|other| other.slot == Some(slot) || other.peer != Some(peer) || other.slot.is_some());
+        self.targets
+            .retain(|other| other.slot == Some(slot) || other.peer != Some(peer) || other.slot.is_some());
         self.open.insert(peer, slot);
         true
     }
 
     /// A link was refused by us or by the other side: say so once, and try again rarely.
     pub fn refused(&mut self, outbound: &Outbound, error: &WireError) {
-        let Some(index) = self.targets.iter().position(|target| target.address == outbound.address) else { return };
+        let Some(index) = self.targets.iter().position(|target| target.address == outbound.address) else {
+            return;
+        };
         let is_self = matches!(error, WireError::Refused { why } if why.contains("same id"));
         if is_self {
             // The list of seeds may name every node, this one included.

@@ -1,11 +1,12 @@
 //! The part that knows fjall: opening it with our settings, batches, and scans that get past a damaged block.
 //!
 //! fjall is an LSM tree: a commit appends to the journal and inserts into a table in memory; background
-//! threads write full tables to disk and merge them. Three of its habits shape this file.
+//! threads write full tables to disk and merge them. Four of its habits shape this file.
 //!
 //! - A failed write *poisons* it: it takes no more writes, though it still reads. So does a failed background thread.
 //! - A commit waits, without looking at the poison, while four memory tables are queued or 30 runs lie in level 0.
 //!   If the thread that would clear the queue has died, it waits for ever. So we wait before it would, and look.
+//! - It frees full memory tables under its lock; see `undertaker.rs`.
 //! - A merge that meets a damaged block drops a row and a whole run from what follows, so that older values
 //!   would come to light. After an error we never use that iterator again, but search where the damage ends.
 
@@ -19,6 +20,7 @@ use fjall::{AbstractTree, Database, Keyspace, KeyspaceCreateOptions, LsmError, P
 use oort_core::store::{Durability, Space, StoreError};
 
 use super::row::Row;
+use super::undertaker::Undertaker;
 use super::StorageOptions;
 
 /// Names of the keyspaces, in the order of [`Space`].
@@ -38,6 +40,9 @@ const FILTER_BITS_PER_KEY: f32 = 10.0;
 pub(super) struct Engine {
     keyspaces: [Keyspace; 3],
     database: Database,
+    undertaker: Undertaker,
+    /// Number of the memory table of each keyspace that the undertaker has.
+    watched: [Option<u64>; 3],
 }
 
 impl Engine {
@@ -52,7 +57,14 @@ impl Engine {
             .open()?;
         let open =
             |space: Space| database.keyspace(NAMES[space as usize], || keyspace_options(space, options));
-        Ok(Engine { keyspaces: [open(Space::Data)?, open(Space::Hints)?, open(Space::Meta)?], database })
+        let mut engine = Engine {
+            keyspaces: [open(Space::Data)?, open(Space::Hints)?, open(Space::Meta)?],
+            undertaker: Undertaker::start(NAMES.len())?,
+            watched: [None; 3],
+            database,
+        };
+        engine.watch_tables();
+        Ok(engine)
     }
 
     /// The stored form of the value under `key`.
@@ -64,11 +76,12 @@ impl Engine {
     ///
     /// Errors: nothing of the batch is visible then, but it may be in the journal; see [`Engine::is_poisoned`].
     pub(super) fn commit<'a>(
-        &self,
+        &mut self,
         rows: impl ExactSizeIterator<Item = (Space, &'a Row)>,
         durability: Durability,
     ) -> Result<(), EngineError> {
         self.wait_for_workers()?;
+        self.watch_tables();
         let mut batch = fjall::OwnedWriteBatch::with_capacity(self.database.clone(), rows.len())
             .durability(Some(persist_mode(durability)));
         for (space, row) in rows {
@@ -126,6 +139,17 @@ impl Engine {
 
     fn keyspace(&self, space: Space) -> &Keyspace {
         &self.keyspaces[space as usize]
+    }
+
+    /// Hands the undertaker memory tables that have come into use.
+    fn watch_tables(&mut self) {
+        for (keyspace, watched) in self.keyspaces.iter().zip(&mut self.watched) {
+            let table = keyspace.tree.active_memtable();
+            if *watched != Some(table.id()) {
+                *watched = Some(table.id());
+                self.undertaker.watch(table);
+            }
+        }
     }
 
     fn wait_for_workers(&self) -> Result<(), EngineError> {

@@ -45,8 +45,8 @@ pub(super) fn settle(directory: &Path) -> io::Result<()> {
 pub(super) fn rebuild(directory: &Path, engine: Engine, options: &StorageOptions) -> Result<(), OpenError> {
     let new = directory.join(NEW);
     let io = |source| OpenError::io(&new, source);
-    let copy = Engine::open(&new, options).map_err(|error| OpenError::engine(&new, error))?;
-    let lost = copy_rows(&engine, &copy).map_err(|error| io(io::Error::other(error.detail())))?;
+    let mut copy = Engine::open(&new, options).map_err(|error| OpenError::engine(&new, error))?;
+    let lost = copy_rows(&engine, &mut copy).map_err(|error| io(io::Error::other(error.detail())))?;
     drop((engine, copy));
     if !lost.is_empty() {
         format::add_lost(directory, &lost).map_err(io)?;
@@ -62,7 +62,7 @@ fn swap(directory: &Path) -> io::Result<()> {
 }
 
 /// Copies all readable rows and returns a line for each place that is not.
-fn copy_rows(from: &Engine, to: &Engine) -> Result<Vec<String>, EngineError> {
+fn copy_rows(from: &Engine, to: &mut Engine) -> Result<Vec<String>, EngineError> {
     let mut lost = Vec::new();
     for space in [Space::Data, Space::Hints, Space::Meta] {
         let mut batch: Vec<(Space, Row)> = Vec::with_capacity(ROWS_PER_BATCH);
@@ -81,7 +81,7 @@ fn copy_rows(from: &Engine, to: &Engine) -> Result<Vec<String>, EngineError> {
     Ok(lost)
 }
 
-fn commit(to: &Engine, batch: &mut Vec<(Space, Row)>) -> Result<(), EngineError> {
+fn commit(to: &mut Engine, batch: &mut Vec<(Space, Row)>) -> Result<(), EngineError> {
     to.commit(batch.iter().map(|(space, row)| (*space, row)), Durability::Buffered)?;
     batch.clear();
     Ok(())

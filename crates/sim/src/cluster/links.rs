@@ -32,15 +32,7 @@ impl Cluster {
         self.check_spoken(&message);
         for at_us in arrivals.into_iter().flatten() {
             let bytes = Bytes::copy_from_slice(&self.encoded);
-            self.at(
-                at_us,
-                Event::Arrive {
-                    from,
-                    to,
-                    connection,
-                    bytes,
-                },
-            );
+            self.at(at_us, Event::Arrive { from, to, connection, bytes });
         }
     }
 
@@ -65,11 +57,7 @@ impl Cluster {
                 return self.history.blame("encoding", None, detail);
             }
         };
-        if let Message::ReadResult {
-            outcome: ReadOutcome::Object(object),
-            ..
-        } = &message
-        {
+        if let Message::ReadResult { outcome: ReadOutcome::Object(object), .. } = &message {
             if let Ok(object) = Object::decode(object) {
                 self.history.show(to, self.now_us, &object);
             }
@@ -113,7 +101,8 @@ impl Cluster {
             return;
         }
         let can_answer = self.machines[to].is_up() && !self.machines[to].is_stopping;
-        let is_awake = !self.machines[from].is_stalled(self.now_us) && !self.machines[to].is_stalled(self.now_us);
+        let is_awake =
+            !self.machines[from].is_stalled(self.now_us) && !self.machines[to].is_stalled(self.now_us);
         let passes = self.network.passes(from, to) && self.network.passes(to, from);
         if can_answer && is_awake && passes && !self.machines[from].is_stopping {
             return self.connect(from, to);
@@ -137,8 +126,7 @@ impl Cluster {
             hellos.push((a, b, hello));
         }
         self.trace.event(self.now_us, b'C', from);
-        self.trace
-            .line(self.now_us, || format!("n{from} and n{to} are linked"));
+        self.trace.line(self.now_us, || format!("n{from} and n{to} are linked"));
         for (a, b) in [(from, to), (to, from)] {
             // The other end may not have noticed that the old connection is gone.
             if self.network.end(a, b).open.is_some() {
@@ -160,8 +148,7 @@ impl Cluster {
         }
         end.open = None;
         self.trace.event(self.now_us, b'D', machine);
-        self.trace
-            .line(self.now_us, || format!("n{machine} lost its link to n{peer}"));
+        self.trace.line(self.now_us, || format!("n{machine} lost its link to n{peer}"));
         let id = self.machines[peer].id.expect("who was linked has an id");
         self.deliver(machine, Input::LinkDown { peer: id });
         let delay_us = self.network.back_off_us(machine, peer, &mut self.rng);
@@ -183,14 +170,7 @@ impl Cluster {
                 true => 100_000 + self.rng.below(8_000_000),
                 false => self.network.travel_us(&mut self.rng),
             };
-            self.at(
-                self.now_us + delay_us,
-                Event::LinkClosed {
-                    machine: peer,
-                    peer: machine,
-                    connection,
-                },
-            );
+            self.at(self.now_us + delay_us, Event::LinkClosed { machine: peer, peer: machine, connection });
         }
     }
 
@@ -199,14 +179,7 @@ impl Cluster {
         for (machine, peer) in [(a, b), (b, a)] {
             if let Some(connection) = self.network.end(machine, peer).open {
                 let at_us = self.now_us + self.rng.below(late_us_max);
-                self.at(
-                    at_us,
-                    Event::LinkClosed {
-                        machine,
-                        peer,
-                        connection,
-                    },
-                );
+                self.at(at_us, Event::LinkClosed { machine, peer, connection });
             }
         }
     }

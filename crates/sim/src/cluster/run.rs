@@ -45,23 +45,13 @@ pub struct Setup {
 impl Setup {
     /// A setup with the usual size and all faults.
     pub fn new(seed: u64) -> Setup {
-        Setup {
-            seed,
-            nodes: None,
-            ops: 400,
-            faults: Faults::all(),
-            trace: false,
-            tweak: None,
-        }
+        Setup { seed, nodes: None, ops: 400, faults: Faults::all(), trace: false, tweak: None }
     }
 
     /// The command that replays this setup.
     pub fn command(&self) -> String {
         let nodes = self.nodes.map_or(String::new(), |nodes| format!(" --nodes {nodes}"));
-        format!(
-            "oort sim --seed {}{nodes} --ops {} --faults {}",
-            self.seed, self.ops, self.faults
-        )
+        format!("oort sim --seed {}{nodes} --ops {} --faults {}", self.seed, self.ops, self.faults)
     }
 }
 
@@ -209,15 +199,7 @@ impl Cluster {
     }
 
     fn operator(&mut self, machine: usize, operation: Operation) -> RequestId {
-        self.submit(
-            OPERATOR,
-            Planned {
-                machine,
-                operation,
-                timeout_ms: Some(5_000),
-                seen: Vec::new(),
-            },
-        )
+        self.submit(OPERATOR, Planned { machine, operation, timeout_ms: Some(5_000), seen: Vec::new() })
     }
 
     fn prepare_buckets(&mut self) -> bool {
@@ -226,18 +208,13 @@ impl Cluster {
             let machine = self.rng.below(self.machines.len() as u64) as usize;
             self.operator(
                 machine,
-                Operation::SetBucket {
-                    bucket: bucket.name.clone(),
-                    properties: bucket.properties.clone(),
-                },
+                Operation::SetBucket { bucket: bucket.name.clone(), properties: bucket.properties.clone() },
             );
         }
         self.wait(FORMATION_US, |cluster| {
             let knows_all = |node: &oort_core::node::Node| {
                 let table = node.buckets();
-                buckets
-                    .iter()
-                    .all(|bucket| *table.properties(&bucket.name) == bucket.properties)
+                buckets.iter().all(|bucket| *table.properties(&bucket.name) == bucket.properties)
             };
             cluster.unanswered == 0 && cluster.is_healthy() && cluster.nodes().all(knows_all)
         })
@@ -253,12 +230,14 @@ impl Cluster {
             cluster.workload.left == 0 && cluster.unanswered_since_long() == cluster.unanswered
         });
         if is_faultless {
-            let failed = self.history.operations.iter().enumerate().filter(|(_, op)| {
-                op.outcome == Outcome::Unknown && op.timeout_ms >= 1000
-            });
-            let failed: Vec<String> = failed
-                .map(|(id, op)| format!("o{id} failed without any fault: {}", op.error))
-                .collect();
+            let failed = self
+                .history
+                .operations
+                .iter()
+                .enumerate()
+                .filter(|(_, op)| op.outcome == Outcome::Unknown && op.timeout_ms >= 1000);
+            let failed: Vec<String> =
+                failed.map(|(id, op)| format!("o{id} failed without any fault: {}", op.error)).collect();
             for detail in failed {
                 self.history.blame("availability", None, detail);
             }
@@ -289,7 +268,8 @@ impl Cluster {
 
     fn all_keys(&self) -> BTreeSet<ObjectKey> {
         let rows = self.machines.iter().flat_map(|machine| machine.disk.keys(Space::Data));
-        let stored = rows.map(|row| ObjectKey::from_row(row).expect("a node stores objects under their rows"));
+        let stored =
+            rows.map(|row| ObjectKey::from_row(row).expect("a node stores objects under their rows"));
         stored.chain(self.history.keys.keys().cloned()).collect()
     }
 
@@ -329,30 +309,18 @@ impl Cluster {
             match &machine.node {
                 None => {
                     let detail = format!("n{index} is not up at the end");
-                    self.history.violations.push(Violation {
-                        checker: "formation",
-                        key: None,
-                        detail,
-                    });
+                    self.history.violations.push(Violation { checker: "formation", key: None, detail });
                 }
                 Some(_) => {}
             }
             if !self.is_healthy() && index == 0 {
                 let detail = "some node still takes another for down".to_string();
-                self.history.violations.push(Violation {
-                    checker: "formation",
-                    key: None,
-                    detail,
-                });
+                self.history.violations.push(Violation { checker: "formation", key: None, detail });
             }
             let hints = machine.disk.count(Space::Hints);
             if hints > 0 {
                 let detail = format!("n{index} still holds {hints} hints");
-                self.history.violations.push(Violation {
-                    checker: "hints",
-                    key: None,
-                    detail,
-                });
+                self.history.violations.push(Violation { checker: "hints", key: None, detail });
             }
         }
         for key in self.all_keys() {
@@ -388,14 +356,8 @@ impl Cluster {
         for key in self.all_keys() {
             let machine = self.rng.below(self.machines.len() as u64) as usize;
             let n = self.workload.properties(&key).n as u64;
-            let quorum = Quorum {
-                r: Some(1 + self.rng.below(n) as u8),
-                ..Quorum::default()
-            };
-            let operation = Operation::Get {
-                key: key.clone(),
-                quorum,
-            };
+            let quorum = Quorum { r: Some(1 + self.rng.below(n) as u8), ..Quorum::default() };
+            let operation = Operation::Get { key: key.clone(), quorum };
             gets.push((key, self.operator(machine, operation)));
             // One by one: some seeds allow a node very few requests at a time.
             while self.unanswered > 0 && self.advance() {}
@@ -459,10 +421,7 @@ impl Cluster {
                 .filter(|bucket| is_lww(&bucket.properties))
                 .map(|bucket| bucket.name.to_vec())
                 .collect(),
-            counters: keys
-                .filter(|spec| spec.role == Role::Counter)
-                .map(|spec| spec.key.clone())
-                .collect(),
+            counters: keys.filter(|spec| spec.role == Role::Counter).map(|spec| spec.key.clone()).collect(),
             wall_ms_max: self.wall_ms_max,
             is_interval: self.is_interval(),
             is_faultless,
@@ -504,9 +463,7 @@ fn draw_config(nodes: usize, rng: &mut Rng) -> NodeConfig {
         cluster_size: nodes as u16,
         partitions: pick(&[8, 16, 32, 64], rng) as u16,
         sync: match rng.chance(1, 6) {
-            true => SyncMode::Interval {
-                ms: pick(&[5, 50, 500], rng),
-            },
+            true => SyncMode::Interval { ms: pick(&[5, 50, 500], rng) },
             false => SyncMode::Batch,
         },
         hedge_us: pick(&[1_000, 5_000, 50_000], rng),

@@ -1,5 +1,6 @@
 //! Things that go wrong at points in time, and how they end.
 
+use oort_core::object::Object;
 use oort_core::store::Space;
 use oort_core::types::ObjectKey;
 
@@ -10,7 +11,8 @@ use crate::machine::Clock;
 impl Cluster {
     /// Starts the faults of this seed's plan.
     pub(super) fn unleash(&mut self, plan: Plan) {
-        let timed: Vec<(Fault, Timing)> = plan.timed.iter().map(|(fault, timing)| (*fault, *timing)).collect();
+        let timed: Vec<(Fault, Timing)> =
+            plan.timed.iter().map(|(fault, timing)| (*fault, *timing)).collect();
         self.plan = plan;
         for (fault, timing) in timed {
             let at_us = self.now_us + self.rng.below(2 * timing.gap_us_mean);
@@ -41,10 +43,7 @@ impl Cluster {
             let machine = &mut self.machines[a];
             machine.disk.set_full(false);
             machine.disk_slowness = 1;
-            machine.clock = Clock {
-                offset_us,
-                ..Clock::default()
-            };
+            machine.clock = Clock { offset_us, ..Clock::default() };
             if machine.is_stalled(self.now_us) {
                 machine.stalled_us -= machine.stalled_until_us - self.now_us;
                 machine.stalled_until_us = self.now_us;
@@ -130,11 +129,7 @@ impl Cluster {
             true => 0,
             false => self.rng.below(20_000) as i64 - 10_000,
         };
-        self.machines[machine].clock = Clock {
-            offset_us,
-            drift_ppm,
-            since_us: self.now_us,
-        };
+        self.machines[machine].clock = Clock { offset_us, drift_ppm, since_us: self.now_us };
         true
     }
 
@@ -176,9 +171,9 @@ impl Cluster {
     fn slow_down(&mut self, machine: usize, lasts_us: u64) -> bool {
         let until_us = self.now_us + lasts_us;
         if self.rng.chance(1, 4) {
-            // Answers may be as late as if it stood still.
             self.machines[machine].disk_slowness = 2 + self.rng.below(100);
-            self.machines[machine].stalled_us += lasts_us;
+            // The last slow turn may begin at the very end.
+            self.machines[machine].slow_disk_until_us = until_us + 102 * self.machines[machine].sync_us;
             self.at(until_us, Event::SpeedUpDisk { machine });
             return true;
         }
@@ -215,6 +210,10 @@ impl Cluster {
         };
         if !(0..self.machines.len()).any(has_copy) {
             return false;
+        }
+        // The node may have read it just before, for an update that it goes on with.
+        if let Ok(object) = Object::decode(&own) {
+            self.history.show(machine, self.now_us, &object);
         }
         let key = ObjectKey::from_row(row.clone()).expect("a node stores objects under their rows");
         self.history.keys.entry(key).or_default().was_corrupted = true;
