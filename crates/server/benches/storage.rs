@@ -12,6 +12,10 @@ use oort::storage::{FjallStore, StorageOptions};
 use oort_core::store::{Durability, Space, Store};
 use xxhash_rust::xxh3::xxh3_64;
 
+/// As in the server.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 const BATCH: u64 = 32;
 const VALUE: [u8; 130] = [7; 130];
 

@@ -22,7 +22,7 @@ use oort_core::object::Object;
 use oort_core::types::{NodeId, Rng};
 
 use crate::faults::{Fault, Plan};
-use crate::history::{dots_of, History, OpRecord, Outcome};
+use crate::history::{dots_of, History, Moment, OpRecord, Outcome};
 use crate::machine::Machine;
 use crate::network::{Connection, Network};
 use crate::trace::{key_of, show_message, show_object, show_operation, Trace};
@@ -316,7 +316,9 @@ impl Cluster {
             self.trace.mix(&stored.after);
             let prints = self.trace.prints().then(|| stored.after.clone());
             let key = stored.key.clone();
-            self.history.stored(index, self.now_us, now.wall_ms, stored);
+            let is_at_home = self.primaries(&key).contains(&index);
+            let when = Moment { machine: index, at_us: self.now_us, wall_ms: now.wall_ms, is_at_home };
+            self.history.stored(when, stored);
             if let Some(object) = prints.and_then(|bytes| Object::decode(&bytes).ok()) {
                 let text = show_object(&object, &|dot| self.history.name(dot));
                 self.trace.line(self.now_us, || format!("n{index} stores {key:?} {text}"));

@@ -21,8 +21,6 @@ pub struct Stored {
     pub after: Bytes,
     /// What the row held until then, if it could be read.
     pub before: Option<Bytes>,
-    /// The row could not be read: the node knew only what others showed it.
-    pub was_unreadable: bool,
 }
 
 #[derive(Debug, Default)]
@@ -117,12 +115,11 @@ impl Store for SharedStore {
         let mut platter = self.0.lock();
         if let (Space::Data, row, Some(after)) = &change {
             let key = ObjectKey::from_row(row.clone()).expect("a node stores objects under their rows");
-            let before = platter.memory.get(Space::Data, row);
+            let before = platter.memory.get(Space::Data, row).ok().flatten();
             platter.applied.push(Stored {
                 key,
                 after: after.clone(),
-                was_unreadable: before.is_err(),
-                before: before.ok().flatten(),
+                before,
             });
         }
         platter.is_dirty = true;

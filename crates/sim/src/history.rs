@@ -68,6 +68,17 @@ pub struct OpRecord {
     pub stalled_us: u64,
 }
 
+/// Where and when something was stored.
+#[derive(Clone, Copy, Debug)]
+pub struct Moment {
+    pub machine: usize,
+    pub at_us: u64,
+    /// The machine's wall clock.
+    pub wall_ms: u64,
+    /// The machine is one of the key's replicas.
+    pub is_at_home: bool,
+}
+
 /// The moment a dot was first stored.
 #[derive(Clone, Debug)]
 pub struct Birth {
@@ -79,7 +90,8 @@ pub struct Birth {
     pub machine: usize,
     /// What its maker's row held just before.
     pub before: Vec<Dot>,
-    pub was_unreadable: bool,
+    /// Its maker is one of the key's replicas.
+    pub is_at_home: bool,
     /// Siblings that other replicas showed its maker shortly before.
     pub shown: Vec<Dot>,
     /// What its maker's row held afterwards, and claimed to have seen.
@@ -167,7 +179,8 @@ impl History {
     }
 
     /// Takes note of an object that became part of `machine`'s store. Reports dots used twice.
-    pub fn stored(&mut self, machine: usize, at_us: u64, wall_ms: u64, stored: Stored) {
+    pub fn stored(&mut self, when: Moment, stored: Stored) {
+        let machine = when.machine;
         let Ok(after) = Object::decode(&stored.after) else {
             self.blame("encoding", Some(&stored.key), format!("n{machine} stored bytes that are no object"));
             return;
@@ -191,19 +204,12 @@ impl History {
             }
         }
         for (dot, version) in fresh {
-            self.born(machine, at_us, wall_ms, &stored, &after, (dot, version));
+            self.born(when, &stored, &after, (dot, version));
         }
     }
 
-    fn born(
-        &mut self,
-        machine: usize,
-        at_us: u64,
-        wall_ms: u64,
-        stored: &Stored,
-        after: &Object,
-        (dot, version): (Dot, Version),
-    ) {
+    fn born(&mut self, when: Moment, stored: &Stored, after: &Object, (dot, version): (Dot, Version)) {
+        let Moment { machine, at_us, wall_ms, is_at_home } = when;
         let key = &stored.key;
         self.check_actor(machine, dot, key);
         let before = stored.before.as_ref().and_then(|bytes| Object::decode(bytes).ok());
@@ -230,7 +236,7 @@ impl History {
             wall_ms,
             machine,
             before,
-            was_unreadable: stored.was_unreadable,
+            is_at_home,
             shown: shown.collect(),
             after: dots_of(after),
             context: after.context().clone(),
@@ -392,7 +398,11 @@ impl KeyHistory {
                 dead.retain(|dot| self.is_dead(*dot, birth.wall_ms));
                 dead
             }
-            Some(mutation) if !mutation.needs_read() && !birth.was_unreadable => birth.before.clone(),
+            // A coordinator that holds nothing readable asks others what it should supersede.
+            // One that stands in for a replica, or cannot read its row, asks others what it should supersede.
+            Some(mutation) if !mutation.needs_read() && birth.is_at_home && !birth.before.is_empty() => {
+                birth.before.clone()
+            }
             _ => self.claimed(birth, operations),
         }
     }

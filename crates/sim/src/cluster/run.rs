@@ -259,7 +259,7 @@ impl Cluster {
     }
 
     /// The machines that hold the replicas of `key`.
-    fn primaries(&self, key: &ObjectKey) -> Vec<usize> {
+    pub(super) fn primaries(&self, key: &ObjectKey) -> Vec<usize> {
         let n = self.workload.properties(key).n as usize;
         let ring = self.nodes().find_map(|node| node.ring());
         let list = ring.map_or(&[][..], |ring| ring.preference_at(key.position()));
