@@ -393,6 +393,7 @@ impl Node {
         }
         self.last_durable_us = now.mono_us;
         if let Err(error) = self.replica.sync(Durability::Durable) {
+            self.replica.must_renew("the disk failed to keep writes");
             // The store has it and the peers may have heard of it: nobody can say that nothing was changed.
             out.iter_mut().for_each(|output| output.deny(&ClientError::OutcomeUnknown));
             self.refuse_writes(error.to_string(), out);

@@ -32,7 +32,8 @@ use crate::workload::{Planned, Screen, Workload};
 const OPERATOR: usize = usize::MAX;
 /// The most inputs one turn takes.
 const TURN_INPUTS_MAX: u64 = 16;
-/// An answer may come this much after the operation's time limit, in microseconds, besides what the disk takes.
+/// An answer may come this much after the operation's time limit, in microseconds, besides what the disk takes and the
+/// hedge by which a forwarding node waits longer than the node it forwarded to.
 const ANSWER_MARGIN_US: u64 = 50_000;
 
 /// How a process ends.
@@ -307,6 +308,11 @@ impl Cluster {
         node.stage(&mut outputs);
         let (late, early): (Vec<Output>, Vec<Output>) = outputs.into_iter().partition(Output::waits_for_disk);
         let stored = machine.disk.take_staged();
+        for dropped in machine.disk.take_dropped() {
+            if let Ok(object) = Object::decode(&dropped) {
+                self.history.show(index, self.now_us, &object);
+            }
+        }
         let staged_us = self.now_us + machine.step_us * (1 + take);
         let syncs = machine.disk.is_dirty() && self.config.sync == SyncMode::Batch;
         let committed_us = staged_us + if syncs { machine.sync_us * machine.disk_slowness } else { 0 };
@@ -513,7 +519,8 @@ impl Cluster {
         let took_us = now_us - record.taken_us;
         let slow_us = slow_disk_until_us.min(now_us).saturating_sub(record.taken_us);
         let stood_us = stalled_us - record.stalled_us;
-        let allowed_us = record.timeout_ms * 1000 + ANSWER_MARGIN_US + disk_us + slow_us + stood_us;
+        let allowed_us =
+            record.timeout_ms * 1000 + self.config.hedge_us + ANSWER_MARGIN_US + disk_us + slow_us + stood_us;
         if took_us > allowed_us {
             let limit_ms = record.timeout_ms;
             let key = key_of(&record.operation).cloned();

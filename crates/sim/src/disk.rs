@@ -28,6 +28,7 @@ struct Platter {
     memory: MemoryStore,
     applied: Vec<Stored>,
     staged: Vec<Stored>,
+    dropped: Vec<Bytes>,
     is_dirty: bool,
 }
 
@@ -49,6 +50,11 @@ impl Disk {
     /// failure may still take them.
     pub fn take_staged(&self) -> Vec<Stored> {
         std::mem::take(&mut self.lock().staged)
+    }
+
+    /// Takes the objects that the node deleted since the last call: an update under way may still rest on them.
+    pub fn take_dropped(&self) -> Vec<Bytes> {
+        std::mem::take(&mut self.lock().dropped)
     }
 
     /// True if a sync would have something to do.
@@ -113,14 +119,16 @@ impl Store for SharedStore {
 
     fn apply(&mut self, change: Change) {
         let mut platter = self.0.lock();
-        if let (Space::Data, row, Some(after)) = &change {
-            let key = ObjectKey::from_row(row.clone()).expect("a node stores objects under their rows");
+        if let (Space::Data, row, value) = &change {
             let before = platter.memory.get(Space::Data, row).ok().flatten();
-            platter.applied.push(Stored {
-                key,
-                after: after.clone(),
-                before,
-            });
+            match value {
+                Some(after) => {
+                    let key =
+                        ObjectKey::from_row(row.clone()).expect("a node stores objects under their rows");
+                    platter.applied.push(Stored { key, after: after.clone(), before });
+                }
+                None => platter.dropped.extend(before),
+            }
         }
         platter.is_dirty = true;
         platter.memory.apply(change);

@@ -213,22 +213,21 @@ impl History {
         let key = &stored.key;
         self.check_actor(machine, dot, key);
         let before = stored.before.as_ref().and_then(|bytes| Object::decode(bytes).ok());
-        let before_has_value = before
-            .as_ref()
-            .is_some_and(|object| object.0.values().iter().any(|(_, held)| held.value == version.value));
         let before = before.map_or(Vec::new(), |object| dots_of(&object));
-        let operation = match &version.value {
-            // A value that was there before was kept, with a new expiry.
-            Value::Bytes(bytes) if !before_has_value => marked(bytes),
-            _ => None,
-        };
         let history = self.keys.entry(key.clone()).or_default();
         let shown_since = at_us.saturating_sub(SHOWN_US);
-        let shown = history
-            .births
-            .iter()
-            .map(|birth| birth.dot)
-            .filter(|dot| self.shown.get(&(machine, *dot)).is_some_and(|at| *at >= shown_since));
+        let is_shown = |dot| self.shown.get(&(machine, dot)).is_some_and(|at| *at >= shown_since);
+        let shown: Vec<Dot> =
+            history.births.iter().map(|birth| birth.dot).filter(|dot| is_shown(*dot)).collect();
+        // A value that its maker knew already was kept, with a new expiry.
+        let is_kept = history.births.iter().any(|known| {
+            known.version.value == version.value
+                && (before.contains(&known.dot) || shown.contains(&known.dot))
+        });
+        let operation = match &version.value {
+            Value::Bytes(bytes) if !is_kept => marked(bytes),
+            _ => None,
+        };
         let birth = Birth {
             dot,
             version,
@@ -237,7 +236,7 @@ impl History {
             machine,
             before,
             is_at_home,
-            shown: shown.collect(),
+            shown,
             after: dots_of(after),
             context: after.context().clone(),
             operation,

@@ -13,6 +13,7 @@ use crate::entropy::ROWS_MAX;
 use crate::handoff::Delivery;
 use crate::membership::{Changes, Gossip, Hello};
 use crate::message::{Control, Message, TaskId, WriteOutcome};
+use crate::object::Object;
 use crate::ring::Ring;
 use crate::store::Space;
 use crate::types::{NodeId, Now, ObjectKey, Partition, Position};
@@ -325,7 +326,10 @@ impl Node {
                 Some((_, Some(object))) => self.deliver(now, Delivery { owner, key, mark }, object, out),
                 Some((_, None)) => self.remove_hint(owner, &key),
                 // The object is corrupt: the other replicas have it and anti-entropy mends the owner.
-                None => self.remove_hint(owner, &key),
+                None => {
+                    self.remove_hint(owner, &key);
+                    self.drop_if_foreign(&key);
+                }
             }
         }
     }
@@ -409,8 +413,10 @@ impl Node {
         if owners.into_iter().any(|owner| self.replica.hint_mark(owner, key).is_some()) {
             return;
         }
-        if let Some((object, Some(_))) = self.replica.load_object(key) {
-            self.replica.drop_handed_over(key, &object);
+        match self.replica.load_object(key) {
+            Some((object, Some(_))) => self.replica.drop_handed_over(key, &object),
+            Some((_, None)) => {}
+            None => self.replica.drop_handed_over(key, &Object::default()),
         }
     }
 

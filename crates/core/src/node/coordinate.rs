@@ -841,6 +841,7 @@ impl Node {
         (nodes.len() == r).then_some((to, nodes))
     }
 
+    #[allow(clippy::too_many_arguments)] // The fields of one message.
     pub(super) fn scan_rows(
         &mut self,
         now: Now,

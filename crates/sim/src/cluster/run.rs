@@ -151,8 +151,11 @@ impl Cluster {
         self.load(is_faultless);
         self.calm_down();
         let calm_since_us = self.now_us;
-        let has_converged = self.wait(self.convergence_bound_us(), Cluster::has_converged);
+        let mut has_converged = self.wait(self.convergence_bound_us(), Cluster::has_converged);
         let converged_us = self.now_us - calm_since_us;
+        // Messages delayed before may still be under way, and what has converged must stay so.
+        self.run_to(self.now_us + 2_000_000);
+        has_converged &= self.wait(self.convergence_bound_us(), Cluster::has_converged);
         if !has_converged {
             self.blame_differences();
         }
@@ -299,7 +302,9 @@ impl Cluster {
     fn has_converged(&self) -> bool {
         self.nodes().count() == self.machines.len()
             && self.is_healthy()
-            && self.machines.iter().all(|machine| !machine.is_stopping && machine.waiting.is_empty())
+            && self.machines.iter().all(|machine| {
+                !machine.is_stopping && !machine.is_stalled(self.now_us) && machine.waiting.is_empty()
+            })
             && self.machines.iter().all(|m| m.disk.count(Space::Hints) == 0)
             && self.all_keys().iter().all(|key| !self.differs(key) && self.strays(key).is_empty())
     }

@@ -44,10 +44,6 @@ impl Cluster {
             machine.disk.set_full(false);
             machine.disk_slowness = 1;
             machine.clock = Clock { offset_us, ..Clock::default() };
-            if machine.is_stalled(self.now_us) {
-                machine.stalled_us -= machine.stalled_until_us - self.now_us;
-                machine.stalled_until_us = self.now_us;
-            }
             if !machine.is_up() {
                 self.at(self.now_us, Event::Start { machine: a });
             }

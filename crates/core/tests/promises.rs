@@ -1,0 +1,383 @@
+//! What Oort promises beyond the paper: convergent values, clocks, disks, limits and formats, on whole nodes.
+//!
+//! Each test names the section of `DESIGN.md` whose promise it shows.
+
+mod support;
+
+use oort_core::bucket::{BucketProperties, Conflict};
+use oort_core::causality::{Dot, VersionVector};
+use oort_core::client::{ClientError, Operation, Quorum, Reply, Want};
+use oort_core::clock::reading_at;
+use oort_core::message::Message;
+use oort_core::mutation::{Basis, Condition, Expiry, Mutation, MutationError};
+use oort_core::node::{Event, Input, Node, OpenError};
+use oort_core::object::{Object, Version};
+use oort_core::store::{Durability, Space, Store};
+use oort_core::types::{ActorId, ObjectKey, SIBLINGS_MAX};
+use support::{key, Cluster, Crash};
+
+fn store(value: &str, basis: Basis, condition: Condition) -> Mutation {
+    let (headers, expiry) = (Vec::new(), Expiry::Default);
+    Mutation::Store { value: value.to_owned().into(), headers, basis, expiry, condition }
+}
+
+fn one() -> Quorum {
+    Quorum { r: Some(1), w: Some(1), ..Quorum::default() }
+}
+
+fn far_ahead(ms: u64) -> u64 {
+    reading_at(support::WALL_START_MS + ms)
+}
+
+fn object_at(counter: u64) -> Object {
+    let mut object = Object::default();
+    let dot = Dot { counter, actor: ActorId(99) };
+    object.0.put(&VersionVector::default(), dot, Version::bytes("from a far future"));
+    object
+}
+
+/// Source: DESIGN §2, "in an `lww` bucket the greatest dot wins everywhere".
+#[test]
+fn in_an_lww_bucket_the_greatest_dot_wins_everywhere() {
+    let mut cluster = Cluster::new(3);
+    let properties = BucketProperties { conflict: Conflict::Lww, ..BucketProperties::default() };
+    cluster.set_bucket(0, b"clicks", properties);
+    cluster.pump();
+    let at = ObjectKey::new(b"clicks", b"page").unwrap();
+    cluster.split(&[0], &[1, 2]);
+    cluster.update_with(1, at.clone(), Mutation::store("earlier"), one()).unwrap();
+    cluster.advance(10);
+    cluster.update_with(0, at.clone(), Mutation::store("later"), one()).unwrap();
+    cluster.heal();
+    cluster.advance(2_000);
+    let mut bytes = Vec::new();
+    for i in 0..3 {
+        let object = cluster.get_with(i, at.clone(), one()).unwrap();
+        assert_eq!(cluster.texts(i, &object), ["later"], "at {i}");
+        bytes.push(cluster.machines[i].disk.lock().get(Space::Data, at.row()).unwrap());
+    }
+    assert!(bytes.iter().all(|row| *row == bytes[0]));
+}
+
+/// Source: DESIGN §2; issue 2, "integers written by INCR converge as counters".
+#[test]
+fn counters_incremented_on_both_sides_of_a_split_add_up() {
+    let mut cluster = Cluster::new(3);
+    cluster.put(0, "visits", "100").unwrap();
+    cluster.split(&[0], &[1, 2]);
+    for (node, times) in [(0, 3), (1, 4), (2, 5)] {
+        for _ in 0..times {
+            cluster.update_with(node, key("visits"), Mutation::Add { delta: 1 }, one()).unwrap();
+        }
+    }
+    cluster.heal();
+    cluster.advance(2_000);
+    for i in 0..3 {
+        assert_eq!(cluster.values(i, "visits"), ["112"], "at {i}");
+    }
+    cluster.update(1, "visits", Mutation::Add { delta: -12 }).unwrap();
+    assert_eq!(cluster.values(2, "visits"), ["100"]);
+    cluster.assert_converged("visits", 3);
+    let error = cluster.update(0, "visits", Mutation::Add { delta: i64::MAX }).unwrap_err();
+    assert_eq!(error.to_string(), "increment or decrement would overflow");
+}
+
+/// Source: issue 2, "NX, INCR, APPEND are evaluated at the coordinating replica against R replicas".
+#[test]
+fn of_concurrent_conditional_stores_at_different_nodes_exactly_one_applies() {
+    let mut cluster = Cluster::new(4);
+    let ids: Vec<_> = (0..4)
+        .map(|i| {
+            let mutation = store(&format!("n{i}"), Basis::Local, Condition::IfAbsent);
+            let (quorum, want) = (Quorum::default(), Want::default());
+            cluster.ask(i, Operation::Update { key: key("lock"), mutation, quorum, want })
+        })
+        .collect();
+    let mut winners = 0;
+    for id in ids {
+        match cluster.wait(id).unwrap() {
+            Reply::Updated(updated) => winners += updated.applied as u32,
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(winners, 1);
+    assert_eq!(cluster.values(0, "lock").len(), 1);
+}
+
+/// Source: DESIGN §2; issue 2, "refuses absurd remote clocks".
+#[test]
+fn dots_from_an_absurdly_fast_clock_are_refused() {
+    let mut cluster = Cluster::new(3);
+    cluster.put(0, "cart", "v").unwrap();
+    let object = object_at(far_ahead(3_600_000)).encode();
+    cluster.inject(1, 0, Message::Write { task: 0, key: key("cart"), object, hint_for: None });
+    assert_eq!(cluster.node(0).metrics().clock_refusals, 1);
+    assert_eq!(cluster.values(0, "cart"), ["v"]);
+    let object = object_at(far_ahead(30_000)).encode();
+    cluster.inject(1, 0, Message::Write { task: 0, key: key("cart"), object, hint_for: None });
+    assert_eq!(cluster.node(0).metrics().clock_refusals, 1, "an honest skew is tolerated");
+    cluster.put(0, "cart", "w").unwrap();
+    assert_eq!(cluster.values(0, "cart"), ["w"], "and the next dot is greater still");
+}
+
+/// Source: issue 2, "HLC that tolerates clock skew": a jump of the own clock is believed when peers confirm it.
+#[test]
+fn a_node_whose_clock_jumps_ahead_refuses_puts_until_its_peers_agree() {
+    let mut cluster = Cluster::new(3);
+    cluster.machines[0].wall_ahead_ms = 600_000;
+    let list = cluster.list("cart");
+    assert!(list.contains(&0));
+    let error = cluster.put(0, "cart", "v").unwrap_err();
+    assert!(matches!(error, ClientError::ClockSkew { .. }), "{error}");
+    cluster.advance(2_000);
+    let error = cluster.put(0, "cart", "v").unwrap_err();
+    assert_eq!(error.to_string(), "this node's clock is 600000 ms ahead of its peers': writes are refused");
+    assert!(cluster.events.iter().any(|(i, event)| *i == 0 && matches!(event, Event::ClockAhead { .. })));
+    cluster.put(1, "cart", "elsewhere").unwrap();
+    assert_eq!(cluster.values(0, "cart"), ["elsewhere"], "it still reads");
+    cluster.machines[1].wall_ahead_ms = 600_000;
+    cluster.machines[2].wall_ahead_ms = 600_000;
+    cluster.advance(2_000);
+    cluster.put(0, "cart", "all agree").unwrap();
+    assert_eq!(cluster.values(1, "cart"), ["all agree"]);
+}
+
+/// Source: DESIGN §2: a counter never goes back, not even when the clock does.
+#[test]
+fn a_clock_that_jumps_back_makes_no_dot_smaller() {
+    let mut cluster = Cluster::new(3);
+    cluster.put(0, "cart", "v").unwrap();
+    for back_ms in [1_000, 30_000, 3_600_000] {
+        let before = cluster.held(0, "cart").unwrap().0.newest().unwrap().0;
+        (0..3).for_each(|i| cluster.machines[i].wall_ahead_ms = -back_ms);
+        cluster.put(0, "cart", &back_ms.to_string()).unwrap();
+        assert_eq!(cluster.values(1, "cart"), [back_ms.to_string()]);
+        let after = cluster.held(0, "cart").unwrap().0.newest().unwrap().0;
+        assert!(after > before || after.actor != before.actor, "{after:?} after {before:?}");
+    }
+}
+
+/// Source: issue 2, "a flipped byte on disk is detected, reported, and repaired from the other replicas, never served".
+#[test]
+fn a_corrupt_row_is_repaired_from_the_others_and_the_actor_renewed() {
+    let mut cluster = Cluster::new(3);
+    cluster.put(0, "cart", "v").unwrap();
+    let actor = |cluster: &Cluster| cluster.held(0, "cart").unwrap().0.newest().unwrap().0.actor;
+    let old = actor(&cluster);
+    assert!(cluster.machines[0].disk.lock().corrupt(Space::Data, key("cart").row()));
+    for i in 0..3 {
+        assert_eq!(cluster.values(i, "cart"), ["v"]);
+    }
+    assert_eq!(cluster.total("corrupt_rows"), 1);
+    assert_eq!(cluster.total("corrupt_rows_repaired"), 1);
+    assert!(cluster.events.iter().any(|(i, event)| *i == 0 && matches!(event, Event::CorruptRow { .. })));
+    cluster.assert_converged("cart", 3);
+    cluster.put(0, "cart", "w").unwrap();
+    assert_ne!(actor(&cluster), old, "the old actor may have forgotten writes of its own");
+    assert_eq!(cluster.values(1, "cart"), ["w"]);
+    cluster.put(0, "other", "x").unwrap();
+    assert_eq!(cluster.total("actor_renewals"), 1);
+}
+
+/// Source: DESIGN §1.3: a put at a replica whose row is corrupt keeps what the others hold.
+#[test]
+fn a_put_on_a_corrupt_row_is_evaluated_on_what_another_replica_holds() {
+    let mut cluster = Cluster::new(3);
+    cluster.put(0, "log", "a").unwrap();
+    cluster.machines[0].disk.lock().corrupt(Space::Data, key("log").row());
+    cluster.update(0, "log", store("b", Basis::Unseen, Condition::Always)).unwrap();
+    assert_eq!(cluster.values(0, "log"), ["a", "b"]);
+    cluster.assert_converged("log", 3);
+}
+
+/// Source: issue 2, "a full disk makes the node refuse writes with a clear error, stay readable, and recover".
+#[test]
+fn a_full_disk_refuses_writes_stays_readable_and_recovers() {
+    let mut cluster = Cluster::new(3);
+    cluster.put(0, "cart", "v").unwrap();
+    let held = cluster.held(0, "cart");
+    cluster.machines[0].disk.lock().set_full(true);
+    let error = cluster.put(0, "cart", "lost").unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "this node refuses writes: the store refuses writes: no space left on device"
+    );
+    for i in 0..3 {
+        assert_eq!(cluster.held(i, "cart"), held, "nothing is half-written at {i}");
+        assert_eq!(cluster.values(i, "cart"), ["v"]);
+    }
+    assert!(cluster.node(0).read_only().is_some());
+    // As a replica it says so, and the others carry on.
+    cluster.put(1, "cart", "w").unwrap();
+    assert_eq!(cluster.values(2, "cart"), ["w"]);
+    cluster.machines[0].disk.lock().set_full(false);
+    cluster.advance(2_000);
+    assert!(cluster.events.contains(&(0, Event::StoreAccepts)));
+    cluster.assert_converged("cart", 3);
+    cluster.put(0, "cart", "x").unwrap();
+    assert_eq!(cluster.values(1, "cart"), ["x"]);
+}
+
+/// Source: issue 2, "corrupted context tokens"; DESIGN §2.
+#[test]
+fn a_forged_context_is_refused_and_an_unknown_one_does_no_harm() {
+    let mut cluster = Cluster::new(3);
+    cluster.put(0, "cart", "v").unwrap();
+    let forged = |counter| Basis::Seen([Dot { counter, actor: ActorId(7) }].into_iter().collect());
+    for counter in [u64::MAX, far_ahead(3_600_000)] {
+        let error = cluster.update(0, "cart", store("w", forged(counter), Condition::Always)).unwrap_err();
+        assert_eq!(error, ClientError::InvalidContext);
+    }
+    assert_eq!(cluster.values(1, "cart"), ["v"]);
+    // A context that claims this very node's future, within the tolerated skew.
+    let own = cluster.held(0, "cart").unwrap().0.newest().unwrap().0;
+    let future = Dot { counter: far_ahead(50_000), actor: own.actor };
+    let seen = Basis::Seen([future].into_iter().collect());
+    cluster.update(0, "cart", store("w", seen, Condition::Always)).unwrap();
+    assert_eq!(cluster.values(1, "cart"), ["w"]);
+    cluster.put(0, "cart", "x").unwrap();
+    assert_eq!(cluster.values(1, "cart"), ["x"]);
+    cluster.assert_converged("cart", 3);
+}
+
+/// Source: STYLE, "everything that can grow has a limit with a name".
+#[test]
+fn siblings_and_values_have_limits() {
+    let mut cluster = Cluster::new(3);
+    let blind = |i: usize| store(&format!("{i:04}"), Basis::Unseen, Condition::Always);
+    for i in 0..SIBLINGS_MAX {
+        cluster.update(0, "cart", blind(i)).unwrap();
+    }
+    let error = cluster.update(0, "cart", blind(SIBLINGS_MAX)).unwrap_err();
+    assert_eq!(error, ClientError::Mutation(MutationError::TooManySiblings { limit: 128 }));
+    let object = cluster.get(1, "cart").unwrap();
+    assert_eq!(cluster.texts(1, &object).len(), SIBLINGS_MAX);
+    let seen = Basis::Seen(object.context().clone());
+    cluster.update(2, "cart", store("one", seen, Condition::Always)).unwrap();
+    assert_eq!(cluster.values(0, "cart"), ["one"]);
+
+    let limit = 1 << 20;
+    cluster.put(0, "big", &"x".repeat(limit)).unwrap();
+    let error = cluster.put(0, "big", &"x".repeat(limit + 1)).unwrap_err();
+    assert_eq!(error.to_string(), "value of 1048577 bytes exceeds the bucket's limit of 1048576 bytes");
+    let error = cluster.update(0, "big", Mutation::Append { suffix: "y".into() }).unwrap_err();
+    assert_eq!(error.to_string(), "value of 1048577 bytes exceeds the bucket's limit of 1048576 bytes");
+    let far = Mutation::SetRange { offset: u64::MAX, patch: "y".into() };
+    assert!(matches!(
+        cluster.update(0, "far", far),
+        Err(ClientError::Mutation(MutationError::ValueTooLarge { .. }))
+    ));
+}
+
+/// Source: DESIGN §1.7, "an overloaded node says BUSY".
+#[test]
+fn an_overloaded_node_says_busy_and_recovers() {
+    let mut cluster = Cluster::with(3, |config| config.requests_max = 2);
+    cluster.put(0, "cart", "v").unwrap();
+    cluster.silence(1, 0);
+    cluster.silence(2, 0);
+    let get = || Operation::Get { key: key("cart"), quorum: Quorum::default() };
+    let waiting = [cluster.ask(0, get()), cluster.ask(0, get())];
+    let refused = cluster.ask(0, get());
+    assert_eq!(cluster.answer(refused), Some(Err(ClientError::Busy { waiting: 2 })));
+    for id in waiting {
+        assert!(cluster.wait(id).is_err());
+    }
+    cluster.heal();
+    cluster.advance(60_000);
+    assert_eq!(cluster.values(0, "cart"), ["v"]);
+}
+
+/// Source: DESIGN §2: the actor is renewed when writes it named may be gone.
+#[test]
+fn the_actor_is_renewed_after_an_unclean_stop_of_the_machine_but_not_after_a_mere_kill() {
+    let actor = |cluster: &mut Cluster, value: &str| {
+        cluster.put(0, "cart", value).unwrap();
+        cluster.held(0, "cart").unwrap().0.newest().unwrap().0.actor
+    };
+    let mut cluster = Cluster::new(3);
+    let first = actor(&mut cluster, "1");
+    cluster.kill(0);
+    cluster.restart(0);
+    assert_eq!(actor(&mut cluster, "2"), first, "the system kept what was written");
+    cluster.crash(0, Crash::Power);
+    cluster.machines[0].config.boot = 2;
+    cluster.restart(0);
+    let second = actor(&mut cluster, "3");
+    assert_ne!(second, first);
+    cluster.turn(0, Input::Stop);
+    cluster.kill(0);
+    cluster.machines[0].config.boot = 3;
+    cluster.restart(0);
+    assert_eq!(actor(&mut cluster, "4"), second, "a clean stop forgets nothing");
+    assert_eq!(cluster.values(1, "cart"), ["4"]);
+}
+
+/// Source: DESIGN §2: dots are unique for ever, also over restarts that lose what was not synced.
+#[test]
+fn no_dot_is_used_twice_over_restarts() {
+    let mut cluster = Cluster::new(3);
+    let mut last = 0;
+    for round in 0..5 {
+        cluster.put(0, "cart", &round.to_string()).unwrap();
+        let dot = cluster.held(0, "cart").unwrap().0.newest().unwrap().0;
+        assert!(dot.counter > last, "round {round}");
+        last = dot.counter;
+        cluster.crash(0, Crash::Power);
+        cluster.machines[0].wall_ahead_ms -= 5_000; // and the clock comes back slow
+        cluster.restart(0);
+    }
+}
+
+/// Source: issue 2, "a foreign or newer format is refused with a clear error, never misread".
+#[test]
+fn a_directory_of_another_cluster_or_format_is_refused() {
+    let mut cluster = Cluster::new(1);
+    cluster.kill(0);
+    let now = cluster.now(0);
+    let open = |cluster: &Cluster, name: &str| {
+        let mut config = cluster.machines[0].config.clone();
+        config.cluster = name.into();
+        Node::open(config, 1, Box::new(cluster.machines[0].disk.clone()), now).err()
+    };
+    assert_eq!(open(&cluster, "oort"), None);
+    assert_eq!(open(&cluster, "prod"), Some(OpenError::ForeignCluster { found: "oort".into() }));
+    let write = |cluster: &mut Cluster, row: &'static [u8], bytes: &'static [u8]| {
+        let mut disk = cluster.machines[0].disk.lock();
+        disk.apply((Space::Meta, row.into(), Some(bytes.into())));
+        disk.sync(Durability::Durable).unwrap();
+    };
+    let membership = cluster.machines[0].disk.lock().get(Space::Meta, b"membership").unwrap();
+    assert!(membership.is_some());
+    write(&mut cluster, b"membership", &[200, 1, 2, 3]);
+    let error = open(&cluster, "oort").unwrap();
+    assert_eq!(error, OpenError::ForeignFormat { found: 200 });
+    let text = "the directory's records have format version 200, this program reads version 1";
+    assert_eq!(error.to_string(), text);
+    write(&mut cluster, b"membership", &[1]);
+    assert_eq!(open(&cluster, "oort"), Some(OpenError::Malformed { record: "membership" }));
+    write(&mut cluster, b"identity", &[]);
+    assert_eq!(open(&cluster, "oort"), Some(OpenError::Malformed { record: "identity" }));
+}
+
+/// Source: DESIGN §2, "an expired version reads as absent".
+#[test]
+fn an_expired_value_reads_as_absent_and_is_replaced_without_a_sibling() {
+    let mut cluster = Cluster::new(3);
+    let at = Expiry::At(cluster.now(0).wall_ms + 500);
+    let mutation = Mutation::Store {
+        value: "soon gone".into(),
+        headers: Vec::new(),
+        basis: Basis::Local,
+        expiry: at,
+        condition: Condition::Always,
+    };
+    cluster.update(0, "session", mutation).unwrap();
+    assert_eq!(cluster.values(1, "session"), ["soon gone"]);
+    cluster.advance(500);
+    assert_eq!(cluster.values(1, "session"), Vec::<String>::new());
+    let updated = cluster.update(2, "session", store("new", Basis::Unseen, Condition::IfAbsent)).unwrap();
+    assert!(updated.applied);
+    assert_eq!(cluster.values(0, "session"), ["new"]);
+    assert_eq!(cluster.held(0, "session").unwrap().0.values().len(), 1);
+}
