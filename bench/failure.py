@@ -11,6 +11,8 @@ WRITERS = 20
 WRITES_PER_SECOND = 500
 READS_PER_SECOND_AND_NODE = 3000
 CLIENT_TIMEOUT_MS = 1000
+# Writes slower than this at nodes that nothing happened to are listed one by one.
+SLOW_MS = 50
 # Reads through the victim are expected to fail until it listens again.
 REJOIN_GRACE_SECONDS = 5.0
 
@@ -55,6 +57,8 @@ def evaluate(raw, struck, back, victim):
     attached = [write for write in raw["written"] if write[2] == victim]
     late = [write[1] - write[0] for write in raw["written"] if write[1] >= struck]
     elsewhere = [failed for failed in raw["failed"] if failed[1] != victim]
+    slow = [(due, node, f"a write took {(done - due) / 1e3:.0f} ms") for due, done, node in others
+            if done >= struck and done - due > SLOW_MS * 1e3]
     live_silences = [at for index, reader in enumerate(raw["readers"]) for at in reader["no_answer"]
                      if index != victim or not struck - 1e6 <= at <= back + REJOIN_GRACE_SECONDS * 1e6]
     missing = [entry for reader in raw["readers"] for entry in reader["missing"]]
@@ -77,11 +81,22 @@ def evaluate(raw, struck, back, victim):
         "silent_live_reads": len(live_silences),
         "examples": {
             "failed tries at live nodes": [describe(*failed, struck, back) for failed in elsewhere[:5]],
+            "slow writes at other nodes": [describe(due, node, text, struck, back) for due, node, text in slow[:8]],
             "unreadable": [describe(at, None, key, struck, back) for at, key in missing[:5]],
-            "read errors": [describe(*error, struck, back) for error in errors[:: max(1, len(errors) // 4)]],
+            "read errors": [
+                f"{len(alike)} times within {(alike[-1][0] - alike[0][0]) / 1e3:.0f} ms, first "
+                + describe(*alike[0], struck, back) for alike in kinds_of(errors)],
             "unanswered reads": [describe(at, None, "no answer", struck, back) for at in live_silences[:5]],
         },
     }
+
+
+def kinds_of(errors):
+    """The errors with the same node and text, each kind in order of time."""
+    kinds = {}
+    for error in sorted(errors):
+        kinds.setdefault(error[1:], []).append(error)
+    return kinds.values()
 
 
 def describe(at, node, text, struck, back):

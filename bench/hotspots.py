@@ -33,9 +33,10 @@ KERNEL_AREAS = [
 USER_AREAS = [
     ("memcpy, memmove, memcmp, memset", re.compile(r"^(__)?(mem(cpy|move|cmp|set|chr)|bcmp)")),
     ("allocator (mi_*)", re.compile(r"^_?mi_|^(malloc|free|calloc|realloc|posix_memalign)$|__rust_alloc|__rust_dealloc")),
-    # The first crate that a function's name mentions is the one that it belongs to.
-    ("crate", re.compile(r"(fjall|lsm_tree|crossbeam|oort_core|oort::storage|oort::|mio::|xxhash_rust|bytes::|hashbrown|"
-                         r"quick_cache|lz4|core::|alloc::|std::)")),
+    # The first crate that a function's name mentions is the one that it belongs to, the standard library aside:
+    # core::ptr::drop_in_place<lsm_tree::memtable::Memtable> is lsm_tree's.
+    ("crate", re.compile(r"(fjall|lsm_tree|crossbeam|quick_cache|lz4|oort_core|oort::storage|oort::|mio::|xxhash_rust)")),
+    ("crate", re.compile(r"(bytes::|hashbrown|core::|alloc::|std::)")),
 ]
 CRATES = {
     "fjall": "storage engine (fjall, lsm-tree, crossbeam)",

@@ -513,7 +513,7 @@ fn failure(options: &Options) -> io::Result<String> {
 fn write_steadily(shared: &Shared, index: usize, writers: usize, rate: f64) {
     let mut node = index % shared.addrs.len();
     let mut client: Option<Client> = None;
-    // Writes that became due before this moment were waiting behind one whose node failed.
+    // Writes that became due before this moment were waiting behind one whose node failed, or behind such a one.
     let mut recovered = (0, node);
     for turn in 0.. {
         let due = ((turn * writers + index) as f64 / rate * 1e6) as u64;
@@ -536,7 +536,7 @@ fn write_steadily(shared: &Shared, index: usize, writers: usize, rate: f64) {
             node = (node + 1) % shared.addrs.len();
         }
         let done = shared.now();
-        if moved {
+        if moved || attached != node {
             recovered = (done, attached);
         }
         shared.acknowledged.lock().expect("no thread panicked").push(key);

@@ -2,8 +2,8 @@
 //!
 //! Every write gets a **dot**, a name used once: the actor that made it and that actor's counter. A **version
 //! vector** says, for each actor, up to which counter its writes have been seen; clients carry one, opaque, as their
-//! context. A [`DvvSet`] is an object's siblings, each under its dot, with the one vector of everything the set has ever
-//! seen. A dot that the vector covers and the set no longer holds was superseded.
+//! context. A [`DvvSet`] is an object's siblings, each under its dot, with the one vector of everything the set has
+//! ever seen. A dot that the vector covers and the set no longer holds was superseded.
 //!
 //! Source: Preguiça, Baquero, Almeida, Fonte and Gonçalves, "Dotted version vectors", 2012; Dynamo §4.4.
 //! Differs: counters are hybrid clock readings and have gaps, so siblings keep their own dots instead of being
@@ -97,7 +97,7 @@ impl VersionVector {
         }
     }
 
-    /// Errors: truncated, or actors not in strictly ascending order.
+    /// Errors: truncated, actors not in strictly ascending order, or a counter of 0, which stands for an absent actor.
     pub fn decode(input: &mut Reader) -> Result<VersionVector, DecodeError> {
         let count = input.count(16, "version vector")?;
         let mut entries = Vec::with_capacity(count + 1);
@@ -105,6 +105,9 @@ impl VersionVector {
             let entry = (ActorId(input.fixed("actor")?), input.fixed("counter")?);
             if entries.last().is_some_and(|last: &(ActorId, u64)| last.0 >= entry.0) {
                 return Err(DecodeError::Invalid { field: "version vector order" });
+            }
+            if entry.1 == 0 {
+                return Err(DecodeError::Invalid { field: "counter" });
             }
             entries.push(entry);
         }

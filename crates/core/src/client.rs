@@ -45,8 +45,8 @@ pub enum Operation {
 }
 
 impl Operation {
-    /// True if the outcome depends on what is stored, so that `r` replicas are asked before anything is written, and one
-    /// node, the key's home, evaluates it.
+    /// True if the outcome depends on what is stored, so that `r` replicas are asked before anything is written, and
+    /// one node, the key's home, evaluates it.
     pub fn reads_first(&self) -> bool {
         match self {
             Operation::Update { mutation, want, .. } => mutation.needs_read() || want.before,

@@ -1,8 +1,8 @@
 //! The hybrid logical clock that counters are read from, and its lease.
 //!
-//! A reading is 64 bits: milliseconds since 1970 in the top 48, a logical count below. It follows the wall clock while that
-//! moves forward, counts on while it stands or jumps back, and moves past every reading it is shown, so a write that saw
-//! another has the greater dot.
+//! A reading is 64 bits: milliseconds since 1970 in the top 48, a logical count below. It follows the wall clock while
+//! that moves forward, counts on while it stands or jumps back, and moves past every reading it is shown, so a write
+//! that saw another has the greater dot.
 //!
 //! A reading may be used only below the **lease**, a bound that is durable before its first use; a restarted node
 //! starts at the bound. So a counter is never used twice, even when a crash loses the last writes.

@@ -99,7 +99,8 @@ impl<'a> Reader<'a> {
         let mut value = 0u64;
         for shift in (0..64).step_by(7) {
             let byte = self.u8(field)?;
-            if shift == 63 && byte > 1 {
+            // Longer than needed: every number has one form, so that equal bytes and equal values are the same.
+            if shift == 63 && byte > 1 || shift > 0 && byte == 0 {
                 break;
             }
             value |= ((byte & 0x7f) as u64) << shift;

@@ -54,7 +54,8 @@ pub struct NodeConfig {
     /// Number of nodes that form the ring when the cluster is created, the same on all of them. 0: never form one, wait
     /// for the cluster's.
     pub cluster_size: u16,
-    /// Partitions of the ring at creation, a power of two. Too few: uneven load in large clusters; too many: larger tables.
+    /// Partitions of the ring at creation, a power of two. Too few: uneven load in large clusters; too many: larger
+    /// tables.
     pub partitions: u16,
     pub sync: SyncMode,
     /// A request's time limit unless it brings its own, in milliseconds. Too small: slow disks become errors.

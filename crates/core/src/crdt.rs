@@ -4,11 +4,12 @@
 //! counter stay separate siblings in the store and are merged when they are read or counted on, so the merge
 //! never has to invent a dot and replicas stay byte-identical.
 //!
-//! Source: Shapiro et al., "A comprehensive study of convergent and commutative replicated data types", 2011 (G-counter).
+//! Source: Shapiro et al., "A comprehensive study of convergent and commutative replicated data types", 2011
+//! (G-counter).
 //! Differs: an actor's entry carries the dot counter of its last addition instead of being split into increments and
 //! decrements; the later entry wins, which an actor that forgets nothing makes safe.
 
-use crate::causality::Dot;
+use crate::causality::{Dot, VersionVector};
 use crate::codec::{DecodeError, Reader, Writer};
 use crate::types::ActorId;
 
@@ -67,6 +68,14 @@ impl Counter {
                 Err(i) => self.totals.insert(i, *theirs),
             }
         }
+    }
+
+    /// True if `context` has seen every addition and the origin, as an object's context has its own counters'.
+    ///
+    /// Else an actor's next dot could be older than an addition ascribed to it.
+    pub fn is_covered_by(&self, context: &VersionVector) -> bool {
+        let mut additions = self.totals.iter().map(|t| Dot { counter: t.last, actor: t.actor });
+        additions.all(|dot| context.covers(dot)) && self.origin.is_none_or(|dot| context.covers(dot))
     }
 
     /// Appends origin, base and each actor's total.

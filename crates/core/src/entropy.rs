@@ -1,10 +1,11 @@
 //! Comparing partitions with their other owners, so that replicas converge without a reader's help.
 //!
-//! Round after round, one partition this node holds is summed up as one hash and sent to another of its owners. If theirs
-//! differs, they answer with their rows' hashes, and each differing key is repaired like a stale read: both sides
-//! merge. Nothing is overwritten blindly.
+//! Round after round, one partition this node holds is summed up as one hash and sent to another of its owners. If
+//! theirs differs, they answer with their rows' hashes, and each differing key is repaired like a stale read: both
+//! sides merge. Nothing is overwritten blindly.
 //!
-//! Source: Dynamo §4.7. Differs: one hash over a scanned partition instead of a maintained tree; the walk is slow and cheap.
+//! Source: Dynamo §4.7. Differs: one hash over a scanned partition instead of a maintained tree; the walk is slow and
+//! cheap.
 
 use std::collections::BTreeSet;
 

@@ -1,8 +1,8 @@
 //! Counting the answers to a get: whom to ask, when it is enough, and who turned out stale.
 //!
-//! Pure bookkeeping without sending anything; `node` does that. The first `r` replicas are asked, primaries first; when one
-//! is late or fails, the next. While a primary is down its fallbacks are asked too, since a hint may be the only other copy, and
-//! a fallback's "I have nothing" counts only when nobody is left to wait for.
+//! Pure bookkeeping without sending anything; `node` does that. The first `r` replicas are asked, primaries first; when
+//! one is late or fails, the next. While a primary is down its fallbacks are asked too, since a hint may be the only
+//! other copy, and a fallback's "I have nothing" counts only when nobody is left to wait for.
 //!
 //! Source: Dynamo §4.5, §4.6. Differs: asks `r` first instead of all, with a hedge for the tail (Dean and Barroso, "The
 //! tail at scale", 2013).

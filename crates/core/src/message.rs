@@ -1,7 +1,7 @@
 //! What nodes send each other, and its bytes.
 //!
-//! The data path (write, read and their answers) is encoded by hand, everything else by postcard behind a kind byte. Frames,
-//! lengths and checksums are the transport's business, see `docs/wire.md`.
+//! The data path (write, read and their answers) is encoded by hand, everything else by postcard behind a kind byte.
+//! Frames, lengths and checksums are the transport's business, see `docs/wire.md`.
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};

@@ -1,8 +1,8 @@
 //! One node: everything wired together behind `step`.
 //!
 //! A turn of the loop is: any number of [`Node::step`] calls, one [`Node::stage`], release what does not wait for the
-//! disk, one [`Node::commit`], release the rest. Nothing an output claims is untrue after a power failure. The copies of
-//! a put become durable on all replicas at the same time, not one after the other.
+//! disk, one [`Node::commit`], release the rest. Nothing an output claims is untrue after a power failure. The copies
+//! of a put become durable on all replicas at the same time, not one after the other.
 //!
 //! The submodules are one `impl Node` in three parts: `coordinate` runs client operations, `serve` answers other
 //! coordinators, `background` gossips, hands hints over and compares partitions. Follow a put from
@@ -14,7 +14,10 @@ mod serve;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+use bytes::Bytes;
+
 use crate::bucket::BucketTable;
+use crate::causality::Dot;
 use crate::client::{ClientError, Operation, Quorum, Reply, Request, RequestId, Updated, Want};
 use crate::config::{NodeConfig, SyncMode};
 use crate::detector::{Detector, Health};
@@ -22,9 +25,10 @@ use crate::entropy::Entropy;
 use crate::get::Get;
 use crate::handoff::{Delivery, Handoff};
 use crate::membership::{Gossip, Hello, Member, Membership, Refusal, PROTOCOL};
-use crate::message::{Control, Message, TaskId, WriteOutcome};
+use crate::message::{Control, Message, ReadOutcome, TaskId, WriteOutcome};
 use crate::metrics::Metrics;
 use crate::mutation::Mutation;
+use crate::object::Object;
 use crate::put::Put;
 use crate::replica::{load_meta, MetaError, Replica};
 use crate::ring::Ring;
@@ -256,6 +260,8 @@ pub struct Node {
     requests_in_flight: usize,
     /// Updates handed to another coordinator because the first was late: an error does not mean that nothing happened.
     doubtful: BTreeSet<RequestId>,
+    /// Those of them that were answered well in this turn: what is taken back becomes doubtful again.
+    turn_doubtful: Vec<RequestId>,
     recent_forwards: RecentForwards,
     membership_is_dirty: bool,
     has_announced: bool,
@@ -320,6 +326,7 @@ impl Node {
             stopping: false,
             requests_in_flight: 0,
             doubtful: BTreeSet::new(),
+            turn_doubtful: Vec::new(),
             recent_forwards: RecentForwards::default(),
             membership_is_dirty: true,
             has_announced: false,
@@ -351,8 +358,8 @@ impl Node {
         self.run_due(now, out);
     }
 
-    /// Hands what the steps of this turn stored to the store, as one batch. Call once per turn, before anything in `out`
-    /// is released. Afterwards outputs that do not wait for the disk ([`Output::waits_for_disk`]) may be.
+    /// Hands what the steps of this turn stored to the store, as one batch. Call once per turn, before anything in
+    /// `out` is released. Afterwards outputs that do not wait for the disk ([`Output::waits_for_disk`]) may be.
     ///
     /// If the disk refuses, outputs that would claim otherwise are replaced by errors.
     pub fn stage(&mut self, out: &mut Vec<Output>) {
@@ -368,6 +375,7 @@ impl Node {
             Err(error) => self.undo_turn(error, out),
         }
         self.turn_puts.clear();
+        self.turn_doubtful.clear();
         self.report_store(out);
     }
 
@@ -531,7 +539,9 @@ impl Node {
                     // An earlier coordinator may have done it after all.
                     Err(_) if self.doubtful.remove(&id) => Err(ClientError::OutcomeUnknown),
                     result => {
-                        self.doubtful.remove(&id);
+                        if self.doubtful.remove(&id) {
+                            self.turn_doubtful.push(id);
+                        }
                         result
                     }
                 };
@@ -569,17 +579,65 @@ impl Node {
                 }
                 _ => true,
             };
+            let is_doubtful = matches!(output, Output::Reply { id, .. } if self.turn_doubtful.contains(id));
             if is_claim_of_turn {
-                output.deny(&refusal);
+                output.deny(if is_doubtful { &ClientError::OutcomeUnknown } else { &refusal });
             }
         }
+        let mut dots = Vec::new();
         for (id, _) in undone {
             let Some(task) = self.tasks.remove(id) else {
                 continue;
             };
+            if let Work::Put { put, .. } = &task.work {
+                dots.extend(self.own_dot(&put.object));
+            }
             self.finish(task.origin, Err(refusal.clone()), out);
         }
+        if !dots.is_empty() {
+            self.unsay(&dots, &refusal, out);
+        }
         self.refuse_writes(detail, out);
+    }
+
+    /// The newest dot of this node's actor that an object has seen.
+    fn own_dot(&self, object: &Bytes) -> Option<Dot> {
+        let object = Object::decode(object).ok()?;
+        let actor = self.replica.identity().actor;
+        let dot = object.context().dots().find(|dot| dot.actor == actor);
+        dot
+    }
+
+    /// Takes back whatever else this turn showed of the writes `dots`, which never happened: reads that met them in the
+    /// store.
+    fn unsay(&mut self, dots: &[Dot], refusal: &ClientError, out: &mut Vec<Output>) {
+        let shows = |object: &Object| dots.iter().any(|dot| object.context().covers(*dot));
+        let bytes_show = |bytes: &Bytes| Object::decode(bytes).is_ok_and(|object| shows(&object));
+        out.retain_mut(|output| match output {
+            Output::Send {
+                message: Message::ReadResult { outcome: ReadOutcome::Object(bytes), .. }, ..
+            } => !bytes_show(bytes),
+            Output::Send { message: Message::Write { object, .. }, .. } => !bytes_show(object),
+            Output::Reply { result, .. } => {
+                if matches!(result, Ok(Reply::Object(object)) if shows(object)) {
+                    *result = Err(refusal.clone());
+                }
+                true
+            }
+            _ => true,
+        });
+        for id in self.tasks.ids() {
+            let is_tainted = matches!(self.tasks.get_mut(id),
+                Some(Task { work: Work::Get { get, .. }, .. }) if shows(get.merged()));
+            if !is_tainted {
+                continue;
+            }
+            let Some(task) = self.tasks.remove(id) else { continue };
+            match task.origin {
+                Origin::Repair => self.entropy.end_repair(),
+                origin => self.finish(origin, Err(refusal.clone()), out),
+            }
+        }
     }
 
     fn refuse_writes(&mut self, detail: String, out: &mut Vec<Output>) {

@@ -99,8 +99,8 @@ impl Object {
         self.0.merge(&other.0);
     }
 
-    /// Last writer wins: keeps only the version with the greatest dot, and if that is a counter, the concurrent states of
-    /// the same counter, lest increments be lost.
+    /// Last writer wins: keeps only the version with the greatest dot, and if that is a counter, the concurrent states
+    /// of the same counter, lest increments be lost.
     pub fn keep_newest(&mut self) {
         let Some((newest, version)) = self.0.newest() else { return };
         if self.0.values().len() == 1 {
@@ -284,6 +284,9 @@ fn decode_version(input: &mut Reader, context: &VersionVector) -> Result<(Dot, V
         0 => Dot { counter: input.fixed("dot")?, actor: newest.actor },
         _ => newest,
     };
+    if dot == newest && flags & NEWEST_OF_ACTOR == 0 {
+        return Err(DecodeError::Invalid { field: "dot" });
+    }
     let expires_ms = match flags & HAS_EXPIRY {
         0 => None,
         _ => Some(input.varint("expiry")?),
@@ -293,10 +296,19 @@ fn decode_version(input: &mut Reader, context: &VersionVector) -> Result<(Dot, V
         for _ in 0..input.count(2, "headers")? {
             headers.push((input.bytes("header name")?, input.bytes("header value")?));
         }
+        if headers.is_empty() {
+            return Err(DecodeError::Invalid { field: "headers" });
+        }
     }
     let value = match flags & KIND {
         0 => Value::Bytes(input.bytes("value")?),
-        1 => Value::Counter(Counter::decode(input)?),
+        1 => {
+            let counter = Counter::decode(input)?;
+            if !counter.is_covered_by(context) {
+                return Err(DecodeError::Invalid { field: "counter outside its context" });
+            }
+            Value::Counter(counter)
+        }
         2 => Value::Tombstone,
         _ => return Err(DecodeError::Invalid { field: "kind of value" }),
     };

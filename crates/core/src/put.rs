@@ -1,8 +1,8 @@
 //! Counting the acknowledgements of a put, and who still misses it.
 //!
-//! Pure bookkeeping. The coordinator's own copy and the writes to the other primaries each fill a place; a primary that is
-//! down has its place filled by the next fallback, which keeps a hint for it. Who has not acknowledged at the end is owed a
-//! hint by the coordinator, so that every replica gets the write without a reader's help.
+//! Pure bookkeeping. The coordinator's own copy and the writes to the other primaries each fill a place; a primary that
+//! is down has its place filled by the next fallback, which keeps a hint for it. Who has not acknowledged at the end is
+//! owed a hint by the coordinator, so that every replica gets the write without a reader's help.
 //!
 //! Source: Dynamo §4.5, §4.6.
 
@@ -77,7 +77,8 @@ impl Put {
         self.settle(node, State::Acknowledged).is_some()
     }
 
-    /// `node` will not acknowledge. Returns the primary that now misses the write: `node` itself, or whom it stood in for.
+    /// `node` will not acknowledge. Returns the primary that now misses the write: `node` itself, or whom it stood in
+    /// for.
     pub fn fail(&mut self, node: NodeId) -> Option<NodeId> {
         self.settle(node, State::Failed)
     }

@@ -365,7 +365,8 @@ impl Replica {
         self.needs_durable
     }
 
-    /// Hands everything stored since the last call to the engine, as one batch, and to the disk if `durability` says so.
+    /// Hands everything stored since the last call to the engine, as one batch, and to the disk if `durability` says
+    /// so.
     ///
     /// Errors: the disk refuses; everything since the last success is undone.
     pub fn sync(&mut self, durability: Durability) -> Result<(), StoreError> {
@@ -395,6 +396,11 @@ impl Replica {
     pub fn note_corruption(&mut self, detail: String) {
         self.corrupt.push(detail);
         self.must_renew("a corrupt row was found");
+        // Also after a restart: by then the row may have been replaced, and nothing else would tell.
+        if !self.identity.forgot && !self.keeps_actor {
+            self.identity.forgot = true;
+            self.save_identity();
+        }
     }
 
     fn renew_actor(&mut self, why: &'static str) {

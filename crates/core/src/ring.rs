@@ -1,7 +1,7 @@
 //! Which nodes hold a key: partitions, their owners and the preference list.
 //!
-//! The ring's 2^64 positions are cut into `Q` equal partitions, each owned by one node (strategy 3). The preference list of
-//! a partition is found by walking on from it and noting each node the first time it appears: the first `n` are
+//! The ring's 2^64 positions are cut into `Q` equal partitions, each owned by one node (strategy 3). The preference
+//! list of a partition is found by walking on from it and noting each node the first time it appears: the first `n` are
 //! the primaries, the rest fallbacks, in the order in which they stand in. Everything here is a pure function of a
 //! [`RingState`], so nodes with the same state agree without talking.
 //!

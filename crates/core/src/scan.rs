@@ -61,10 +61,11 @@ impl Listing {
 
     /// Takes in a replica's rows. True if the segment is complete.
     pub fn answer(&mut self, node: NodeId, rows: Vec<(ObjectKey, Bytes)>, count: u64, done_to: u64) -> bool {
-        if let Some(answer) = self.answers.iter_mut().find(|a| a.node == node && a.rows.is_none()) {
-            // A replica that claims to stop before the start would make the listing stand still.
-            let done_to = done_to.clamp(self.from.unwrap_or(0), self.segment_to);
-            (answer.rows, answer.done_to, answer.count) = (Some(rows), done_to, count);
+        // One that ends before this segment was meant for an earlier one, and comes late or twice.
+        let is_late = self.from.is_none_or(|from| done_to < from);
+        if let Some(answer) = self.answers.iter_mut().find(|a| a.node == node && a.rows.is_none() && !is_late)
+        {
+            (answer.rows, answer.done_to, answer.count) = (Some(rows), done_to.min(self.segment_to), count);
         }
         self.answers.iter().all(|answer| answer.rows.is_some())
     }
@@ -82,6 +83,7 @@ impl Listing {
 
     /// Merges the complete segment into the page and moves on.
     pub fn finish_segment(&mut self, wall_ms: u64) {
+        let from = self.from.unwrap_or(u64::MAX);
         let done_to = self.answers.iter().map(|answer| answer.done_to).min().unwrap_or(self.segment_to);
         let mut rows: BTreeMap<ObjectKey, Object> = BTreeMap::new();
         for answer in std::mem::take(&mut self.answers) {
@@ -89,7 +91,8 @@ impl Listing {
                 self.page.count += answer.count;
             }
             for (key, skeleton) in answer.rows.unwrap_or_default() {
-                if key.position().0 > done_to || key.bucket() != &self.scan.bucket[..] {
+                let is_inside = from <= key.position().0 && key.position().0 <= done_to;
+                if !is_inside || key.bucket() != &self.scan.bucket[..] {
                     continue;
                 }
                 if let Ok(object) = Object::decode(&skeleton) {

@@ -1,8 +1,8 @@
 //! What the algorithm asks of a storage engine, and the engine that forgets on purpose.
 //!
-//! Calls are synchronous and made inside a step. `apply` is visible at once but promises nothing; `sync` makes everything
-//! applied since the last one durable, together or not at all. The loop syncs once per turn and only then lets
-//! the turn's messages go: that one call is the group commit.
+//! Calls are synchronous and made inside a step. `apply` is visible at once but promises nothing; `sync` makes
+//! everything applied since the last one durable, together or not at all. The loop syncs once per turn and only then
+//! lets the turn's messages go: that one call is the group commit.
 
 use std::collections::BTreeMap;
 use std::fmt;

@@ -1,7 +1,7 @@
 //! Work in progress, by number: what an answer from a peer is matched against.
 //!
-//! A number is a slot and a generation, so an answer to a task that is over never meets the slot's next user. Walks go in
-//! slot order, which makes them the same in every replay.
+//! A number is a slot and a generation, so an answer to a task that is over never meets the slot's next user. Walks go
+//! in slot order, which makes them the same in every replay.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -30,12 +30,12 @@ impl<T> Tasks<T> {
 
     /// Adds a task, whose number is never 0.
     pub fn insert(&mut self, task: T) -> TaskId {
-        self.generation = (self.generation + 1) & 0xffff_ffff;
+        self.generation = ((self.generation + 1) & 0xffff_ffff).max(1);
         let slot = self.free.pop().unwrap_or_else(|| {
             self.slots.push(None);
             self.slots.len() as u32 - 1
         });
-        let id = self.generation.max(1) << 32 | slot as u64;
+        let id = self.generation << 32 | slot as u64;
         self.slots[slot as usize] = Some((id, task));
         id
     }

@@ -1,7 +1,8 @@
 //! The examples of the dotted version vector papers, told with objects.
 //!
 //! Source: Preguiça, Baquero, Almeida, Fonte and Gonçalves, "Dotted version vectors: logical clocks for optimistic
-//! replication", 2012; Almeida et al., "Scalable and accurate causality tracking for eventually consistent stores", 2014.
+//! replication", 2012; Almeida et al., "Scalable and accurate causality tracking for eventually consistent stores",
+//! 2014.
 
 use bytes::Bytes;
 use oort_core::causality::{Dot, VersionVector};
@@ -9,8 +10,7 @@ use oort_core::mutation::{Basis, Circumstances, Condition, Expiry, Mutation};
 use oort_core::object::Object;
 use oort_core::types::{ActorId, Rng};
 
-const GIVEN: Circumstances =
-    Circumstances { wall_ms: 1_000, value_bytes_max: 1 << 20, default_ttl_ms: None };
+const GIVEN: Circumstances = Circumstances { wall_ms: 1_000, value_bytes_max: 1 << 20, default_ttl_ms: None };
 
 /// One server that holds one key, and gives out dots.
 struct Server {

@@ -1,4 +1,5 @@
-//! What a node does unasked: gossip and probes, founding the ring, watching clocks, giving hints back, comparing partitions.
+//! What a node does unasked: gossip and probes, founding the ring, watching clocks, giving hints back, comparing
+//! partitions.
 
 use std::collections::BTreeMap;
 

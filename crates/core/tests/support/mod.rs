@@ -9,7 +9,9 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use bytes::Bytes;
 use oort_core::bucket::{BucketProperties, DEFAULT_BUCKET};
-use oort_core::client::{ClientError, Operation, Page, Quorum, Reply, Request, RequestId, Scan, Updated, Want};
+use oort_core::client::{
+    ClientError, Operation, Page, Quorum, Reply, Request, RequestId, Scan, Updated, Want,
+};
 use oort_core::config::{Addresses, NodeConfig};
 use oort_core::message::Message;
 use oort_core::mutation::Mutation;
@@ -72,8 +74,8 @@ pub enum Crash {
 pub struct Cluster {
     pub machines: Vec<Machine>,
     pub events: Vec<(usize, Event)>,
-    /// Every message that left a node, for golden scripts.
-    pub log: Vec<String>,
+    /// Every message that left a node, for golden scripts: from, to, whether it will arrive.
+    pub log: Vec<(usize, usize, bool, Message)>,
     now_us: u64,
     wanted: BTreeSet<(usize, usize)>,
     links: BTreeSet<(usize, usize)>,
@@ -140,7 +142,14 @@ impl Cluster {
             };
             change(&mut config);
             let (disk, wall_ahead_ms) = (Disk::default(), 0);
-            cluster.machines.push(Machine { node: None, disk, config, id: NodeId(0), wall_ahead_ms, starts: 0 });
+            cluster.machines.push(Machine {
+                node: None,
+                disk,
+                config,
+                id: NodeId(0),
+                wall_ahead_ms,
+                starts: 0,
+            });
             cluster.start(i);
         }
         cluster
@@ -316,14 +325,14 @@ impl Cluster {
         }
     }
 
-    fn index_of(&self, id: NodeId) -> Option<usize> {
+    pub fn index_of(&self, id: NodeId) -> Option<usize> {
         self.machines.iter().position(|machine| machine.id == id)
     }
 
     fn post(&mut self, from: usize, to: NodeId, message: &Message) {
         let Some(to) = self.index_of(to) else { return };
         let is_lost = self.deaf.contains(&(from, to)) || !self.links.contains(&pair(from, to));
-        self.log.push(format!("n{from} -> n{to}{}: {message:?}", if is_lost { " (lost)" } else { "" }));
+        self.log.push((from, to, !is_lost, message.clone()));
         if !is_lost {
             let mut bytes = Vec::new();
             message.encode(&mut bytes);

@@ -311,12 +311,9 @@ impl Cluster {
 
     fn blame_differences(&mut self) {
         for (index, machine) in self.machines.iter().enumerate() {
-            match &machine.node {
-                None => {
-                    let detail = format!("n{index} is not up at the end");
-                    self.history.violations.push(Violation { checker: "formation", key: None, detail });
-                }
-                Some(_) => {}
+            if machine.node.is_none() {
+                let detail = format!("n{index} is not up at the end");
+                self.history.violations.push(Violation { checker: "formation", key: None, detail });
             }
             if !self.is_healthy() && index == 0 {
                 let detail = "some node still takes another for down".to_string();
