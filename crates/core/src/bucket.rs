@@ -136,6 +136,11 @@ impl BucketTable {
         }
     }
 
+    /// The properties that `bucket` was given, if it ever was, and the write that did.
+    pub fn entry(&self, bucket: &[u8]) -> Option<&BucketEntry> {
+        self.entries.get(bucket)
+    }
+
     /// Buckets with properties of their own, by name.
     pub fn entries(&self) -> impl Iterator<Item = (&Bytes, &BucketEntry)> {
         self.entries.iter()

@@ -9,6 +9,7 @@
 
 use bytes::Bytes;
 
+use crate::causality::Dot;
 use crate::message::ReadOutcome;
 use crate::object::Object;
 use crate::replica::hash_of;
@@ -120,6 +121,14 @@ impl Get {
         true
     }
 
+    /// Takes in what the coordinator itself holds. It was believed when it came, so the clock, which may have gone back
+    /// since, does not judge it again.
+    pub fn answer_own(&mut self, node: NodeId, outcome: &ReadOutcome) {
+        let reading_max = std::mem::replace(&mut self.reading_max, u64::MAX);
+        self.answer(node, outcome);
+        self.reading_max = reading_max;
+    }
+
     /// Counts `node` out, if it was asked and did not answer. True if it was.
     pub fn fail(&mut self, node: NodeId) -> bool {
         match self.index_of_asked(node) {
@@ -143,14 +152,21 @@ impl Get {
         if self.merged_hash == Some(hash) {
             return Some(hash);
         }
-        let object = Object::decode(bytes).ok()?;
-        if object.newest_reading() > self.reading_max {
+        let mut object = Object::decode(bytes).ok()?;
+        let is_lie = |dot: Dot| dot.counter > self.reading_max && !self.merged.context().covers(dot);
+        if object.context().dots().any(is_lie) {
             return None;
         }
         if self.merged_hash == Some(0) {
+            let siblings = object.0.values().len();
+            if self.lww {
+                object.keep_newest();
+            }
+            // Siblings from before the bucket was `lww` are dropped, which repairs the replica too.
+            let is_as_held = object.0.values().len() == siblings;
             self.merged = object;
-            self.merged_hash = Some(hash);
-            self.merged_bytes = Some(bytes.clone());
+            self.merged_hash = is_as_held.then_some(hash);
+            self.merged_bytes = is_as_held.then(|| bytes.clone());
             return Some(hash);
         }
         self.merged.merge(&object);

@@ -144,7 +144,7 @@ impl Membership {
     pub fn update_own(&mut self, floor: u64, change: impl FnOnce(&mut Member)) {
         let own = self.members.get_mut(&self.me).expect("a node is in its own table");
         change(own);
-        own.version = (own.version + 1).max(floor);
+        own.version = own.version.saturating_add(1).max(floor);
     }
 
     /// A hash of everything here.
@@ -242,7 +242,7 @@ impl Membership {
         if member.id == self.me {
             // A rumour newer than the truth: an older life of this node had a faster clock. Outbid it.
             if member.version > self.own().version {
-                self.update_own(member.version + 1, |_| {});
+                self.update_own(member.version.saturating_add(1), |_| {});
                 return true;
             }
             return false;

@@ -210,10 +210,14 @@ impl Replica {
         let Ok(incoming) = Object::decode(bytes) else {
             return Merge::Malformed;
         };
-        if self.is_absurd(now, &incoming) {
+        let held = self.load_object(key);
+        // What is held was believed once: a clock that went back since does not make it a lie.
+        let known = held.as_ref().map(|(object, _)| object.context());
+        let reading_max = self.clock.reading_max(now);
+        let is_lie = |dot: Dot| dot.counter > reading_max && !known.is_some_and(|known| known.covers(dot));
+        if incoming.context().dots().any(is_lie) {
             return Merge::ClockSkew;
         }
-        let held = self.load_object(key);
         if let Some((_, Some(held_bytes))) = &held {
             if held_bytes == bytes {
                 return Merge::Known;
@@ -272,23 +276,30 @@ impl Replica {
         Dot { counter, actor: self.identity.actor }
     }
 
-    /// The clock's next reading, for what is not an object (bucket properties).
-    pub fn make_stamp(&mut self, now: Now) -> Dot {
-        self.make_dot(now, &Object::default(), 0)
+    /// A new dot greater than `above`, for what is not an object (bucket properties).
+    pub fn make_stamp(&mut self, now: Now, above: u64) -> Dot {
+        self.make_dot(now, &Object::default(), above)
     }
 
-    /// From now on writes need a new actor: this one may have forgotten some of its own.
+    /// From now on writes need a new actor: this one may have forgotten some of its own. Remembered over a restart too.
     pub fn must_renew(&mut self, why: &'static str) {
         self.must_renew = Some(why);
+        self.note_forgetting();
+    }
+
+    fn note_forgetting(&mut self) {
+        if !self.identity.forgot && !self.keeps_actor {
+            self.identity.forgot = true;
+            self.save_identity();
+        }
     }
 
     /// Drops `object`, held under `key`, after it was handed over to its owner.
     pub fn drop_handed_over(&mut self, key: &ObjectKey, object: &Object) {
         self.store.apply((Space::Data, key.row().clone(), None));
         let is_own = object.context().counter(self.identity.actor) > 0;
-        if is_own && !self.identity.forgot && !self.keeps_actor {
-            self.identity.forgot = true;
-            self.save_identity();
+        if is_own {
+            self.note_forgetting();
         }
     }
 
@@ -395,12 +406,8 @@ impl Replica {
     /// Records a corrupt row, found by a read or a scan: what the actor wrote there may be forgotten.
     pub fn note_corruption(&mut self, detail: String) {
         self.corrupt.push(detail);
-        self.must_renew("a corrupt row was found");
         // Also after a restart: by then the row may have been replaced, and nothing else would tell.
-        if !self.identity.forgot && !self.keeps_actor {
-            self.identity.forgot = true;
-            self.save_identity();
-        }
+        self.must_renew("a corrupt row was found");
     }
 
     fn renew_actor(&mut self, why: &'static str) {

@@ -6,14 +6,15 @@ mod support;
 
 use oort_core::bucket::{BucketProperties, Conflict};
 use oort_core::causality::{Dot, VersionVector};
-use oort_core::client::{ClientError, Operation, Quorum, Reply, Want};
+use oort_core::client::{ClientError, Operation, Quorum, Reply, Scan, Want};
 use oort_core::clock::reading_at;
-use oort_core::message::Message;
+use oort_core::membership::Gossip;
+use oort_core::message::{Control, Message, ReadOutcome, WriteOutcome};
 use oort_core::mutation::{Basis, Condition, Expiry, Mutation, MutationError};
 use oort_core::node::{Event, Input, Node, OpenError};
 use oort_core::object::{Object, Version};
 use oort_core::store::{Durability, Space, Store};
-use oort_core::types::{ActorId, ObjectKey, SIBLINGS_MAX};
+use oort_core::types::{ActorId, ObjectKey, Partition, Position, SIBLINGS_MAX};
 use support::{key, Cluster, Crash};
 
 fn store(value: &str, basis: Basis, condition: Condition) -> Mutation {
@@ -147,7 +148,7 @@ fn a_node_whose_clock_jumps_ahead_refuses_puts_until_its_peers_agree() {
 fn a_clock_that_jumps_back_makes_no_dot_smaller() {
     let mut cluster = Cluster::new(3);
     cluster.put(0, "cart", "v").unwrap();
-    for back_ms in [1_000, 30_000] {
+    for back_ms in [1_000, 30_000, 3_600_000] {
         let before = cluster.held(0, "cart").unwrap().0.newest().unwrap().0;
         (0..3).for_each(|i| cluster.machines[i].wall_ahead_ms = -back_ms);
         cluster.put(0, "cart", &back_ms.to_string()).unwrap();
@@ -157,18 +158,24 @@ fn a_clock_that_jumps_back_makes_no_dot_smaller() {
     }
 }
 
-/// Today's behaviour, and wrong: when all clocks go back by more than `clock_skew_ms_max`, what was written before is
-/// refused as absurd by the replicas that hold it, until the time has come again. What a replica already holds should
-/// not be judged anew.
+/// Source: DESIGN §1.1, §1.2: what was written by a clock that has gone back since is read and overwritten as before.
 #[test]
-fn when_all_clocks_go_back_an_hour_earlier_keys_cannot_be_written() {
+fn when_all_clocks_go_back_an_hour_earlier_keys_are_still_served() {
     let mut cluster = Cluster::new(3);
     cluster.put(0, "cart", "v").unwrap();
     (0..3).for_each(|i| cluster.machines[i].wall_ahead_ms = -3_600_000);
-    let error = cluster.put(0, "cart", "w").unwrap_err();
-    assert!(matches!(error, ClientError::QuorumUnavailable { answered: 1, needed: 2, .. }), "{error}");
-    cluster.put(0, "new", "w").unwrap();
-    assert_eq!(cluster.values(1, "new"), ["w"]);
+    assert_eq!(cluster.values(0, "cart"), ["v"]);
+    for writer in [0, 1, 2, 0] {
+        let value = format!("from {writer}");
+        cluster.put(writer, "cart", &value).unwrap();
+        for reader in 0..3 {
+            assert_eq!(cluster.values(reader, "cart"), [value.as_str()]);
+        }
+    }
+    cluster.assert_converged("cart", 3);
+    let read = cluster.get(1, "cart").unwrap().context().clone();
+    cluster.update(2, "cart", store("w", Basis::Seen(read), Condition::Always)).unwrap();
+    assert_eq!(cluster.values(0, "cart"), ["w"]);
 }
 
 /// Source: issue 2, "a flipped byte on disk is detected, reported, and repaired from the other replicas, never served".
@@ -394,4 +401,67 @@ fn an_expired_value_reads_as_absent_and_is_replaced_without_a_sibling() {
     assert!(updated.applied);
     assert_eq!(cluster.values(0, "session"), ["new"]);
     assert_eq!(cluster.held(0, "session").unwrap().0.values().len(), 1);
+}
+
+/// Source: DESIGN §2: the last write of a bucket's properties wins, also after one by a node with a faster clock.
+#[test]
+fn a_bucket_can_be_set_again_by_a_node_with_a_slower_clock() {
+    let mut cluster = Cluster::new(3);
+    cluster.machines[1].wall_ahead_ms = 30_000;
+    let with_n = |n| BucketProperties { n, r: 1, w: 1, ..BucketProperties::default() };
+    cluster.set_bucket(1, b"sessions", with_n(1));
+    cluster.pump();
+    cluster.set_bucket(0, b"sessions", with_n(2));
+    cluster.pump();
+    for i in 0..3 {
+        assert_eq!(cluster.node(i).buckets().properties(b"sessions").n, 2, "at {i}");
+    }
+}
+
+/// Source: DESIGN §2: a bucket made `lww` later answers one value, also for what was written before.
+#[test]
+fn siblings_from_before_a_bucket_became_lww_are_no_longer_shown() {
+    let mut cluster = Cluster::new(3);
+    for value in ["a", "b"] {
+        cluster.update(0, "cart", store(value, Basis::Unseen, Condition::Always)).unwrap();
+    }
+    assert_eq!(cluster.values(0, "cart"), ["a", "b"]);
+    let lww = BucketProperties { conflict: Conflict::Lww, ..BucketProperties::default() };
+    cluster.set_bucket(0, b"default", lww);
+    cluster.pump();
+    assert_eq!(cluster.values(0, "cart"), ["b"]);
+}
+
+/// Source: STYLE, "bad input from peers is a `Result`, never a panic".
+#[test]
+fn extreme_numbers_from_a_peer_do_no_harm() {
+    let mut cluster = Cluster::new(3);
+    for wall_ms in [0, 1 << 63, u64::MAX] {
+        for gossip in [Gossip::Ping { mono_us: u64::MAX, wall_ms }, Gossip::Pong { mono_us: 0, wall_ms }] {
+            cluster.inject(1, 0, Message::Control(Control::Gossip(gossip)));
+        }
+    }
+    let mut own = cluster.node(0).membership().own().clone();
+    own.version = u64::MAX;
+    let (ring, buckets) = (None, Vec::new());
+    let rumour = Gossip::Delta { members: vec![own], ring, buckets };
+    cluster.inject(1, 0, Message::Control(Control::Gossip(rumour)));
+    let (from, to) = (Position(u64::MAX), Position(0));
+    let scan = Scan { bucket: "default".into(), from, to, limit: u32::MAX, count_only: false };
+    cluster.inject(1, 0, Message::Control(Control::ScanRange { task: u64::MAX, scan }));
+    let (from, to, rows) = (u64::MAX, 0, Vec::new());
+    cluster.inject(1, 0, Message::Control(Control::EntropyRows { from, to, rows }));
+    let (partition, hash) = (Partition(u16::MAX), 0);
+    cluster.inject(1, 0, Message::Control(Control::EntropyHash { partition, hash }));
+    for task in [0, 1, u64::MAX] {
+        let outcome = WriteOutcome::Durable;
+        cluster.inject(1, 0, Message::Written { task, outcome });
+        let outcome = ReadOutcome::Object("no object".into());
+        cluster.inject(1, 0, Message::ReadResult { task, outcome });
+        let object = "no object".into();
+        cluster.inject(1, 0, Message::Write { task, key: key("cart"), object, hint_for: None });
+    }
+    cluster.advance(2_000);
+    cluster.put(0, "cart", "v").unwrap();
+    assert_eq!(cluster.values(1, "cart"), ["v"]);
 }

@@ -1,4 +1,4 @@
-//! Golden scripts: `scripts/<area>/<scenario>.txt` tells a cluster's story, commands in, every message and decision out.
+//! Golden scripts: `scripts/<area>/<scenario>.txt` tells a cluster's story, commands in, messages and decisions out.
 //!
 //! A line that starts with `>` is a command, a line that starts with `#` a comment; everything else was written by this
 //! program. `UPDATE_GOLDENFILES=1 cargo test -p oort-core --test scripts` writes it anew: read that diff like code.

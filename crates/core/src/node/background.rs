@@ -226,7 +226,8 @@ impl Node {
         properties: BucketProperties,
         out: &mut Vec<Output>,
     ) -> Result<Reply, ClientError> {
-        let set_by = self.replica.make_stamp(now);
+        let above = self.buckets().entry(&bucket).map_or(0, |entry| entry.set_by.counter);
+        let set_by = self.replica.make_stamp(now, above);
         if !self
             .membership
             .buckets
@@ -261,7 +262,7 @@ impl Node {
     }
 
     fn compare_clock(&mut self, now: Now, peer: NodeId, their_wall_ms: u64, out: &mut Vec<Output>) {
-        let ahead = now.wall_ms as i64 - their_wall_ms as i64;
+        let ahead = (now.wall_ms as i64).saturating_sub(their_wall_ms as i64);
         self.clock_ahead_ms.insert(peer, ahead);
         if self.clock_ahead_ms.len() * 2 >= self.peers_up().len() {
             self.clock_is_doubtful = false;

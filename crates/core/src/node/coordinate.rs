@@ -227,7 +227,7 @@ impl Node {
                 Held::Corrupt => ReadOutcome::Failed,
             };
             if let Some(Task { work: Work::Get { get, .. }, .. }) = self.tasks.get_mut(id) {
-                get.answer(node, &outcome);
+                get.answer_own(node, &outcome);
             }
         }
     }
