@@ -241,11 +241,6 @@ impl Replica {
         Merge::Changed
     }
 
-    /// True if the object's context reaches absurdly far ahead of the wall clock.
-    pub fn is_absurd(&self, now: Now, object: &Object) -> bool {
-        self.clock.is_absurd(now, object.newest_reading())
-    }
-
     /// The greatest clock reading that is believed.
     pub fn reading_max(&self, now: Now) -> u64 {
         self.clock.reading_max(now)

@@ -19,7 +19,7 @@ use mio::{Events, Interest, Poll, Token, Waker};
 use oort_core::client::{ClientError, Reply, Request};
 use oort_core::config::NodeConfig;
 use oort_core::detector::Health;
-use oort_core::membership::Membership;
+use oort_core::membership::{Hello, Member, Membership};
 use oort_core::metrics::Metrics;
 use oort_core::node::{Event, Input, Node, Output};
 use oort_core::ring::Ring;
@@ -48,6 +48,8 @@ const FIRST_ENDPOINT: usize = 3;
 const ACCEPTS_MAX: usize = 64;
 /// How long a stopping node waits for requests in flight and unwritten replies.
 const STOP_PATIENCE: Duration = Duration::from_secs(5);
+/// How long a starting node looks for its peers before it serves clients without them, in microseconds.
+const SETTLE_US: u64 = 1_000_000;
 /// A peer that leaves more than this unread, in bytes, is cut off; it comes back and gets hints.
 const OUTBOX_BYTES_MAX: usize = 64 << 20;
 
@@ -93,6 +95,10 @@ pub struct Shard {
     scratch: Vec<u8>,
     numbers: Numbers,
     stop_deadline: Option<Instant>,
+    /// Clients are served. A restarted node first looks for its peers, or it would refuse what they could answer.
+    is_admitting: bool,
+    /// Requests of other threads that wait for that.
+    early: Vec<Command>,
 }
 
 /// Counters for `INFO`.
@@ -178,6 +184,8 @@ impl Shard {
                 random: RefCell::new(Rng::new(random_seed)),
             },
             stop_deadline: None,
+            is_admitting: false,
+            early: Vec::new(),
         };
         Ok((shard, handle))
     }
@@ -201,6 +209,7 @@ impl Shard {
             for event in events.iter() {
                 self.event(event.token(), event.is_readable() || event.is_read_closed(), event.is_writable());
             }
+            self.admit();
             self.drain_inbox();
             self.dial();
             if self.clocks.now.get().mono_us >= self.node.next_wakeup() {
@@ -218,7 +227,10 @@ impl Shard {
         if !self.unread.is_empty() {
             return Duration::ZERO;
         }
-        let wakeup = self.node.next_wakeup().min(self.links.next_dial_us());
+        let mut wakeup = self.node.next_wakeup().min(self.links.next_dial_us());
+        if !self.is_admitting {
+            wakeup = wakeup.min(SETTLE_US);
+        }
         let now = self.clocks.read().mono_us;
         // Rounded up to the poll's milliseconds by the system: never early.
         let pause = Duration::from_micros(wakeup.saturating_sub(now));
@@ -395,16 +407,42 @@ impl Shard {
         }
     }
 
+    /// Begins to serve clients once every other node of the ring is linked or known to be absent, or after
+    /// [`SETTLE_US`]. Until then clients wait in the listener's queue.
+    fn admit(&mut self) {
+        if self.is_admitting {
+            return;
+        }
+        let me = self.node.id();
+        let nodes = self.node.ring().map_or(&[][..], |ring| ring.nodes());
+        let others = nodes.iter().copied().filter(|&node| node != me);
+        let is_late = self.clocks.now.get().mono_us >= SETTLE_US || self.stop_deadline.is_some();
+        if is_late || self.links.is_settled(others) {
+            self.is_admitting = true;
+            self.accept(true);
+        }
+    }
+
     fn drain_inbox(&mut self) {
-        while let Some(command) = self.inbox.try_recv() {
-            match command {
-                Command::Request { request, reply } => {
-                    let id = self.owners.insert(Owner::Handle(reply));
-                    self.step(Input::Request { id, request });
-                }
-                Command::Inspect(look) => look(&self.inside()),
-                Command::Stop => self.stop(),
+        if self.is_admitting {
+            for command in std::mem::take(&mut self.early) {
+                self.obey(command);
             }
+        }
+        while let Some(command) = self.inbox.try_recv() {
+            self.obey(command);
+        }
+    }
+
+    fn obey(&mut self, command: Command) {
+        match command {
+            early @ Command::Request { .. } if !self.is_admitting => self.early.push(early),
+            Command::Request { request, reply } => {
+                let id = self.owners.insert(Owner::Handle(reply));
+                self.step(Input::Request { id, request });
+            }
+            Command::Inspect(look) => look(&self.inside()),
+            Command::Stop => self.stop(),
         }
     }
 
@@ -438,6 +476,7 @@ impl Shard {
     fn event(&mut self, token: Token, readable: bool, writable: bool) {
         match token {
             WAKER => {}
+            REDIS if !self.is_admitting => {}
             REDIS => self.accept(true),
             PEERS => self.accept(false),
             Token(token) => {
@@ -586,6 +625,9 @@ impl Shard {
             wire::append_answer(output, Ok(&self.node.hello(now)));
             inbound.peer = Some(hello.member.id);
             self.links.heard_of(&hello.member, now.mono_us);
+            if let Some(hello) = self.links.inbound_opened(hello.member.id) {
+                self.linked(hello);
+            }
         }
         let Some(from) = inbound.peer else { return Ok(()) };
         while let Some(message) = wire::next_message(&mut inbound.input)? {
@@ -606,12 +648,25 @@ impl Shard {
             return Err(wire::WireError::Refused { why: refusal.to_string() });
         }
         outbound.is_open = true;
-        if self.links.opened(slot, hello.member.id) {
-            info!(peer = %hello.member.id, name = hello.member.name, address = outbound.address, "linked");
-            self.step(Input::LinkUp { hello });
-            return Ok(());
+        match self.links.opened(slot, hello) {
+            Ok(Some(hello)) => self.linked(hello),
+            Ok(None) => {}
+            Err(links::Double) => {
+                return Err(wire::WireError::Refused { why: "a link to this peer is open already".into() })
+            }
         }
-        Err(wire::WireError::Refused { why: "a link to this peer is open already".into() })
+        Ok(())
+    }
+
+    fn linked(&mut self, hello: Hello) {
+        let Member { id, name, addresses, .. } = &hello.member;
+        info!(peer = %id, name, address = addresses.peer, "linked");
+        self.step(Input::LinkUp { hello });
+    }
+
+    fn unlinked(&mut self, peer: NodeId) {
+        info!(%peer, "link closed");
+        self.step(Input::LinkDown { peer });
     }
 
     fn flush(&mut self, slot: usize) {
@@ -642,11 +697,14 @@ impl Shard {
         let _ = self.poll.registry().deregister(&mut endpoint.stream);
         match endpoint.kind {
             Kind::Client(_) => self.numbers.clients -= 1,
-            Kind::Inbound(_) => {}
+            Kind::Inbound(inbound) => {
+                if let Some(peer) = inbound.peer.filter(|&peer| self.links.inbound_closed(peer)) {
+                    self.unlinked(peer);
+                }
+            }
             Kind::Outbound(_) => {
                 if let Some(peer) = self.links.closed(slot, self.clocks.now.get().mono_us) {
-                    info!(%peer, "link closed");
-                    self.step(Input::LinkDown { peer });
+                    self.unlinked(peer);
                 }
             }
         }

@@ -6,6 +6,7 @@
 
 use super::{Node, Origin, Output, Purpose, Task, Work};
 use crate::bucket::Conflict;
+use crate::causality::{Dot, VersionVector};
 use crate::client::{
     Action, ClientError, Operation, Page, Quorum, QuorumName, Reply, Request, RequestId, Updated, Want,
     SCAN_LIMIT_MAX, TIMEOUT_MS_MAX,
@@ -400,16 +401,15 @@ impl Node {
             Ok(needed) => needed,
             Err(error) => return self.finish(origin, Err(error), out),
         };
-        let reading_max = self.replica.reading_max(now);
-        if update.mutation.seen().is_some_and(|seen| seen.dots().any(|dot| dot.counter > reading_max)) {
-            return self.finish(origin, Err(ClientError::InvalidContext), out);
-        }
         if hop == Hop::First {
             if let Some(coordinator) = self.other_coordinator(&update) {
                 let Update { key, mutation, quorum, want } = update;
                 let operation = Operation::Update { key, mutation, quorum, want };
                 return self.forward(now, origin, coordinator, operation, deadline_us, out);
             }
+        }
+        if update.mutation.seen().is_some_and(|seen| self.is_forged(now, &update.key, seen)) {
+            return self.finish(origin, Err(ClientError::InvalidContext), out);
         }
         if let Some(error) = self.write_refusal(&update.key, needed) {
             self.metrics.puts_failed += 1;
@@ -419,6 +419,19 @@ impl Node {
             return self.apply_update(now, origin, update, None, deadline_us, out);
         }
         self.read_then_apply(now, origin, update, needed_read, deadline_us, out);
+    }
+
+    /// True if a context names writes of the far future that this replica does not hold. It may hold some if its clock
+    /// went back.
+    fn is_forged(&mut self, now: Now, key: &ObjectKey, seen: &VersionVector) -> bool {
+        let reading_max = self.replica.reading_max(now);
+        let mut far: Vec<Dot> = seen.dots().filter(|dot| dot.counter > reading_max).collect();
+        if !far.is_empty() {
+            if let Some((object, _)) = self.replica.load_object(key) {
+                far.retain(|dot| !object.context().covers(*dot));
+            }
+        }
+        !far.is_empty()
     }
 
     fn read_then_apply(

@@ -1,13 +1,14 @@
 //! Whom to keep a link to, and when to dial: every known member, and the seeds until they have told who they are.
 //!
-//! A dial that fails is tried again after 50 ms, then after twice as long each time, up to a second. Host names are
+//! A link is two connections, one for each direction, and is up while both are: what is asked over the one is answered
+//! over the other. A dial that fails is tried again after 50 ms, then after twice as long each time, up to a second. Host names are
 //! resolved on a thread of their own, because the system's resolver blocks.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::mpsc;
 
-use oort_core::membership::Member;
+use oort_core::membership::{Hello, Member};
 use oort_core::types::NodeId;
 use tracing::{info, warn};
 
@@ -29,12 +30,23 @@ struct Target {
     dial_at_us: u64,
     retry_us: u64,
     has_complained: bool,
+    /// A dial has failed, so the peer is known to be absent.
+    has_failed: bool,
 }
+
+/// There is a connection to the peer already.
+#[derive(Debug)]
+pub struct Double;
 
 /// All addresses to keep connections to.
 pub struct Links {
     targets: Vec<Target>,
-    open: BTreeMap<NodeId, usize>,
+    /// Connections to peers whose greeting was answered, with the answer.
+    open: BTreeMap<NodeId, (usize, Hello)>,
+    /// Number of connections from peers that have greeted.
+    inbound: BTreeMap<NodeId, usize>,
+    /// Peers with both.
+    linked: BTreeSet<NodeId>,
     resolved: mpsc::Receiver<(String, Option<SocketAddr>)>,
     resolver: mpsc::Sender<(String, Option<SocketAddr>)>,
 }
@@ -43,7 +55,14 @@ impl Links {
     /// Dials `seeds` at once.
     pub fn new(seeds: Vec<String>) -> Links {
         let (resolver, resolved) = mpsc::channel();
-        let mut links = Links { targets: Vec::new(), open: BTreeMap::new(), resolved, resolver };
+        let mut links = Links {
+            targets: Vec::new(),
+            open: BTreeMap::new(),
+            inbound: BTreeMap::new(),
+            linked: BTreeSet::new(),
+            resolved,
+            resolver,
+        };
         for address in seeds {
             links.add(address, None, 0);
         }
@@ -59,12 +78,13 @@ impl Links {
             dial_at_us,
             retry_us: RETRY_US_MIN,
             has_complained: false,
+            has_failed: false,
         });
     }
 
     /// The slot of the open link to `peer`.
     pub fn open_slot(&self, peer: NodeId) -> Option<usize> {
-        self.open.get(&peer).copied()
+        self.open.get(&peer).map(|(slot, _)| *slot)
     }
 
     /// Keeps a link to `peer` at `address` from now on. Returns the slot of a link to close, if its address was another.
@@ -136,24 +156,54 @@ impl Links {
         }
     }
 
-    /// The greeting on `slot` was answered by `peer`. False if there is a link to it already.
-    pub fn opened(&mut self, slot: usize, peer: NodeId) -> bool {
-        let is_double = self.open.contains_key(&peer);
+    /// The greeting on `slot` was answered with `hello`. Errors: there is a connection to that peer already.
+    pub fn opened(&mut self, slot: usize, hello: Hello) -> Result<Option<Hello>, Double> {
+        let peer = hello.member.id;
         let Some(index) = self.targets.iter().position(|target| target.slot == Some(slot)) else {
-            return false;
+            return Err(Double);
         };
         // Another entry for the same peer, as after a change of address, is no longer needed.
-        if is_double {
+        if self.open.contains_key(&peer) {
             self.targets.remove(index);
-            return false;
+            return Err(Double);
         }
         let target = &mut self.targets[index];
         (target.peer, target.is_open, target.retry_us, target.has_complained) =
             (Some(peer), true, RETRY_US_MIN, false);
         self.targets
             .retain(|other| other.slot == Some(slot) || other.peer != Some(peer) || other.slot.is_some());
-        self.open.insert(peer, slot);
-        true
+        self.open.insert(peer, (slot, hello));
+        Ok(self.complete(peer))
+    }
+
+    /// A connection from `peer` has greeted. Returns the peer's hello if the link is up by that.
+    pub fn inbound_opened(&mut self, peer: NodeId) -> Option<Hello> {
+        *self.inbound.entry(peer).or_default() += 1;
+        self.complete(peer)
+    }
+
+    fn complete(&mut self, peer: NodeId) -> Option<Hello> {
+        let (_, hello) = self.open.get(&peer)?;
+        let is_new = self.inbound.contains_key(&peer) && self.linked.insert(peer);
+        is_new.then(|| hello.clone())
+    }
+
+    /// A connection from `peer` is gone. True if the link is down by that.
+    pub fn inbound_closed(&mut self, peer: NodeId) -> bool {
+        let Some(count) = self.inbound.get_mut(&peer) else { return false };
+        *count -= 1;
+        *count == 0 && {
+            self.inbound.remove(&peer);
+            self.linked.remove(&peer)
+        }
+    }
+
+    /// True once each of `peers` is linked or known to be absent.
+    pub fn is_settled(&self, mut peers: impl Iterator<Item = NodeId>) -> bool {
+        peers.all(|peer| {
+            let has_failed = |target: &Target| target.peer == Some(peer) && target.has_failed;
+            self.linked.contains(&peer) || self.targets.iter().any(has_failed)
+        })
     }
 
     /// A link was refused by us or by the other side: say so once, and try again rarely.
@@ -175,19 +225,19 @@ impl Links {
         }
     }
 
-    /// The connection in `slot` is gone. Returns the peer whose open link it was.
+    /// The connection in `slot` is gone. Returns the peer whose link is down by that.
     pub fn closed(&mut self, slot: usize, now_us: u64) -> Option<NodeId> {
         let target = self.targets.iter_mut().find(|target| target.slot == Some(slot))?;
         target.slot = None;
         target.dial_at_us = now_us + target.retry_us;
-        match std::mem::replace(&mut target.is_open, false) {
-            true => {
-                let peer = target.peer?;
-                self.open.remove(&peer);
-                Some(peer)
-            }
-            false => None,
+        let peer = target.peer;
+        if !std::mem::replace(&mut target.is_open, false) {
+            target.has_failed = true;
+            return None;
         }
+        let peer = peer?;
+        self.open.remove(&peer);
+        self.linked.remove(&peer).then_some(peer)
     }
 
     /// Slots of dials that took too long.
