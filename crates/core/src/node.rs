@@ -4,12 +4,13 @@
 //! disk, one [`Node::commit`], release the rest. Nothing an output claims is untrue after a power failure. The copies
 //! of a put become durable on all replicas at the same time, not one after the other.
 //!
-//! The submodules are one `impl Node` in three parts: `coordinate` runs client operations, `serve` answers other
-//! coordinators, `background` gossips, hands hints over and compares partitions. Follow a put from
+//! The submodules are one `impl Node` in four parts: `coordinate` runs gets and puts, `listing` scans, `serve` answers
+//! other coordinators, `background` gossips, hands hints over and compares partitions. Follow a put from
 //! `coordinate::start_update`.
 
 mod background;
 mod coordinate;
+mod listing;
 mod serve;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};

@@ -2,9 +2,9 @@
 //!
 //! A connection hands each [`Command`] to [`start`] with its [`Session`]. Most commands become one request
 //! ([`Started::One`]) whose answer a [`Finish`] turns into the reply without a further allocation. Commands over many
-//! keys or many steps become a [`Plan`]: a round of requests, which may run concurrently, then the next, until the reply
-//! is known. What needs no core is answered at once. Redis evaluates a command in one place at one moment; what that
-//! becomes when replicas diverge is written, command by command, in `docs/redis.md`.
+//! keys or many steps become a [`Plan`]: a round of requests, which may run concurrently, then the next, until the
+//! reply is known. What needs no core is answered at once. Redis evaluates a command in one place at one moment; what
+//! that becomes when replicas diverge is written, command by command, in `docs/redis.md`.
 //!
 //! Read [`table`] for what there is, then [`strings`] for the pattern that every command follows.
 
@@ -47,7 +47,8 @@ pub enum Started {
     Reply(Value),
     /// One request; its answer goes to [`Finish::reply`].
     One { request: Request, finish: Finish },
-    /// 1 to [`plan::REQUESTS_MAX`] requests, which may run concurrently; their answers, in order, go to [`Plan::resume`].
+    /// 1 to [`plan::REQUESTS_MAX`] requests, which may run concurrently; their answers, in order, go to
+    /// [`Plan::resume`].
     Many { requests: Vec<Request>, plan: Box<dyn Plan> },
     /// The reply, after which the connection must be closed.
     Close(Value),

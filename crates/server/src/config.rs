@@ -1,8 +1,8 @@
 //! What one server process must be told, and where it can be told: flags, environment, a TOML file, defaults.
 //!
 //! One table, [`options::OPTIONS`], defines every option once: its key, its documentation, its range and how it is
-//! stored. The flags of `oort start`, the `OORT_…` variables, the keys of the file and `oort.example.toml` all come from
-//! it, so none of them can lack an option or describe it differently.
+//! stored. The flags of `oort start`, the `OORT_…` variables, the keys of the file and `oort.example.toml` all come
+//! from it, so none of them can lack an option or describe it differently.
 //!
 //! A flag overrides a variable, which overrides the file, which overrides the default. An error names the place the
 //! value came from: `oort.toml:12: …`, `--redis: …` or `OORT_REDIS: …`.

@@ -1,8 +1,8 @@
 //! One Redis client: what it sent, what it waits for, what it gets, in order.
 //!
-//! Commands of a pipeline run concurrently, but never so that a client could tell. What the node coordinates itself takes
-//! effect at once and in order. What must go elsewhere or take several steps could be overtaken, so a command on the same
-//! key waits for it, and a command of many steps waits for everything and everything for it.
+//! Commands of a pipeline run concurrently, but never so that a client could tell. What the node coordinates itself
+//! takes effect at once and in order. What must go elsewhere or take several steps could be overtaken, so a command on
+//! the same key waits for it, and a command of many steps waits for everything and everything for it.
 
 use std::collections::VecDeque;
 

@@ -1,8 +1,8 @@
 //! The event loop: one thread that owns the node, its store, and all sockets but HTTP's.
 //!
-//! A turn gathers what every ready socket brought, steps the node through all of it, commits once, and only then writes:
-//! one write per client and per peer. That order is the group commit, and the reason why nothing is said before it is
-//! durable. `endpoint` has the sockets, `connection` the order of a client's commands, `links` whom to dial when.
+//! A turn gathers what every ready socket brought, steps the node through all of it, commits once, and only then
+//! writes: one write per client and per peer. That order is the group commit, and the reason why nothing is said before
+//! it is durable. `endpoint` has the sockets, `connection` the order of a client's commands, `links` whom to dial when.
 
 mod endpoint;
 mod links;

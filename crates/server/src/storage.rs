@@ -1,6 +1,7 @@
 //! The durable storage engine: a [`Store`] on fjall.
 //!
-//! One turn of the loop reads rows, applies changes and syncs once. So what was applied is *pending* in memory, visible to
+//! One turn of the loop reads rows, applies changes and syncs once. So what was applied is *pending* in memory, visible
+//! to
 //! `get` and `scan` at once, and `sync` hands all of it to fjall as one atomic batch with one fsync: the group commit.
 //!
 //! ```text
@@ -11,14 +12,14 @@
 //!    engine: fjall (memory tables, tables on disk, block cache) <----'
 //! ```
 //! **When the disk refuses.** Everything since the last successful sync is forgotten, `sync` says `ReadOnly`, reads
-//! go on. Before the disk is really full the space guard refuses, and nothing has happened. After an I/O error fjall takes
-//! no more writes: later syncs probe the disk, and when it writes again they close fjall, cut from the journal what was
-//! never acknowledged, copy the rest to new files (after a failed fsync the kernel may have dropped pages that it still
-//! shows us), and open it anew. A process that dies before that may find the refused batch after its restart: nobody was
-//! told that it is there, so that is an ordinary unacknowledged write.
+//! go on. Before the disk is really full the space guard refuses, and nothing has happened. After an I/O error fjall
+//! takes no more writes: later syncs probe the disk, and when it writes again they close fjall, cut from the journal
+//! what was never acknowledged, copy the rest to new files (after a failed fsync the kernel may have dropped pages that
+//! it still shows us), and open it anew. A process that dies before that may find the refused batch after its restart:
+//! nobody was told that it is there, so that is an ordinary unacknowledged write.
 //!
-//! **When the disk lies.** Every row carries a checksum, fjall's blocks another: a mismatch is `Corrupt`, for that row or
-//! block only. Journals are checked before fjall reads them; if acknowledged writes are missing,
+//! **When the disk lies.** Every row carries a checksum, fjall's blocks another: a mismatch is `Corrupt`, for that row
+//! or block only. Journals are checked before fjall reads them; if acknowledged writes are missing,
 //! [`Store::lost_writes`] says so, at every start, until it is told that the node has taken a new identity.
 //!
 //! Read next: `storage/rows.rs`, `storage/engine.rs`, `storage/journal.rs`; `docs/disk.md` draws the bytes.

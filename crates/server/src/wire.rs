@@ -4,9 +4,9 @@
 //! greeting:  | "OORT" | protocol 2 | frame |
 //! frame:     | length 4 | checksum 4 | body |        length of the body; checksum: low half of its XXH3
 //! ```
-//! Numbers are little-endian. The dialling node's greeting carries its postcard [`Hello`]; the answer's body starts with 0
-//! and the other's hello, or with 1 and a text that says why the link is refused. The six bytes before the first frame
-//! never change, so that any two versions can refuse each other. Drawn at more length in `docs/wire.md`.
+//! Numbers are little-endian. The dialling node's greeting carries its postcard [`Hello`]; the answer's body starts
+//! with 0 and the other's hello, or with 1 and a text that says why the link is refused. The six bytes before the first
+//! frame never change, so that any two versions can refuse each other. Drawn at more length in `docs/wire.md`.
 
 use std::fmt;
 

@@ -1,4 +1,5 @@
-//! The durable store against its promises: it agrees with the engine in memory, survives crashes, and notices flipped bytes.
+//! The durable store against its promises: it agrees with the engine in memory, survives crashes, and notices flipped
+//! bytes.
 //!
 //! A crash is a copy of the directory made while the store is open: what the operating system has then is what a killed
 //! process leaves. What a failed write does is in `storage_full.rs`, which needs a process of its own.

@@ -1,7 +1,7 @@
 //! A disk that stops taking writes in the middle of a batch, and takes them again later.
 //!
-//! The limit on file sizes (RLIMIT_FSIZE) makes write(2) fail at a chosen offset, after writing a part, on every machine and
-//! without privileges. It holds for the whole process, so this file has one test.
+//! The limit on file sizes (RLIMIT_FSIZE) makes write(2) fail at a chosen offset, after writing a part, on every
+//! machine and without privileges. It holds for the whole process, so this file has one test.
 
 use std::fs;
 use std::sync::atomic::AtomicBool;

@@ -1,9 +1,9 @@
 //! What is demanded of a history: one checker per promise of DESIGN §1.
 //!
-//! Some checkers watch while the run goes on (`history` and `cluster` blame what they see); those here judge the whole at the
-//! end, when faults have stopped and the replicas had time to agree. The oracle for siblings is the graph of which write
-//! really superseded which, see [`KeyHistory::superseded`]: from the siblings that are left, every acknowledged write must be reached,
-//! and none of them may be reached from another.
+//! Some checkers watch while the run goes on (`history` and `cluster` blame what they see); those here judge the whole
+//! at the end, when faults have stopped and the replicas had time to agree. The oracle for siblings is the graph of
+//! which write really superseded which, see [`KeyHistory::superseded`]: from the siblings that are left, every
+//! acknowledged write must be reached, and none of them may be reached from another.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -1,9 +1,10 @@
 //! The world: machines, links and clients, driven from event to event.
 //!
 //! One queue ordered by time, then by the order in which events were made. A turn of a machine takes some of its inbox,
-//! steps the node and stages; a little later it releases what does not wait for the disk, and after the time of a sync it
-//! commits and releases the rest. A crash in between loses what comes after it, as it does in the real loop. The submodules are one `impl Cluster`: `links` moves messages and keeps connections, `strikes` makes
-//! things go wrong, `run` is the story from the first start to the verdict.
+//! steps the node and stages; a little later it releases what does not wait for the disk, and after the time of a sync
+//! it commits and releases the rest. A crash in between loses what comes after it, as it does in the real loop. The
+//! submodules are one `impl Cluster`: `links` moves messages and keeps connections, `strikes` makes things go wrong,
+//! `run` is the story from the first start to the verdict.
 
 mod links;
 mod run;

@@ -1,8 +1,10 @@
 //! A machine's disk: a [`MemoryStore`] that outlives the node's crash, watched by the history.
 //!
 //! The node owns a [`SharedStore`], the simulator the [`Disk`]; both are handles of the same memory. Every object the
-//! node stores is noted with what the row held before, and handed to the history once the node has staged it (a buffered
-//! `sync`): that is the moment from which the node may speak of it. Only a durable `sync` saves it from a power failure.
+//! node stores is noted with what the row held before, and handed to the history once the node has staged it (a
+//! buffered
+//! `sync`): that is the moment from which the node may speak of it. Only a durable `sync` saves it from a power
+//! failure.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard};

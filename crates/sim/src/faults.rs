@@ -1,7 +1,7 @@
 //! What can go wrong, and how often it does in one seed.
 //!
-//! A fault is selected by name; whether a selected fault is in force in a seed, how often it strikes and for how long is drawn per
-//! seed, so that seeds differ in character.
+//! A fault is selected by name; whether a selected fault is in force in a seed, how often it strikes and for how long
+//! is drawn per seed, so that seeds differ in character.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -182,7 +182,8 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Draws a seed's plan from the selected faults. One or two selected faults are always in force, of more each with chance ½.
+    /// Draws a seed's plan from the selected faults. One or two selected faults are always in force, of more each with
+    /// chance ½.
     pub fn draw(selected: Faults, rng: &mut Rng) -> Plan {
         let few = selected.iter().count() <= 2;
         let mut plan = Plan::default();

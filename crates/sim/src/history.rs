@@ -1,8 +1,9 @@
 //! What happened, as an observer sees it who reads every disk and every client's screen, but trusts no node.
 //!
 //! Two records are kept: the clients' operations with what they were told, and the **births**: each dot, at the moment
-//! a node first stored it durably, with what its maker held then. Together they say which write really saw, and so superseded,
-//! which other, without believing a single context: a context is the core's claim, and the claim is what is checked.
+//! a node first stored it durably, with what its maker held then. Together they say which write really saw, and so
+//! superseded, which other, without believing a single context: a context is the core's claim, and the claim is what is
+//! checked.
 
 use std::collections::BTreeMap;
 

@@ -8,8 +8,8 @@
 //! Reading order: what is recorded (`trace`, `history`), the world (`disk`, `faults`, `network`, `workload`), what is
 //! demanded of it (`check`), the event loop (`machine`, `cluster`), the command line (`cli`).
 //!
-//! Source: FoundationDB's simulation and TigerBeetle's VOPR; swarm testing (Groce et al., 2012): every seed draws its own
-//! subset of faults and its own rates, because a bug often needs some faults to be absent.
+//! Source: FoundationDB's simulation and TigerBeetle's VOPR; swarm testing (Groce et al., 2012): every seed draws its
+//! own subset of faults and its own rates, because a bug often needs some faults to be absent.
 
 pub mod trace;
 pub mod history;

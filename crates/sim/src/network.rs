@@ -1,8 +1,9 @@
 //! Links between machines: which are open, what is cut, and when a message arrives.
 //!
-//! One connection joins two machines. Each end learns of its opening and closing by itself and at its own time, so the ends may
-//! disagree for a while; a connection's number keeps messages of an old connection out of a new one. In each direction
-//! messages arrive in the order sent, unless a fault says otherwise. A cut (part of a split) swallows one direction.
+//! One connection joins two machines. Each end learns of its opening and closing by itself and at its own time, so the
+//! ends may disagree for a while; a connection's number keeps messages of an old connection out of a new one. In each
+//! direction messages arrive in the order sent, unless a fault says otherwise. A cut (part of a split) swallows one
+//! direction.
 
 use oort_core::types::Rng;
 

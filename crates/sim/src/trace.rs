@@ -1,7 +1,7 @@
 //! The running hash of a history, and its readable form.
 //!
-//! Every event is mixed into one 64-bit hash, in order: two runs of a seed with the same hash did the same things at the
-//! same times. The readable lines are made only when somebody wants to read them.
+//! Every event is mixed into one 64-bit hash, in order: two runs of a seed with the same hash did the same things at
+//! the same times. The readable lines are made only when somebody wants to read them.
 
 use std::io::Write;
 

@@ -1,4 +1,5 @@
-//! The checkers bite: each deliberately broken core is caught within few seeds, by a checker that guards what was broken.
+//! The checkers bite: each deliberately broken core is caught within few seeds, by a checker that guards what was
+//! broken.
 
 use oort_core::config::{NodeConfig, Sabotage};
 use oort_sim::cluster::{run, Setup};

@@ -6,10 +6,10 @@
 
 use super::{Node, Origin, Output, Purpose, Task, Work};
 use crate::bucket::Conflict;
-use crate::causality::{Dot, VersionVector};
+use crate::causality::VersionVector;
 use crate::client::{
-    Action, ClientError, Operation, Page, Quorum, QuorumName, Reply, Request, RequestId, Updated, Want,
-    SCAN_LIMIT_MAX, TIMEOUT_MS_MAX,
+    Action, ClientError, Operation, Quorum, QuorumName, Reply, Request, RequestId, Updated, Want,
+    TIMEOUT_MS_MAX,
 };
 use crate::detector::Health;
 use crate::get::{Candidate, Get, Needed, Progress as GetProgress};
@@ -19,8 +19,7 @@ use crate::object::Object;
 use crate::put::{Progress as PutProgress, Put};
 use crate::replica::{hash_of, Held};
 use crate::ring::Ring;
-use crate::scan::Listing;
-use crate::types::{NodeId, Now, ObjectKey, Position};
+use crate::types::{NodeId, Now, ObjectKey};
 
 /// Whether a request may still be handed to another coordinator.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -103,7 +102,7 @@ impl Node {
 
     // Quorums and placement
 
-    fn placed_ring(&self) -> &Ring {
+    pub(super) fn placed_ring(&self) -> &Ring {
         self.ring.as_ref().expect("operations start only when there is a ring")
     }
 
@@ -425,13 +424,12 @@ impl Node {
     /// went back.
     fn is_forged(&mut self, now: Now, key: &ObjectKey, seen: &VersionVector) -> bool {
         let reading_max = self.replica.reading_max(now);
-        let mut far: Vec<Dot> = seen.dots().filter(|dot| dot.counter > reading_max).collect();
-        if !far.is_empty() {
-            if let Some((object, _)) = self.replica.load_object(key) {
-                far.retain(|dot| !object.context().covers(*dot));
-            }
-        }
-        !far.is_empty()
+        let mut far = seen.dots().filter(|dot| dot.counter > reading_max).peekable();
+        far.peek().is_some()
+            && !self
+                .replica
+                .load_object(key)
+                .is_some_and(|(held, _)| far.all(|dot| held.context().covers(dot)))
     }
 
     fn read_then_apply(
@@ -771,122 +769,6 @@ impl Node {
             }
             false => self.finish(task.origin, Err(ClientError::OutcomeUnknown), out),
         }
-    }
-
-    // Scans
-
-    fn start_scan(
-        &mut self,
-        now: Now,
-        origin: Origin,
-        mut scan: crate::client::Scan,
-        deadline_us: u64,
-        out: &mut Vec<Output>,
-    ) {
-        scan.limit = scan.limit.clamp(1, SCAN_LIMIT_MAX);
-        let work = Work::Scan(Listing::new(scan));
-        let id = self.tasks.insert(Task { origin, started_us: now.mono_us, deadline_us, work });
-        self.tasks.wake_at(deadline_us, id);
-        self.advance_scan(now, id, out);
-    }
-
-    /// Asks for the next segment, or answers with the page.
-    fn advance_scan(&mut self, now: Now, id: TaskId, out: &mut Vec<Output>) {
-        loop {
-            let Some(Task { work: Work::Scan(listing), .. }) = self.tasks.get_mut(id) else {
-                return;
-            };
-            let Some(from) = listing.next() else { break };
-            let scan = listing.scan.clone();
-            let Some((to, nodes)) = self.segment(&scan, from) else {
-                return self.fail_scan(now, id, out);
-            };
-            let Some(Task { work: Work::Scan(listing), .. }) = self.tasks.get_mut(id) else {
-                return;
-            };
-            let part = listing.start_segment(to, &nodes);
-            let me = self.membership.me;
-            for node in nodes.iter().copied().filter(|&node| node != me) {
-                self.detector.sent(node, now.mono_us);
-                let message = Message::Control(Control::ScanRange { task: id, scan: part.clone() });
-                self.send(now, node, message, out);
-            }
-            if !nodes.contains(&me) {
-                return;
-            }
-            let (rows, count, done_to) = self.list_rows(now, &part);
-            let Some(Task { work: Work::Scan(listing), .. }) = self.tasks.get_mut(id) else {
-                return;
-            };
-            if !listing.answer(me, rows, count, done_to) {
-                return;
-            }
-            listing.finish_segment(now.wall_ms);
-        }
-        let Some(Task { work: Work::Scan(listing), origin, .. }) = self.tasks.remove(id) else {
-            return;
-        };
-        self.metrics.scans += 1;
-        let page: Page = listing.into_page();
-        self.finish(origin, Ok(Reply::Page(page)), out);
-    }
-
-    /// The replicas to ask for the range that starts at `from`, and how far the same ones serve.
-    fn segment(&self, scan: &crate::client::Scan, from: Position) -> Option<(Position, Vec<NodeId>)> {
-        let ring = self.placed_ring();
-        let properties = self.buckets().properties(&scan.bucket);
-        let n = (properties.n as usize).min(ring.nodes().len());
-        let r = if scan.count_only { 1 } else { (properties.r as usize).min(n) };
-        let choose = |partition| {
-            let mut nodes: Vec<NodeId> = ring.preference_list(partition)[..n].to_vec();
-            nodes.retain(|&node| self.health(node) != Health::Down);
-            nodes.sort_by_key(|&node| (node != self.id(), self.health(node), node));
-            nodes.truncate(r);
-            nodes
-        };
-        let mut partition = ring.partition_of(from);
-        let nodes = choose(partition);
-        let last = ring.partition_of(scan.to);
-        while partition < last && choose(crate::types::Partition(partition.0 + 1)) == nodes {
-            partition.0 += 1;
-        }
-        let to = partition.end(ring.partitions()).min(scan.to);
-        (nodes.len() == r).then_some((to, nodes))
-    }
-
-    #[allow(clippy::too_many_arguments)] // The fields of one message.
-    pub(super) fn scan_rows(
-        &mut self,
-        now: Now,
-        from: NodeId,
-        id: TaskId,
-        rows: Vec<(ObjectKey, bytes::Bytes)>,
-        count: u64,
-        done_to: u64,
-        out: &mut Vec<Output>,
-    ) {
-        let Some(Task { work: Work::Scan(listing), .. }) = self.tasks.get_mut(id) else {
-            self.metrics.late_messages += 1;
-            return;
-        };
-        if listing.waits_for(from) && listing.answer(from, rows, count, done_to) {
-            listing.finish_segment(now.wall_ms);
-            self.advance_scan(now, id, out);
-        }
-    }
-
-    fn fail_scan(&mut self, now: Now, id: TaskId, out: &mut Vec<Output>) {
-        let Some(task) = self.tasks.remove(id) else { return };
-        let Work::Scan(listing) = task.work else { return };
-        let (answered, needed) = listing.answered();
-        let error = ClientError::QuorumUnavailable {
-            action: Action::Scan,
-            answered,
-            needed: needed.max(self.buckets().properties(&listing.scan.bucket).r),
-            replicas: needed,
-            waited_ms: (now.mono_us - task.started_us) / 1000,
-        };
-        self.finish(task.origin, Err(error), out);
     }
 
     // Time and failures

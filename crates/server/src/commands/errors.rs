@@ -3,7 +3,8 @@
 //! | prefix | what to do |
 //! | --- | --- |
 //! | `ERR` | fix the command |
-//! | `NOQUORUM` | too few replicas answered in time, and a write may have been stored by some; or too few are reachable, and nothing was asked: the text says which |
+//! | `NOQUORUM` | too few replicas answered in time, and a write may have been stored by some; or too few are
+//! reachable, and nothing was asked: the text says which |
 //! | `CLUSTERDOWN` | the node does not know a ring yet: try again |
 //! | `MISCONF` | this node refuses writes (disk, clock); nothing was changed: try another node |
 //! | `BUSY` | too many requests are waiting; nothing was changed: try later |

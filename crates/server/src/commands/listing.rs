@@ -1,4 +1,5 @@
-//! Commands that look through a whole bucket, on all nodes: `SCAN`, `KEYS`, `DBSIZE`, `RANDOMKEY`, `FLUSHDB`, `FLUSHALL`.
+//! Commands that look through a whole bucket, on all nodes: `SCAN`, `KEYS`, `DBSIZE`, `RANDOMKEY`, `FLUSHDB`,
+//! `FLUSHALL`.
 //!
 //! A bucket is listed in ring order, page by page; `SCAN`'s cursor is a position on the ring, which no node needs to
 //! remember. The commands without a cursor walk several ranges of the ring at once.

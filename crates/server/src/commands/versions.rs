@@ -1,7 +1,7 @@
 //! `VGET`, `VPUT` and `VDEL`: all siblings of a key, and writes that say what they have seen.
 //!
-//! All three answer the context and the live values, newest first. The context covers exactly the values beside it, so a
-//! client that resolves what it sees and sends that context back replaces nothing it has not seen.
+//! All three answer the context and the live values, newest first. The context covers exactly the values beside it, so
+//! a client that resolves what it sees and sends that context back replaces nothing it has not seen.
 
 use oort_core::client::{Operation, Reply};
 use oort_core::mutation::{Basis, Condition, Expiry, Mutation};

@@ -1,7 +1,8 @@
 //! Conditional requests: `If-Match`, `If-None-Match`, `If-Modified-Since` and `If-Unmodified-Since`.
 //!
-//! The tag of an object is [`Object::etag`](oort_core::object::Object::etag) in hexadecimal, whichever sibling or list of siblings an answer shows, so that
-//! the tag a client read is the tag a write can be made to depend on. Source: RFC 9110 §13.
+//! The tag of an object is [`Object::etag`](oort_core::object::Object::etag) in hexadecimal, whichever sibling or list
+//! of siblings an answer shows, so that the tag a client read is the tag a write can be made to depend on. Source: RFC
+//! 9110 §13.
 
 use std::time::SystemTime;
 

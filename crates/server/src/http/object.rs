@@ -1,8 +1,8 @@
 //! Objects: `GET`, `HEAD`, `PUT`, `POST` and `DELETE` of one key.
 //!
 //! Each becomes one operation of the core. A write without `X-Riak-Vclock` replaces nothing it has not seen, so
-//! it makes a sibling where the bucket keeps them. `If-Unmodified-Since` on a write is the one exception: the core knows
-//! no dates, so the object is read first and the write then depends on the tag that was read.
+//! it makes a sibling where the bucket keeps them. `If-Unmodified-Since` on a write is the one exception: the core
+//! knows no dates, so the object is read first and the write then depends on the tag that was read.
 
 use hyper::body::Incoming;
 use hyper::header::{HeaderValue, LOCATION};

@@ -34,7 +34,8 @@ pub struct Limits {
     pub head_timeout: Duration,
     /// How long a body may wait for room, and then take to arrive. Too short: slow links cannot store large values.
     pub body_timeout: Duration,
-    /// How long a client may leave its answer unread before the connection is cut. Too long: stalled clients hold memory.
+    /// How long a client may leave its answer unread before the connection is cut. Too long: stalled clients hold
+    /// memory.
     pub write_timeout: Duration,
     /// How long a stop waits for requests in flight.
     pub stop_timeout: Duration,

@@ -1,7 +1,7 @@
 //! Reads replies: what a client of this protocol receives. Used by the command line client and by tests.
 //!
-//! Finished parts of a large array leave the buffer at once and wait on a stack, so bytes are looked at once. Counts are
-//! never trusted with memory, and nesting has a limit.
+//! Finished parts of a large array leave the buffer at once and wait on a stack, so bytes are looked at once. Counts
+//! are never trusted with memory, and nesting has a limit.
 
 use std::borrow::Cow;
 use std::fmt;

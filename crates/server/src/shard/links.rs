@@ -1,8 +1,8 @@
 //! Whom to keep a link to, and when to dial: every known member, and the seeds until they have told who they are.
 //!
 //! A link is two connections, one for each direction, and is up while both are: what is asked over the one is answered
-//! over the other. A dial that fails is tried again after 50 ms, then after twice as long each time, up to a second. Host names are
-//! resolved on a thread of their own, because the system's resolver blocks.
+//! over the other. A dial that fails is tried again after 50 ms, then after twice as long each time, up to a second.
+//! Host names are resolved on a thread of their own, because the system's resolver blocks.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{SocketAddr, ToSocketAddrs};
@@ -87,7 +87,8 @@ impl Links {
         self.open.get(&peer).map(|(slot, _)| *slot)
     }
 
-    /// Keeps a link to `peer` at `address` from now on. Returns the slot of a link to close, if its address was another.
+    /// Keeps a link to `peer` at `address` from now on. Returns the slot of a link to close, if its address was
+    /// another.
     pub fn want(&mut self, peer: NodeId, address: String, now_us: u64) -> Option<usize> {
         if let Some(target) = self.targets.iter_mut().find(|target| target.peer == Some(peer)) {
             if target.address == address {

@@ -2,9 +2,9 @@
 //!
 //! fjall replays a journal up to the first entry it cannot parse and cuts off the rest: right for a torn tail, which a
 //! crash leaves and nobody was promised, and wrong for a damaged entry in the middle, behind which acknowledged
-//! writes lie. On a checksum mismatch it does not open at all. So before every open this module reads the journals, tells
-//! the two apart, cuts torn tails, and where writes are lost keeps every batch that is still whole and reports the
-//! loss, so that the node can take a new identity and be repaired by its peers.
+//! writes lie. On a checksum mismatch it does not open at all. So before every open this module reads the journals,
+//! tells the two apart, cuts torn tails, and where writes are lost keeps every batch that is still whole and reports
+//! the loss, so that the node can take a new identity and be repaired by its peers.
 //!
 //! ```text
 //!  batch: 1 | items (4) | sequence number (8) | item ... | 3 | xxh3-64 of the items (8) | "FJL" 3

@@ -1,8 +1,9 @@
 //! Copies what can still be read out of a database with damaged tables into a new one.
 //!
-//! Reads and scans get past a damaged block, but a merge of tables does not: it fails, the engine takes no more writes, and
-//! after a reopening the same merge fails again. When that happens the store stays read-only and leaves a marker; the next
-//! start, which is when the node can take a new identity, rebuilds. The damaged rows come back from the node's peers.
+//! Reads and scans get past a damaged block, but a merge of tables does not: it fails, the engine takes no more writes,
+//! and after a reopening the same merge fails again. When that happens the store stays read-only and leaves a marker;
+//! the next start, which is when the node can take a new identity, rebuilds. The damaged rows come back from the node's
+//! peers.
 //!
 //! ```text
 //!  rows/ copied to rows.new/   LOST written   rows/ renamed rows.old/   rows.new/ renamed rows/   rows.old/ and REBUILD removed

@@ -1,7 +1,7 @@
 //! Whether the file system has room to spare.
 //!
-//! The engine poisons itself when the disk is full, and its background threads need room to merge tables before they can
-//! free any. So we refuse writes while a reserve is still left. Asking costs a system call; the answer is used for
+//! The engine poisons itself when the disk is full, and its background threads need room to merge tables before they
+//! can free any. So we refuse writes while a reserve is still left. Asking costs a system call; the answer is used for
 //! 100 ms or until a quarter of the reserve has been written, whichever comes first.
 
 use std::io;

@@ -1,8 +1,8 @@
 //! Frees full memory tables on a thread of its own.
 //!
 //! When fjall has written a memory table to disk, it drops it while it holds the lock that every read and write needs.
-//! Freeing some 60,000 entries takes long enough for clients to notice. So we keep a reference of our own to each table: fjall's
-//! drop then frees nothing, and this thread frees the table once it holds the last reference.
+//! Freeing some 60,000 entries takes long enough for clients to notice. So we keep a reference of our own to each
+//! table: fjall's drop then frees nothing, and this thread frees the table once it holds the last reference.
 
 use std::any::Any;
 use std::io;

@@ -1,0 +1,126 @@
+//! Running scans: segment by segment along the ring, each from as many replicas as a get would ask.
+
+use bytes::Bytes;
+
+use super::{Node, Origin, Output, Task, Work};
+use crate::client::{Action, ClientError, Page, Reply, Scan, SCAN_LIMIT_MAX};
+use crate::detector::Health;
+use crate::message::{Control, Message, TaskId};
+use crate::scan::Listing;
+use crate::types::{NodeId, Now, ObjectKey, Partition, Position};
+
+impl Node {
+    pub(super) fn start_scan(
+        &mut self,
+        now: Now,
+        origin: Origin,
+        mut scan: Scan,
+        deadline_us: u64,
+        out: &mut Vec<Output>,
+    ) {
+        scan.limit = scan.limit.clamp(1, SCAN_LIMIT_MAX);
+        let work = Work::Scan(Listing::new(scan));
+        let id = self.tasks.insert(Task { origin, started_us: now.mono_us, deadline_us, work });
+        self.tasks.wake_at(deadline_us, id);
+        self.advance_scan(now, id, out);
+    }
+
+    /// Asks for the next segment, or answers with the page.
+    pub(super) fn advance_scan(&mut self, now: Now, id: TaskId, out: &mut Vec<Output>) {
+        loop {
+            let Some(Task { work: Work::Scan(listing), .. }) = self.tasks.get_mut(id) else {
+                return;
+            };
+            let Some(from) = listing.next() else { break };
+            let scan = listing.scan.clone();
+            let Some((to, nodes)) = self.segment(&scan, from) else {
+                return self.fail_scan(now, id, out);
+            };
+            let Some(Task { work: Work::Scan(listing), .. }) = self.tasks.get_mut(id) else {
+                return;
+            };
+            let part = listing.start_segment(to, &nodes);
+            let me = self.membership.me;
+            for node in nodes.iter().copied().filter(|&node| node != me) {
+                self.detector.sent(node, now.mono_us);
+                let message = Message::Control(Control::ScanRange { task: id, scan: part.clone() });
+                self.send(now, node, message, out);
+            }
+            if !nodes.contains(&me) {
+                return;
+            }
+            let (rows, count, done_to) = self.list_rows(now, &part);
+            let Some(Task { work: Work::Scan(listing), .. }) = self.tasks.get_mut(id) else {
+                return;
+            };
+            if !listing.answer(me, rows, count, done_to) {
+                return;
+            }
+            listing.finish_segment(now.wall_ms);
+        }
+        let Some(Task { work: Work::Scan(listing), origin, .. }) = self.tasks.remove(id) else {
+            return;
+        };
+        self.metrics.scans += 1;
+        let page: Page = listing.into_page();
+        self.finish(origin, Ok(Reply::Page(page)), out);
+    }
+
+    /// The replicas to ask for the range that starts at `from`, and how far the same ones serve.
+    fn segment(&self, scan: &Scan, from: Position) -> Option<(Position, Vec<NodeId>)> {
+        let ring = self.placed_ring();
+        let properties = self.buckets().properties(&scan.bucket);
+        let n = (properties.n as usize).min(ring.nodes().len());
+        let r = if scan.count_only { 1 } else { (properties.r as usize).min(n) };
+        let choose = |partition| {
+            let mut nodes: Vec<NodeId> = ring.preference_list(partition)[..n].to_vec();
+            nodes.retain(|&node| self.health(node) != Health::Down);
+            nodes.sort_by_key(|&node| (node != self.id(), self.health(node), node));
+            nodes.truncate(r);
+            nodes
+        };
+        let mut partition = ring.partition_of(from);
+        let nodes = choose(partition);
+        let last = ring.partition_of(scan.to);
+        while partition < last && choose(Partition(partition.0 + 1)) == nodes {
+            partition.0 += 1;
+        }
+        let to = partition.end(ring.partitions()).min(scan.to);
+        (nodes.len() == r).then_some((to, nodes))
+    }
+
+    #[allow(clippy::too_many_arguments)] // The fields of one message.
+    pub(super) fn scan_rows(
+        &mut self,
+        now: Now,
+        from: NodeId,
+        id: TaskId,
+        rows: Vec<(ObjectKey, Bytes)>,
+        count: u64,
+        done_to: u64,
+        out: &mut Vec<Output>,
+    ) {
+        let Some(Task { work: Work::Scan(listing), .. }) = self.tasks.get_mut(id) else {
+            self.metrics.late_messages += 1;
+            return;
+        };
+        if listing.waits_for(from) && listing.answer(from, rows, count, done_to) {
+            listing.finish_segment(now.wall_ms);
+            self.advance_scan(now, id, out);
+        }
+    }
+
+    pub(super) fn fail_scan(&mut self, now: Now, id: TaskId, out: &mut Vec<Output>) {
+        let Some(task) = self.tasks.remove(id) else { return };
+        let Work::Scan(listing) = task.work else { return };
+        let (answered, needed) = listing.answered();
+        let error = ClientError::QuorumUnavailable {
+            action: Action::Scan,
+            answered,
+            needed: needed.max(self.buckets().properties(&listing.scan.bucket).r),
+            replicas: needed,
+            waited_ms: (now.mono_us - task.started_us) / 1000,
+        };
+        self.finish(task.origin, Err(error), out);
+    }
+}
