@@ -17,7 +17,8 @@ use crate::handle::Inside;
 /// { "cluster": name,
 ///   "node":    { "id", "name", "addresses": {"peer", "redis", "http"}, "ready", "read_only": null or why,
 ///                "uptime_ms", "connections", "requests_in_flight", "store_bytes" },
-///   "members": [ { "id", "name", "addresses", "health": "up" | "suspect" | "down", "stopped", "partitions", "rtt_us" } ],
+///   "members": [ { "id", "name", "addresses", "health": "up" | "suspect" | "down", "stopped", "partitions",
+///                  "rtt_us" } ],
 ///   "ring":    null or { "version", "partitions", "strategy", "nodes" },
 ///   "hints_pending": count,
 ///   "buckets": [ { "name", "properties" } ] }

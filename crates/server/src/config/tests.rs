@@ -1,3 +1,5 @@
+//! Precedence, ranges and texts of the configuration.
+
 use super::*;
 
 fn from_toml(text: &str) -> Result<Config, String> {

@@ -6,7 +6,8 @@
 //! peers.
 //!
 //! ```text
-//!  rows/ copied to rows.new/   LOST written   rows/ renamed rows.old/   rows.new/ renamed rows/   rows.old/ and REBUILD removed
+//!  rows/ copied to rows.new/   LOST written   rows/ renamed rows.old/   rows.new/ renamed rows/
+//!  rows.old/ and REBUILD removed
 //! ```
 //! A crash anywhere in between is finished or undone by [`settle`] at the next start.
 

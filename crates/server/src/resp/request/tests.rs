@@ -1,3 +1,5 @@
+//! Requests however they are cut, and hostile ones.
+
 use super::*;
 use proptest::prelude::*;
 
