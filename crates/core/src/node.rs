@@ -46,7 +46,8 @@ const MEMBERSHIP_ROW: &[u8] = b"membership";
 /// Everything that can happen to a node.
 #[derive(Clone, Debug)]
 pub enum Input {
-    /// Time passed; due by [`Node::next_wakeup`] at the latest.
+    /// Time passed; due by [`Node::next_wakeup`] at the latest. Give it after the turn's messages: an answer that is
+    /// there already is not late.
     Tick,
     /// A client asks. `id` is unique among this node's requests in flight.
     Request { id: RequestId, request: Request },
@@ -272,6 +273,8 @@ pub struct Node {
     last_durable_us: u64,
     /// Puts whose own copy was stored in this turn, and who asked for them.
     turn_puts: Vec<(TaskId, Origin)>,
+    /// Grows with every get, shrinks with every hedge.
+    hedge_budget: u32,
 }
 
 impl Node {
@@ -336,6 +339,7 @@ impl Node {
             next_entropy_us: now.mono_us + config.entropy_ms * 1000,
             last_durable_us: now.mono_us,
             turn_puts: Vec::new(),
+            hedge_budget: coordinate::HEDGE_BUDGET_MAX,
             rng,
             replica,
             membership,
@@ -349,14 +353,13 @@ impl Node {
     pub fn step(&mut self, now: Now, input: Input, out: &mut Vec<Output>) {
         self.watch_clock(now, out);
         match input {
-            Input::Tick => {}
+            Input::Tick => self.run_due(now, out),
             Input::Request { id, request } => self.request(now, id, request, out),
             Input::Message { from, message } => self.message(now, from, message, out),
             Input::LinkUp { hello } => self.link_up(now, hello, out),
             Input::LinkDown { peer } => self.link_down(now, peer, out),
             Input::Stop => self.stop(now, out),
         }
-        self.run_due(now, out);
     }
 
     /// Hands what the steps of this turn stored to the store, as one batch. Call once per turn, before anything in

@@ -294,9 +294,6 @@ impl Cluster {
         let take = (1 + self.rng.below(TURN_INPUTS_MAX)).min(machine.inbox.len() as u64);
         let node = machine.node.as_mut().expect("a turn is one of a living node");
         let mut outputs = Vec::new();
-        if now.mono_us >= node.next_wakeup() {
-            node.step(now, Input::Tick, &mut outputs);
-        }
         for _ in 0..take {
             let input = machine.inbox.pop_front().expect("the inbox was counted");
             if let Input::Request { id, .. } = &input {
@@ -305,6 +302,9 @@ impl Cluster {
                 record.stalled_us = machine.stalled_us;
             }
             node.step(now, input, &mut outputs);
+        }
+        if now.mono_us >= node.next_wakeup() {
+            node.step(now, Input::Tick, &mut outputs);
         }
         node.stage(&mut outputs);
         let (late, early): (Vec<Output>, Vec<Output>) = outputs.into_iter().partition(Output::waits_for_disk);

@@ -19,6 +19,9 @@ use crate::ring::Ring;
 use crate::store::Space;
 use crate::types::{NodeId, Now, ObjectKey, Partition, Position};
 
+/// A node with more client requests in flight than this is busy: background work holds back. Source: Dynamo §6.5.
+const BUSY_REQUESTS: usize = 16;
+
 impl Node {
     /// Everything whose time has come.
     pub(super) fn run_due(&mut self, now: Now, out: &mut Vec<Output>) {
@@ -41,7 +44,9 @@ impl Node {
         if now.mono_us >= self.next_entropy_us {
             let pause_ms = if self.config.entropy_ms == 0 { 60_000 } else { self.config.entropy_ms };
             self.next_entropy_us = now.mono_us + pause_ms * 1000;
-            if self.config.entropy_ms > 0 {
+            // While clients wait, seven rounds of eight are left out.
+            let is_busy = self.requests_in_flight > BUSY_REQUESTS && self.rng.chance(7, 8);
+            if self.config.entropy_ms > 0 && !is_busy {
                 self.compare_partition(now, out);
             }
         }

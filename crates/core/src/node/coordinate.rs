@@ -21,6 +21,11 @@ use crate::replica::{hash_of, Held};
 use crate::ring::Ring;
 use crate::types::{NodeId, Now, ObjectKey};
 
+/// One hedge for this many gets on average: when all replicas are slow, asking more of them makes them slower.
+const HEDGE_COST: u32 = 20;
+/// The most that can be saved up, for the moment when a replica falls silent.
+pub(super) const HEDGE_BUDGET_MAX: u32 = 128 * HEDGE_COST;
+
 /// Whether a request may still be handed to another coordinator.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Hop {
@@ -191,6 +196,7 @@ impl Node {
         let lww = self.is_lww(&key);
         let get = Get::new(key, needed, lww, self.replica.reading_max(now), candidates);
         let count = get.first_count();
+        self.hedge_budget = (self.hedge_budget + 1).min(HEDGE_BUDGET_MAX);
         let work = Work::Get { get, purpose };
         let id = self.tasks.insert(Task { origin, started_us: now.mono_us, deadline_us, work });
         self.ask_more(now, id, count, out);
@@ -208,14 +214,13 @@ impl Node {
         self.start_get_from(now, Origin::Repair, key, needed, Purpose::Repair, candidates, deadline_us, out);
     }
 
-    fn ask_more(&mut self, now: Now, id: TaskId, count: usize, out: &mut Vec<Output>) {
-        for _ in 0..count {
+    /// Asks up to `count` more replicas. True if there was one to ask.
+    fn ask_more(&mut self, now: Now, id: TaskId, count: usize, out: &mut Vec<Output>) -> bool {
+        for asked in 0..count {
             let Some(Task { work: Work::Get { get, .. }, .. }) = self.tasks.get_mut(id) else {
-                return;
+                return asked > 0;
             };
-            let Some((node, have)) = get.ask_next() else {
-                return;
-            };
+            let Some((node, have)) = get.ask_next() else { return asked > 0 };
             let key = get.key.clone();
             if node != self.membership.me {
                 self.send(now, node, Message::Read { task: id, key, have }, out);
@@ -230,6 +235,7 @@ impl Node {
                 get.answer_own(node, &outcome);
             }
         }
+        count > 0
     }
 
     pub(super) fn read_result(
@@ -267,7 +273,9 @@ impl Node {
             match get.progress() {
                 GetProgress::Done => break,
                 GetProgress::Waiting if get.is_outstanding() => return false,
-                GetProgress::Waiting => self.ask_more(now, id, 1, out),
+                GetProgress::Waiting => {
+                    self.ask_more(now, id, 1, out);
+                }
                 GetProgress::Impossible => {
                     self.fail_get(now, id, out);
                     return true;
@@ -606,22 +614,24 @@ impl Node {
 
     /// `owner` misses the write: gives its copy to the next fallback, or if there is none, remembers it here.
     fn stand_in(&mut self, now: Now, id: TaskId, owner: NodeId, out: &mut Vec<Output>) {
-        let Some(Task { work: Work::Put { put, .. }, .. }) = self.tasks.get_mut(id) else {
-            return;
-        };
+        if let Some(fallback) = self.free_fallback(id) {
+            return self.ask_copy(now, id, fallback, Some(owner), out);
+        }
+        if let Some(Task { work: Work::Put { put, .. }, .. }) = self.tasks.get_mut(id) {
+            let key = put.key.clone();
+            self.add_hint(owner, &key);
+        }
+    }
+
+    /// The next reachable fallback that has no copy of this put.
+    fn free_fallback(&mut self, id: TaskId) -> Option<NodeId> {
+        let Some(Task { work: Work::Put { put, .. }, .. }) = self.tasks.get_mut(id) else { return None };
         let key = put.key.clone();
         let n = self.replicas_of(&key);
         let fallbacks: Vec<NodeId> = self.placed_ring().preference_at(key.position())[n..].to_vec();
-        let Some(Task { work: Work::Put { put, .. }, .. }) = self.tasks.get_mut(id) else {
-            return;
-        };
-        let me = self.membership.me;
-        let detector = &self.detector;
-        let free = fallbacks.into_iter().find(|&f| f != me && detector.is_reachable(f) && !put.involves(f));
-        match free {
-            Some(fallback) => self.ask_copy(now, id, fallback, Some(owner), out),
-            None => self.add_hint(owner, &key),
-        }
+        let Some(Task { work: Work::Put { put, .. }, .. }) = self.tasks.get_mut(id) else { return None };
+        let (me, detector) = (self.membership.me, &self.detector);
+        fallbacks.into_iter().find(|&f| f != me && detector.is_reachable(f) && !put.involves(f))
     }
 
     pub(super) fn written(
@@ -782,12 +792,14 @@ impl Node {
             Work::Get { .. } if is_late => self.fail_get(now, id, out),
             Work::Get { .. } => {
                 let deadline_us = task.deadline_us;
-                if task.origin != Origin::Nobody {
+                let may_hedge = task.origin != Origin::Nobody && self.hedge_budget >= HEDGE_COST;
+                if may_hedge && self.ask_more(now, id, 1, out) {
                     self.metrics.hedged_reads += 1;
-                    self.ask_more(now, id, 1, out);
+                    self.hedge_budget -= HEDGE_COST;
                 }
                 if !self.advance_get(now, id, out) {
-                    self.tasks.wake_at(deadline_us, id);
+                    let again_us = if may_hedge { deadline_us } else { now.mono_us + self.config.hedge_us };
+                    self.tasks.wake_at(deadline_us.min(again_us), id);
                 }
             }
             Work::Put { .. } => self.expire_put(now, id, out),
@@ -849,8 +861,11 @@ impl Node {
                     }
                 }
                 Work::Put { put, updated: Some(_) } => {
+                    // The late one may still acknowledge, so only a fallback is worth a message, not yet a hint here.
                     if let Some(owner) = put.owed_through(peer) {
-                        self.stand_in(now, id, owner, out);
+                        if let Some(fallback) = self.free_fallback(id) {
+                            self.ask_copy(now, id, fallback, Some(owner), out);
+                        }
                     }
                 }
                 Work::Forward { to, .. } if *to == peer => self.reroute(now, id, is_lost, out),
