@@ -45,10 +45,10 @@ enum State {
     Failed,
 }
 
-/// Where a get stands.
+/// Where a get or a put stands.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Progress {
-    /// Enough answered.
+    /// Enough replicas answered.
     Done,
     Waiting,
     /// Not enough, and nobody is left to ask.

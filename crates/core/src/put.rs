@@ -8,7 +8,7 @@
 
 use bytes::Bytes;
 
-use crate::get::Needed;
+use crate::get::{Needed, Progress};
 use crate::types::{NodeId, ObjectKey};
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -24,15 +24,6 @@ struct Copy {
     /// The primary this fallback stands in for.
     hint_for: Option<NodeId>,
     state: State,
-}
-
-/// Where a put stands.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Progress {
-    Done,
-    Waiting,
-    /// Not enough, and nobody is left to acknowledge.
-    Impossible,
 }
 
 /// The copies of one version.

@@ -161,7 +161,7 @@ pub enum KeyError {
     KeyLength { bytes: usize },
     /// A bucket name has 1 to [`BUCKET_BYTES_MAX`] bytes.
     BucketLength { bytes: usize },
-    /// The row is cut short or its position is not the key's.
+    /// The row is cut short, or longer than any key allows.
     MalformedRow,
 }
 

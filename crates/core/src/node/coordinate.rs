@@ -12,11 +12,11 @@ use crate::client::{
     TIMEOUT_MS_MAX,
 };
 use crate::detector::Health;
-use crate::get::{Candidate, Get, Needed, Progress as GetProgress};
+use crate::get::{Candidate, Get, Needed, Progress};
 use crate::message::{Control, Message, ReadOutcome, TaskId, WriteOutcome};
 use crate::mutation::{Circumstances, Mutation};
 use crate::object::Object;
-use crate::put::{Progress as PutProgress, Put};
+use crate::put::Put;
 use crate::replica::{hash_of, Held};
 use crate::ring::Ring;
 use crate::types::{NodeId, Now, ObjectKey};
@@ -118,21 +118,27 @@ impl Node {
     }
 
     fn read_quorum(&self, key: &ObjectKey, quorum: Quorum) -> Result<Needed, ClientError> {
-        let properties = self.buckets().properties(key.bucket());
-        let total = quorum.r.unwrap_or(properties.r);
-        check_quorum(QuorumName::R, total, properties.n)?;
-        check_quorum(QuorumName::PrimaryR, quorum.primary_r.max(1), properties.n)?;
-        let replicas = self.replicas_of(key) as u8;
-        Ok(Needed { total: total.min(replicas), primaries: quorum.primary_r.min(replicas) })
+        let total = quorum.r.unwrap_or(self.buckets().properties(key.bucket()).r);
+        self.needed(key, (QuorumName::R, total), (QuorumName::PrimaryR, quorum.primary_r))
     }
 
     fn write_quorum(&self, key: &ObjectKey, quorum: Quorum) -> Result<Needed, ClientError> {
-        let properties = self.buckets().properties(key.bucket());
-        let total = quorum.w.unwrap_or(properties.w);
-        check_quorum(QuorumName::W, total, properties.n)?;
-        check_quorum(QuorumName::PrimaryW, quorum.primary_w.max(1), properties.n)?;
+        let total = quorum.w.unwrap_or(self.buckets().properties(key.bucket()).w);
+        self.needed(key, (QuorumName::W, total), (QuorumName::PrimaryW, quorum.primary_w))
+    }
+
+    /// Checks quorum numbers against the bucket's `n`; a cluster smaller than `n` is asked for as many as it has.
+    fn needed(
+        &self,
+        key: &ObjectKey,
+        (total_name, total): (QuorumName, u8),
+        (primary_name, primaries): (QuorumName, u8),
+    ) -> Result<Needed, ClientError> {
+        let n = self.buckets().properties(key.bucket()).n;
+        check_quorum(total_name, total, n)?;
+        check_quorum(primary_name, primaries.max(1), n)?;
         let replicas = self.replicas_of(key) as u8;
-        Ok(Needed { total: total.min(replicas), primaries: quorum.primary_w.min(replicas) })
+        Ok(Needed { total: total.min(replicas), primaries: primaries.min(replicas) })
     }
 
     pub(super) fn is_lww(&self, key: &ObjectKey) -> bool {
@@ -271,12 +277,12 @@ impl Node {
                 return true;
             };
             match get.progress() {
-                GetProgress::Done => break,
-                GetProgress::Waiting if get.is_outstanding() => return false,
-                GetProgress::Waiting => {
+                Progress::Done => break,
+                Progress::Waiting if get.is_outstanding() => return false,
+                Progress::Waiting => {
                     self.ask_more(now, id, 1, out);
                 }
-                GetProgress::Impossible => {
+                Progress::Impossible => {
                     self.fail_get(now, id, out);
                     return true;
                 }
@@ -680,9 +686,9 @@ impl Node {
         };
         let is_over = put.outstanding().next().is_none();
         let result = match put.progress() {
-            PutProgress::Waiting => None,
-            PutProgress::Done => updated.take().map(Ok),
-            PutProgress::Impossible => updated.take().map(|_| Err(put_error(put, now, task.started_us))),
+            Progress::Waiting => None,
+            Progress::Done => updated.take().map(Ok),
+            Progress::Impossible => updated.take().map(|_| Err(put_error(put, now, task.started_us))),
         };
         let origin = task.origin;
         if let Some(result) = result {
