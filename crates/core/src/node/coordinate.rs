@@ -22,7 +22,7 @@ use crate::ring::Ring;
 use crate::types::{NodeId, Now, ObjectKey};
 
 /// One hedge for this many gets on average: when all replicas are slow, asking more of them makes them slower.
-const HEDGE_COST: u32 = 20;
+pub(super) const HEDGE_COST: u32 = 20;
 /// The most that can be saved up, for the moment when a replica falls silent.
 pub(super) const HEDGE_BUDGET_MAX: u32 = 128 * HEDGE_COST;
 
@@ -221,7 +221,7 @@ impl Node {
     }
 
     /// Asks up to `count` more replicas. True if there was one to ask.
-    fn ask_more(&mut self, now: Now, id: TaskId, count: usize, out: &mut Vec<Output>) -> bool {
+    pub(super) fn ask_more(&mut self, now: Now, id: TaskId, count: usize, out: &mut Vec<Output>) -> bool {
         for asked in 0..count {
             let Some(Task { work: Work::Get { get, .. }, .. }) = self.tasks.get_mut(id) else {
                 return asked > 0;
@@ -368,7 +368,7 @@ impl Node {
         }
     }
 
-    fn fail_get(&mut self, now: Now, id: TaskId, out: &mut Vec<Output>) {
+    pub(super) fn fail_get(&mut self, now: Now, id: TaskId, out: &mut Vec<Output>) {
         let Some(task) = self.tasks.remove(id) else { return };
         let Work::Get { get, purpose } = task.work else {
             return;
@@ -602,7 +602,7 @@ impl Node {
         }
     }
 
-    fn ask_copy(
+    pub(super) fn ask_copy(
         &mut self,
         now: Now,
         id: TaskId,
@@ -619,7 +619,7 @@ impl Node {
     }
 
     /// `owner` misses the write: gives its copy to the next fallback, or if there is none, remembers it here.
-    fn stand_in(&mut self, now: Now, id: TaskId, owner: NodeId, out: &mut Vec<Output>) {
+    pub(super) fn stand_in(&mut self, now: Now, id: TaskId, owner: NodeId, out: &mut Vec<Output>) {
         if let Some(fallback) = self.free_fallback(id) {
             return self.ask_copy(now, id, fallback, Some(owner), out);
         }
@@ -630,7 +630,7 @@ impl Node {
     }
 
     /// The next reachable fallback that has no copy of this put.
-    fn free_fallback(&mut self, id: TaskId) -> Option<NodeId> {
+    pub(super) fn free_fallback(&mut self, id: TaskId) -> Option<NodeId> {
         let Some(Task { work: Work::Put { put, .. }, .. }) = self.tasks.get_mut(id) else { return None };
         let key = put.key.clone();
         let n = self.replicas_of(&key);
@@ -701,7 +701,12 @@ impl Node {
         is_over
     }
 
-    fn answer_put(&mut self, origin: Origin, result: Result<Updated, ClientError>, out: &mut Vec<Output>) {
+    pub(super) fn answer_put(
+        &mut self,
+        origin: Origin,
+        result: Result<Updated, ClientError>,
+        out: &mut Vec<Output>,
+    ) {
         match &result {
             Ok(_) => self.metrics.puts += 1,
             Err(_) => self.metrics.puts_failed += 1,
@@ -761,7 +766,7 @@ impl Node {
     }
 
     /// The node a request was handed to is lost or late: hands it to another if doing it twice does no harm.
-    fn reroute(&mut self, now: Now, id: TaskId, is_lost: bool, out: &mut Vec<Output>) {
+    pub(super) fn reroute(&mut self, now: Now, id: TaskId, is_lost: bool, out: &mut Vec<Output>) {
         let Some(Task { work: Work::Forward { operation, .. }, .. }) = self.tasks.get_mut(id) else {
             return;
         };
@@ -787,101 +792,6 @@ impl Node {
         }
     }
 
-    // Time and failures
-
-    pub(super) fn task_due(&mut self, now: Now, id: TaskId, out: &mut Vec<Output>) {
-        let Some(task) = self.tasks.get_mut(id) else {
-            return;
-        };
-        let is_late = now.mono_us >= task.deadline_us;
-        match &task.work {
-            Work::Get { .. } if is_late => self.fail_get(now, id, out),
-            Work::Get { .. } => {
-                let deadline_us = task.deadline_us;
-                let may_hedge = task.origin != Origin::Nobody && self.hedge_budget >= HEDGE_COST;
-                if may_hedge && self.ask_more(now, id, 1, out) {
-                    self.metrics.hedged_reads += 1;
-                    self.hedge_budget -= HEDGE_COST;
-                }
-                if !self.advance_get(now, id, out) {
-                    let again_us = if may_hedge { deadline_us } else { now.mono_us + self.config.hedge_us };
-                    self.tasks.wake_at(deadline_us.min(again_us), id);
-                }
-            }
-            Work::Put { .. } => self.expire_put(now, id, out),
-            Work::Forward { .. } => self.expire_forward(id, out),
-            Work::Scan(_) => self.fail_scan(now, id, out),
-            Work::Deliver(_) => self.delivery_lost(id),
-        }
-    }
-
-    fn expire_put(&mut self, now: Now, id: TaskId, out: &mut Vec<Output>) {
-        let Some(mut task) = self.tasks.remove(id) else {
-            return;
-        };
-        let Work::Put { put, updated } = &mut task.work else {
-            return;
-        };
-        if updated.take().is_some() {
-            let error = put_error(put, now, task.started_us);
-            self.answer_put(task.origin, Err(error), out);
-        }
-        let Work::Put { put, .. } = &mut task.work else {
-            return;
-        };
-        let late: Vec<NodeId> = put.outstanding().collect();
-        for node in late {
-            if let Some(owner) = put.fail(node) {
-                let key = put.key.clone();
-                self.add_hint(owner, &key);
-            }
-        }
-    }
-
-    fn expire_forward(&mut self, id: TaskId, out: &mut Vec<Output>) {
-        if let Some(task) = self.tasks.remove(id) {
-            self.finish(task.origin, Err(ClientError::OutcomeUnknown), out);
-        }
-    }
-
-    /// Goes on with everything that waits for `peer`, which is late or lost.
-    pub(super) fn stop_waiting_for(&mut self, now: Now, peer: NodeId, is_lost: bool, out: &mut Vec<Output>) {
-        for id in self.tasks.ids() {
-            let Some(task) = self.tasks.get_mut(id) else {
-                continue;
-            };
-            match &mut task.work {
-                Work::Get { get, .. } if get.outstanding().any(|node| node == peer) => {
-                    if is_lost {
-                        get.fail(peer);
-                    }
-                    if task.origin != Origin::Nobody {
-                        self.ask_more(now, id, 1, out);
-                    }
-                    self.advance_get(now, id, out);
-                }
-                Work::Put { put, .. } if is_lost => {
-                    if let Some(owner) = put.fail(peer) {
-                        self.stand_in(now, id, owner, out);
-                        self.advance_put(now, id, out);
-                    }
-                }
-                Work::Put { put, updated: Some(_) } => {
-                    // The late one may still acknowledge, so only a fallback is worth a message, not yet a hint here.
-                    if let Some(owner) = put.owed_through(peer) {
-                        if let Some(fallback) = self.free_fallback(id) {
-                            self.ask_copy(now, id, fallback, Some(owner), out);
-                        }
-                    }
-                }
-                Work::Forward { to, .. } if *to == peer => self.reroute(now, id, is_lost, out),
-                Work::Scan(listing) if listing.waits_for(peer) => self.advance_scan(now, id, out),
-                Work::Deliver(delivery) if is_lost && delivery.owner == peer => self.delivery_lost(id),
-                _ => {}
-            }
-        }
-    }
-
     /// The hash of a row for comparing replicas.
     pub(super) fn row_hash(key: &[u8], object: &[u8]) -> u64 {
         hash_of(object) ^ hash_of(key).rotate_left(32)
@@ -895,7 +805,7 @@ fn check_quorum(name: QuorumName, value: u8, n: u8) -> Result<(), ClientError> {
     }
 }
 
-fn put_error(put: &Put, now: Now, started_us: u64) -> ClientError {
+pub(super) fn put_error(put: &Put, now: Now, started_us: u64) -> ClientError {
     ClientError::QuorumUnavailable {
         action: Action::Put,
         answered: put.acknowledged(),

@@ -1,0 +1,102 @@
+//! What was waited for too long, or from a peer that is lost: hedges, deadlines, and going on without the peer.
+
+use super::coordinate::{put_error, HEDGE_COST};
+use super::{Node, Origin, Output, Work};
+use crate::client::ClientError;
+use crate::message::TaskId;
+use crate::types::{NodeId, Now};
+
+impl Node {
+    pub(super) fn task_due(&mut self, now: Now, id: TaskId, out: &mut Vec<Output>) {
+        let Some(task) = self.tasks.get_mut(id) else {
+            return;
+        };
+        let is_late = now.mono_us >= task.deadline_us;
+        match &task.work {
+            Work::Get { .. } if is_late => self.fail_get(now, id, out),
+            Work::Get { .. } => {
+                let deadline_us = task.deadline_us;
+                let may_hedge = task.origin != Origin::Nobody && self.hedge_budget >= HEDGE_COST;
+                if may_hedge && self.ask_more(now, id, 1, out) {
+                    self.metrics.hedged_reads += 1;
+                    self.hedge_budget -= HEDGE_COST;
+                }
+                if !self.advance_get(now, id, out) {
+                    let again_us = if may_hedge { deadline_us } else { now.mono_us + self.config.hedge_us };
+                    self.tasks.wake_at(deadline_us.min(again_us), id);
+                }
+            }
+            Work::Put { .. } => self.expire_put(now, id, out),
+            Work::Forward { .. } => self.expire_forward(id, out),
+            Work::Scan(_) => self.fail_scan(now, id, out),
+            Work::Deliver(_) => self.delivery_lost(id),
+        }
+    }
+
+    fn expire_put(&mut self, now: Now, id: TaskId, out: &mut Vec<Output>) {
+        let Some(mut task) = self.tasks.remove(id) else {
+            return;
+        };
+        let Work::Put { put, updated } = &mut task.work else {
+            return;
+        };
+        if updated.take().is_some() {
+            let error = put_error(put, now, task.started_us);
+            self.answer_put(task.origin, Err(error), out);
+        }
+        let Work::Put { put, .. } = &mut task.work else {
+            return;
+        };
+        let late: Vec<NodeId> = put.outstanding().collect();
+        for node in late {
+            if let Some(owner) = put.fail(node) {
+                let key = put.key.clone();
+                self.add_hint(owner, &key);
+            }
+        }
+    }
+
+    fn expire_forward(&mut self, id: TaskId, out: &mut Vec<Output>) {
+        if let Some(task) = self.tasks.remove(id) {
+            self.finish(task.origin, Err(ClientError::OutcomeUnknown), out);
+        }
+    }
+
+    /// Goes on with everything that waits for `peer`, which is late or lost.
+    pub(super) fn stop_waiting_for(&mut self, now: Now, peer: NodeId, is_lost: bool, out: &mut Vec<Output>) {
+        for id in self.tasks.ids() {
+            let Some(task) = self.tasks.get_mut(id) else {
+                continue;
+            };
+            match &mut task.work {
+                Work::Get { get, .. } if get.outstanding().any(|node| node == peer) => {
+                    if is_lost {
+                        get.fail(peer);
+                    }
+                    if task.origin != Origin::Nobody {
+                        self.ask_more(now, id, 1, out);
+                    }
+                    self.advance_get(now, id, out);
+                }
+                Work::Put { put, .. } if is_lost => {
+                    if let Some(owner) = put.fail(peer) {
+                        self.stand_in(now, id, owner, out);
+                        self.advance_put(now, id, out);
+                    }
+                }
+                Work::Put { put, updated: Some(_) } => {
+                    // The late one may still acknowledge, so only a fallback is worth a message, not yet a hint here.
+                    if let Some(owner) = put.owed_through(peer) {
+                        if let Some(fallback) = self.free_fallback(id) {
+                            self.ask_copy(now, id, fallback, Some(owner), out);
+                        }
+                    }
+                }
+                Work::Forward { to, .. } if *to == peer => self.reroute(now, id, is_lost, out),
+                Work::Scan(listing) if listing.waits_for(peer) => self.advance_scan(now, id, out),
+                Work::Deliver(delivery) if is_lost && delivery.owner == peer => self.delivery_lost(id),
+                _ => {}
+            }
+        }
+    }
+}
