@@ -4,9 +4,9 @@
 //! disk, one [`Node::commit`], release the rest. Nothing an output claims is untrue after a power failure. The copies
 //! of a put become durable on all replicas at the same time, not one after the other.
 //!
-//! The submodules are one `impl Node` in five parts: `coordinate` runs gets and puts, `listing` scans, `overdue` goes on
-//! without what came too late, `serve` answers other coordinators, `background` gossips, hands hints over and compares
-//! partitions. Follow a put from `coordinate::start_update`.
+//! The submodules are one `impl Node` in five parts: `coordinate` runs gets and puts, `listing` scans, `overdue` goes
+//! on without what came too late, `serve` answers other coordinators, `background` gossips, hands hints over and
+//! compares partitions. Follow a put from `coordinate::start_update`.
 
 mod background;
 mod coordinate;
