@@ -99,7 +99,7 @@ fn object_decode(bencher: Bencher, siblings: u64) {
 
 fn write_message() -> Message {
     let key = ObjectKey::new(DEFAULT_BUCKET, b"user:1000:profile").expect("a legal key");
-    Message::Write { task: 7 << 32, key, object: object(1).encode(), hint_for: None }
+    Message::write(7 << 32, key, object(1).encode())
 }
 
 #[divan::bench]

@@ -102,8 +102,6 @@ pub enum Reply {
 pub struct Updated {
     /// False: the condition did not hold, or there was nothing to delete or expire; nothing was written.
     pub applied: bool,
-    /// True if a live value was there before, as far as the coordinator knew.
-    pub existed: bool,
     pub before: Option<Object>,
     pub after: Option<Object>,
 }

@@ -18,6 +18,7 @@ pub mod detector;
 pub mod membership;
 pub mod message;
 pub mod metrics;
+pub mod known;
 pub mod replica;
 pub mod get;
 pub mod put;

@@ -22,6 +22,8 @@ pub enum Message {
         task: TaskId,
         key: ObjectKey,
         object: Bytes,
+        /// Hash of the object that this one was made from: whoever holds just that need not merge. 0: unknown.
+        base: u64,
         hint_for: Option<NodeId>,
     },
     /// The answer to a write.
@@ -114,15 +116,21 @@ const READ_RESULT: u8 = 4;
 const CONTROL: u8 = 5;
 
 impl Message {
+    /// A write to an owner, whatever it holds.
+    pub fn write(task: TaskId, key: ObjectKey, object: Bytes) -> Message {
+        Message::Write { task, key, object, base: 0, hint_for: None }
+    }
+
     /// Appends the message's bytes. [`Message::decode`] reads them back.
     pub fn encode(&self, bytes: &mut Vec<u8>) {
         let mut out = Writer(bytes);
         match self {
-            Message::Write { task, key, object, hint_for } => {
+            Message::Write { task, key, object, base, hint_for } => {
                 out.u8(WRITE);
                 out.varint(*task);
                 out.bytes(key.row());
                 out.bytes(object);
+                out.fixed(*base);
                 out.u8(hint_for.is_some() as u8);
                 if let Some(owner) = hint_for {
                     out.fixed(owner.0);
@@ -172,6 +180,7 @@ impl Message {
                 task: input.varint("task")?,
                 key: decode_key(&mut input)?,
                 object: input.bytes("object")?,
+                base: input.fixed("base")?,
                 hint_for: match input.u8("hint")? {
                     0 => None,
                     1 => Some(NodeId(input.fixed("owner")?)),

@@ -178,6 +178,19 @@ impl Mutation {
         }
     }
 
+    /// True if the outcome depends on nothing that is held but the context.
+    pub fn is_blind(&self) -> bool {
+        matches!(
+            self,
+            Mutation::Store {
+                basis: Basis::Local,
+                condition: Condition::Always,
+                expiry: Expiry::Default | Expiry::Never | Expiry::At(_),
+                ..
+            }
+        )
+    }
+
     /// True if the outcome depends on what is stored, so that `r` replicas are asked first.
     ///
     /// Deletes read too: a delete that has not seen a value would not remove it.

@@ -285,9 +285,15 @@ impl Node {
     pub fn open(config: NodeConfig, seed: u64, store: Box<dyn Store>, now: Now) -> Result<Node, OpenError> {
         let mut rng = Rng::new(seed);
         let replica_rng = Rng::new(rng.next_u64());
-        let mut replica =
-            Replica::open(store, &config.cluster, replica_rng, config.clock_skew_ms_max, config.boot)
-                .map_err(|error| OpenError::from_meta(error, "identity"))?;
+        let mut replica = Replica::open(
+            store,
+            &config.cluster,
+            replica_rng,
+            config.clock_skew_ms_max,
+            config.known_bytes,
+            config.boot,
+        )
+        .map_err(|error| OpenError::from_meta(error, "identity"))?;
         if replica.identity().cluster != config.cluster {
             return Err(OpenError::ForeignCluster { found: replica.identity().cluster.clone() });
         }

@@ -32,14 +32,16 @@ pub struct Put {
     pub key: ObjectKey,
     /// The coordinator's object with the new version in it.
     pub object: Bytes,
+    /// Hash of the object that it was made from, 0 if there was none.
+    pub base: u64,
     needed: Needed,
     copies: Vec<Copy>,
 }
 
 impl Put {
-    /// A put that nobody holds yet.
-    pub fn new(key: ObjectKey, object: Bytes, needed: Needed) -> Put {
-        Put { key, object, needed, copies: Vec::with_capacity(3) }
+    /// A put that nobody holds yet. `base`: hash of the object it was made from, 0 if there was none.
+    pub fn new(key: ObjectKey, object: Bytes, base: u64, needed: Needed) -> Put {
+        Put { key, object, base, needed, copies: Vec::with_capacity(3) }
     }
 
     /// Counts the coordinator's own copy, durable when this turn's outputs leave.
@@ -133,7 +135,7 @@ mod tests {
     use super::*;
 
     fn put(total: u8, primaries: u8) -> Put {
-        Put::new(ObjectKey::new(b"b", b"k").unwrap(), Bytes::new(), Needed { total, primaries })
+        Put::new(ObjectKey::new(b"b", b"k").unwrap(), Bytes::new(), 0, Needed { total, primaries })
     }
 
     #[test]

@@ -11,6 +11,8 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use crate::causality::Dot;
 use crate::clock::HybridClock;
+use crate::known::{Known, KnownObjects};
+use crate::message::ReadOutcome;
 use crate::object::Object;
 use crate::store::{Durability, Space, Store, StoreError};
 use crate::types::{ActorId, NodeId, Now, ObjectKey, Rng};
@@ -68,6 +70,8 @@ pub enum Held {
 /// The store with the identity and clock that write to it.
 pub struct Replica {
     store: Box<dyn Store>,
+    /// Of objects that are in the store; never of one that was undone, dropped or replaced.
+    known: KnownObjects,
     identity: Identity,
     clock: HybridClock,
     rng: Rng,
@@ -114,6 +118,7 @@ impl Replica {
         cluster: &str,
         mut rng: Rng,
         skew_ms_max: u64,
+        known_bytes: usize,
         boot: u64,
     ) -> Result<Replica, MetaError> {
         let found: Option<Identity> = load_meta(&mut *store, IDENTITY_ROW)?;
@@ -136,6 +141,7 @@ impl Replica {
         let clock = HybridClock::new(identity.lease, skew_ms_max);
         let mut replica = Replica {
             store,
+            known: KnownObjects::new(known_bytes, identity.actor.0),
             identity,
             clock,
             rng,
@@ -200,9 +206,60 @@ impl Replica {
         }
     }
 
-    /// Stores an object's bytes.
-    pub fn save(&mut self, key: &ObjectKey, object: Bytes) {
-        self.store.apply((Space::Data, key.row().clone(), Some(object)));
+    /// What is held under `key`, for a node that holds an object with the hash `have`, 0 if none.
+    pub fn compare(&mut self, key: &ObjectKey, have: u64) -> ReadOutcome {
+        if have != 0 && self.known.get(key).is_some_and(|known| known.hash == have) {
+            return ReadOutcome::Same;
+        }
+        match self.load(key) {
+            Held::Missing => ReadOutcome::Missing,
+            Held::Object(bytes) if have != 0 => {
+                let hash = hash_of(&bytes);
+                self.known.set(key, Some(Known { hash, sole: None }));
+                if hash == have {
+                    ReadOutcome::Same
+                } else {
+                    ReadOutcome::Object(bytes)
+                }
+            }
+            Held::Object(bytes) => ReadOutcome::Object(bytes),
+            // Who asked sends what the others hold.
+            Held::Corrupt => ReadOutcome::Failed,
+        }
+    }
+
+    /// An object that stands for what is held under `key` when all of it is to be replaced, with the hash of what is
+    /// held; `None` if only reading it can tell.
+    pub fn stand_in(&self, key: &ObjectKey) -> Option<(Object, u64)> {
+        let known = self.known.get(key)?;
+        Some((Object::forgotten(known.sole?), known.hash))
+    }
+
+    /// Stores an object, whose bytes are `bytes`.
+    pub fn save(&mut self, key: &ObjectKey, object: &Object, bytes: Bytes) {
+        self.known.set(key, Some(Known { hash: hash_of(&bytes), sole: object.sole_dot() }));
+        self.store.apply((Space::Data, key.row().clone(), Some(bytes)));
+    }
+
+    /// Takes in a peer's object that was made from one with the hash `base`, 0 if unknown.
+    ///
+    /// If just that is held, the new object replaces it: nothing is read and nothing merged. Otherwise
+    /// [`Replica::merge_in`].
+    pub fn take_over(&mut self, now: Now, key: &ObjectKey, bytes: &Bytes, base: u64, lww: bool) -> Merge {
+        if base != 0 && self.known.get(key).is_some_and(|known| known.hash == base) {
+            let Ok(incoming) = Object::decode(bytes) else {
+                return Merge::Malformed;
+            };
+            let reading_max = self.clock.reading_max(now);
+            let is_believed = incoming.context().dots().all(|dot| dot.counter <= reading_max);
+            // The peer may not know yet that only the greatest dot is to stay.
+            if is_believed && !(lww && incoming.0.values().len() > 1) {
+                self.clock.observe(now, incoming.newest_reading());
+                self.save(key, &incoming, bytes.clone());
+                return Merge::Changed;
+            }
+        }
+        self.merge_in(now, key, bytes, lww)
     }
 
     /// Merges a peer's object in. `lww`: only the greatest dot stays.
@@ -237,7 +294,7 @@ impl Replica {
         if held_bytes.as_ref() == Some(&merged_bytes) {
             return Merge::Known;
         }
-        self.save(key, merged_bytes);
+        self.save(key, &merged, merged_bytes);
         Merge::Changed
     }
 
@@ -291,6 +348,7 @@ impl Replica {
 
     /// Drops `object`, held under `key`, after it was handed over to its owner.
     pub fn drop_handed_over(&mut self, key: &ObjectKey, object: &Object) {
+        self.known.set(key, None);
         self.store.apply((Space::Data, key.row().clone(), None));
         let is_own = object.context().counter(self.identity.actor) > 0;
         if is_own {
@@ -382,6 +440,7 @@ impl Replica {
                 Ok(())
             }
             Err(error) => {
+                self.known.clear();
                 self.identity_is_dirty = true;
                 Err(error)
             }

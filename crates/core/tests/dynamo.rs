@@ -237,12 +237,15 @@ fn a_get_repairs_stale_replicas() {
     cluster.put(0, "cart", "old").unwrap();
     let before = cluster.held(2, "cart").unwrap().encode();
     cluster.put(0, "cart", "new").unwrap();
+    // A disk that went back in time while its node was down.
+    cluster.kill(2);
     {
         let mut disk = cluster.machines[2].disk.lock();
         use oort_core::store::{Durability, Space, Store};
         disk.apply((Space::Data, key("cart").row().clone(), Some(before)));
         disk.sync(Durability::Durable).unwrap();
     }
+    cluster.restart(2);
     let object = cluster.get_with(0, key("cart"), quorum(3, 2)).unwrap();
     assert_eq!(cluster.texts(0, &object), ["new"]);
     assert_eq!(cluster.total("read_repairs"), 1);

@@ -111,11 +111,11 @@ fn dots_from_an_absurdly_fast_clock_are_refused() {
     let mut cluster = Cluster::new(3);
     cluster.put(0, "cart", "v").unwrap();
     let object = object_at(far_ahead(3_600_000)).encode();
-    cluster.inject(1, 0, Message::Write { task: 0, key: key("cart"), object, hint_for: None });
+    cluster.inject(1, 0, Message::write(0, key("cart"), object));
     assert_eq!(cluster.node(0).metrics().clock_refusals, 1);
     assert_eq!(cluster.values(0, "cart"), ["v"]);
     let object = object_at(far_ahead(30_000)).encode();
-    cluster.inject(1, 0, Message::Write { task: 0, key: key("cart"), object, hint_for: None });
+    cluster.inject(1, 0, Message::write(0, key("cart"), object));
     assert_eq!(cluster.node(0).metrics().clock_refusals, 1, "an honest skew is tolerated");
     cluster.put(0, "cart", "w").unwrap();
     assert_eq!(cluster.values(0, "cart"), ["w"], "and the next dot is greater still");
@@ -459,7 +459,7 @@ fn extreme_numbers_from_a_peer_do_no_harm() {
         let outcome = ReadOutcome::Object("no object".into());
         cluster.inject(1, 0, Message::ReadResult { task, outcome });
         let object = "no object".into();
-        cluster.inject(1, 0, Message::Write { task, key: key("cart"), object, hint_for: None });
+        cluster.inject(1, 0, Message::write(task, key("cart"), object));
     }
     cluster.advance(2_000);
     cluster.put(0, "cart", "v").unwrap();

@@ -532,8 +532,14 @@ fn messages() -> impl Strategy<Value = Message> {
         small_bytes().prop_map(ReadOutcome::Object)
     ];
     prop_oneof![
-        (any::<u64>(), keys.clone(), small_bytes(), any::<Option<u64>>()).prop_map(
-            |(task, key, object, hint)| Message::Write { task, key, object, hint_for: hint.map(NodeId) }
+        (any::<u64>(), keys.clone(), small_bytes(), any::<u64>(), any::<Option<u64>>()).prop_map(
+            |(task, key, object, base, hint)| Message::Write {
+                task,
+                key,
+                object,
+                base,
+                hint_for: hint.map(NodeId)
+            }
         ),
         (any::<u64>(), outcomes).prop_map(|(task, outcome)| Message::Written { task, outcome }),
         (any::<u64>(), keys.clone(), any::<u64>()).prop_map(|(task, key, have)| Message::Read {

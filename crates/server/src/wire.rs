@@ -250,7 +250,7 @@ mod tests {
             let key = ObjectKey::new(b"b", &key).unwrap();
             let object = Bytes::from(value);
             let messages = [
-                Message::Write { task, key: key.clone(), object: object.clone(), hint_for: owner.map(NodeId) },
+                Message::Write { task, key: key.clone(), object: object.clone(), base: 5, hint_for: owner.map(NodeId) },
                 Message::Read { task, key, have: task },
                 Message::ReadResult { task, outcome: ReadOutcome::Object(object) },
             ];

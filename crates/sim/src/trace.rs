@@ -167,7 +167,7 @@ pub fn show_message(message: &Message, name: NameDot) -> String {
         Err(error) => format!("({error})"),
     };
     match message {
-        Message::Write { task, key, object, hint_for } => {
+        Message::Write { task, key, object, hint_for, .. } => {
             let hint = hint_for.map_or(String::new(), |owner| format!(" hint for {owner:?}"));
             format!("write {task} {key:?} {}{hint}", decoded(object))
         }

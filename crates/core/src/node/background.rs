@@ -351,7 +351,7 @@ impl Node {
         if let Some(owed) = self.handoff.owed_mut(owner) {
             owed.in_flight += 1;
         }
-        self.send(now, owner, Message::Write { task: id, key, object, hint_for: None }, out);
+        self.send(now, owner, Message::write(id, key, object), out);
     }
 
     pub(super) fn delivered(

@@ -351,7 +351,7 @@ impl Node {
                 self.replica.merge_in(now, key, &bytes, self.is_lww(key));
                 continue;
             }
-            let message = Message::Write { task: 0, key: key.clone(), object: bytes.clone(), hint_for: None };
+            let message = Message::write(0, key.clone(), bytes.clone());
             self.send(now, node, message, out);
         }
     }
@@ -508,9 +508,15 @@ impl Node {
     ) {
         let lww = self.is_lww(&update.key);
         let was_read = read.is_some();
-        let mut object = match self.replica.load_object(&update.key) {
-            Some((object, _)) => object,
-            None if was_read => Object::default(),
+        let is_blind = !was_read && !update.want.before && update.mutation.is_blind();
+        let stand_in = if is_blind { self.replica.stand_in(&update.key) } else { None };
+        let held = stand_in.or_else(|| {
+            let (object, bytes) = self.replica.load_object(&update.key)?;
+            Some((object, bytes.map_or(0, |bytes| hash_of(&bytes))))
+        });
+        let (mut object, base) = match held {
+            Some(held) => held,
+            None if was_read => (Object::default(), 0),
             None => {
                 // What this replica held is unreadable: evaluate on what another one holds.
                 let needed = Needed { total: 1, primaries: 0 };
@@ -540,7 +546,6 @@ impl Node {
             value_bytes_max: properties.value_bytes_max,
             default_ttl_ms: properties.default_ttl_ms,
         };
-        let existed = object.is_live(now.wall_ms);
         let before = want.before.then(|| object.clone());
         let above = mutation.seen().and_then(|seen| seen.dots().map(|dot| dot.counter).max()).unwrap_or(0);
         let dot = self.replica.make_dot(now, &object, above);
@@ -555,11 +560,14 @@ impl Node {
             object.keep_newest();
         }
         let bytes = applied.then(|| object.encode());
+        if let Some(bytes) = &bytes {
+            self.replica.save(&key, &object, bytes.clone());
+        }
         let after = want.after.then_some(object);
-        let updated = Updated { applied, existed, before, after };
+        let updated = Updated { applied, before, after };
         match bytes {
             Some(bytes) => {
-                self.start_put(now, origin, Put::new(key, bytes, needed), updated, deadline_us, out)
+                self.start_put(now, origin, Put::new(key, bytes, base, needed), updated, deadline_us, out)
             }
             None => self.finish(origin, Ok(Reply::Updated(updated)), out),
         }
@@ -578,7 +586,6 @@ impl Node {
         let n = self.replicas_of(&put.key);
         let key = put.key.clone();
         let primaries: Vec<NodeId> = self.placed_ring().preference_at(key.position())[..n].to_vec();
-        self.replica.save(&key, put.object.clone());
         if primaries.contains(&me) {
             put.hold(me, None);
         } else {
@@ -614,8 +621,8 @@ impl Node {
             return;
         };
         put.ask(node, hint_for);
-        let (key, object) = (put.key.clone(), put.object.clone());
-        self.send(now, node, Message::Write { task: id, key, object, hint_for }, out);
+        let (key, object, base) = (put.key.clone(), put.object.clone(), put.base);
+        self.send(now, node, Message::Write { task: id, key, object, base, hint_for }, out);
     }
 
     /// `owner` misses the write: gives its copy to the next fallback, or if there is none, remembers it here.

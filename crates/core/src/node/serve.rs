@@ -5,9 +5,9 @@ use bytes::Bytes;
 use super::coordinate::Hop;
 use super::{Node, Origin, Output};
 use crate::client::Scan;
-use crate::message::{Control, Message, ReadOutcome, TaskId, WriteOutcome};
+use crate::message::{Control, Message, TaskId, WriteOutcome};
 use crate::object::Object;
-use crate::replica::{hash_of, Held, Merge};
+use crate::replica::Merge;
 use crate::store::Space;
 use crate::types::{NodeId, Now, ObjectKey, Position};
 
@@ -18,8 +18,8 @@ impl Node {
     pub(super) fn message(&mut self, now: Now, from: NodeId, message: Message, out: &mut Vec<Output>) {
         self.heard(now, from, out);
         match message {
-            Message::Write { task, key, object, hint_for } => {
-                self.serve_write(now, from, task, &key, &object, hint_for, out)
+            Message::Write { task, key, object, base, hint_for } => {
+                self.serve_write(now, from, task, &key, &object, base, hint_for, out)
             }
             Message::Written { task, outcome } => self.written(now, from, task, outcome, out),
             Message::Read { task, key, have } => self.serve_read(now, from, task, &key, have, out),
@@ -63,13 +63,14 @@ impl Node {
         task: TaskId,
         key: &ObjectKey,
         object: &Bytes,
+        base: u64,
         hint_for: Option<NodeId>,
         out: &mut Vec<Output>,
     ) {
         self.metrics.replica_writes += 1;
         let outcome = match self.read_only {
             Some(_) => WriteOutcome::ReadOnly,
-            None => match self.replica.merge_in(now, key, object, self.is_lww(key)) {
+            None => match self.replica.take_over(now, key, object, base, self.is_lww(key)) {
                 Merge::Changed | Merge::Known => WriteOutcome::Durable,
                 Merge::ClockSkew => {
                     self.metrics.clock_refusals += 1;
@@ -96,13 +97,7 @@ impl Node {
         out: &mut Vec<Output>,
     ) {
         self.metrics.replica_reads += 1;
-        let outcome = match self.replica.load(key) {
-            Held::Missing => ReadOutcome::Missing,
-            Held::Object(bytes) if have != 0 && hash_of(&bytes) == have => ReadOutcome::Same,
-            Held::Object(bytes) => ReadOutcome::Object(bytes),
-            // Who asked sends what the others hold.
-            Held::Corrupt => ReadOutcome::Failed,
-        };
+        let outcome = self.replica.compare(key, have);
         self.send(now, from, Message::ReadResult { task, outcome }, out);
     }
 

@@ -477,6 +477,8 @@ fn draw_config(nodes: usize, rng: &mut Rng) -> NodeConfig {
             true => 4,
             false => 100_000,
         },
+        // So small that entries fall out.
+        known_bytes: 1 << 10,
         ..NodeConfig::default()
     }
 }

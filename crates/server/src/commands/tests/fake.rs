@@ -115,13 +115,12 @@ impl Fake {
                 };
                 let mut object = self.objects.get(&key).cloned().unwrap_or_default();
                 let before = want.before.then(|| object.clone());
-                let existed = object.is_live(self.now_ms);
                 self.counter += 1;
                 let dot = Dot { counter: (self.now_ms << 16) + self.counter, actor: ActorId(1) };
                 let applied = mutation.apply(&mut object, dot, given).map_err(ClientError::Mutation)?;
                 let after = want.after.then(|| object.clone());
                 self.objects.insert(key, object);
-                Ok(Reply::Updated(Updated { applied, existed, before, after }))
+                Ok(Reply::Updated(Updated { applied, before, after }))
             }
             Operation::Scan(scan) => Ok(Reply::Page(self.page(&scan))),
             Operation::SetBucket { bucket, properties } => {
