@@ -22,7 +22,8 @@ use super::view::View;
 use super::{reply, Call, Outcome};
 use crate::resp::Value;
 
-/// Slots `first` to `last` with the same nodes, in the order of the preference list.
+/// Slots `first` to `last` with the same nodes: those of the preference list, without the ones that are down while
+/// there are others.
 struct SlotRange {
     first: u16,
     last: u16,
@@ -51,11 +52,13 @@ fn slot_ranges(view: &dyn View, copies: usize) -> Vec<SlotRange> {
     };
     let mut ranges: Vec<SlotRange> = Vec::new();
     for slot in 0..SLOTS {
-        let list = ring.preference_at(Position::first_of_slot(slot));
-        let owners = &list[..list.len().min(copies)];
+        let mut owners = ring.preference_at(Position::first_of_slot(slot)).to_vec();
+        // A client sends its requests to the first: any node serves any key, but a dead one serves none.
+        owners.sort_by_key(|&node| view.health(node) == Health::Down);
+        owners.truncate(copies);
         match ranges.last_mut() {
             Some(range) if range.owners == owners => range.last = slot,
-            _ => ranges.push(SlotRange { first: slot, last: slot, owners: owners.to_vec() }),
+            _ => ranges.push(SlotRange { first: slot, last: slot, owners }),
         }
     }
     ranges
