@@ -1,42 +1,46 @@
-//! The durable storage engine: a [`Store`] on fjall.
+//! The durable storage engine: a [`Store`] of a log, rows in memory, and tables that fjall keeps.
 //!
-//! One turn of the loop reads rows, applies changes and syncs once. So what was applied is *pending* in memory, visible
-//! to
-//! `get` and `scan` at once, and `sync` hands all of it to fjall as one atomic batch with one fsync: the group commit.
+//! One turn of the loop reads rows, applies changes and syncs once. What was applied is *pending* in memory, visible to
+//! `get` and `scan` at once; `sync` appends all of it to the log as one record, with one fdatasync: the group commit.
+//! The log is a row of segments; a thread writes each one that is full into tables, all of its rows in one sorted load.
 //!
 //! ```text
 //!            get                         apply                     sync
 //!             |                            |                         |
-//!    rows: pending + cache  <--------------'         one batch: journal, fsync
-//!             | miss                                                 |
-//!    engine: fjall (memory tables, tables on disk, block cache) <----'
+//!    rows: pending, fresh, cache  <--------'        log: one record, fdatasync
+//!             | miss                                                 | a full segment
+//!    engine: fjall's tables, block cache  <--- flusher: read, sort, load
 //! ```
-//! **When the disk refuses.** Everything since the last successful sync is forgotten, `sync` says `ReadOnly`, reads
-//! go on. Before the disk is really full the space guard refuses, and nothing has happened. After an I/O error fjall
-//! takes no more writes: later syncs probe the disk, and when it writes again they close fjall, cut from the journal
-//! what was never acknowledged, copy the rest to new files (after a failed fsync the kernel may have dropped pages that
-//! it still shows us), and open it anew. A process that dies before that may find the refused batch after its restart:
-//! nobody was told that it is there, so that is an ordinary unacknowledged write.
+//! Differs: fjall has a journal and memory tables of its own, and we leave them empty. With them a durable overwrite
+//! cost three times the processor time and its sync twice the time, and those were most of a `SET`.
 //!
-//! **When the disk lies.** Every row carries a checksum, fjall's blocks another: a mismatch is `Corrupt`, for that row
-//! or block only. Journals are checked before fjall reads them; if acknowledged writes are missing,
+//! **When the disk refuses.** Everything since the last successful sync is forgotten, `sync` says `ReadOnly`, reads
+//! go on. Before the disk is really full the space guard refuses, and nothing has happened. After an I/O error nothing
+//! that the active segment holds is trusted, since after a failed fsync the kernel may have dropped pages that it still
+//! shows: later syncs probe the disk, and when it writes again they make that segment anew from memory, which has all
+//! its rows. A process that dies before that may find the refused record after its restart: nobody was told that it
+//! is there, so that is an ordinary unacknowledged write. If tables cannot be written or merged, writes go on for
+//! some segments, while fjall is opened anew from time to time.
+//!
+//! **When the disk lies.** Every row carries a checksum, log records and fjall's blocks another: a mismatch is
+//! `Corrupt`, for that row or block only. If acknowledged writes are missing from the log,
 //! [`Store::lost_writes`] says so, at every start, until it is told that the node has taken a new identity.
 //!
-//! Read next: `storage/rows.rs`, `storage/engine.rs`, `storage/journal.rs`; `docs/disk.md` draws the bytes.
+//! Read next: `storage/log.rs`, `storage/rows.rs`, `storage/flusher.rs`, `storage/engine.rs`; `docs/disk.md` draws the
+//! bytes.
 
 mod engine;
+mod flusher;
 mod format;
-mod journal;
+mod log;
+mod open;
 mod rebuild;
 mod row;
 mod rows;
 mod space;
-mod undertaker;
 
-use std::fmt;
 use std::fs::{self, File};
 use std::io::{self, Write};
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -44,8 +48,9 @@ use bytes::Bytes;
 use oort_core::store::{Change, Durability, Space, Store, StoreError, Visit};
 
 use engine::{Engine, EngineError};
-use format::State;
-use journal::Keep;
+use flusher::{Done, Flusher};
+use log::{Record, Segment, SegmentNumber};
+pub use open::OpenError;
 use row::Row;
 use rows::Rows;
 use space::SpaceGuard;
@@ -57,85 +62,24 @@ pub struct StorageOptions {
     pub cache_bytes: usize,
     /// fjall's cache of disk blocks. Too small: rows missing from the row cache cost a system call.
     pub block_cache_bytes: usize,
-    /// Size at which the memory table of objects is written to disk (hints: half, metadata: an eighth). Too small: more
-    /// merging; too large: memory, slower inserts and slower recovery. Fixed when the directory is made.
-    pub memtable_bytes: usize,
+    /// Size of a segment of the log. Its rows stay in memory until they are in tables. Too small: more merging; too
+    /// large: memory and a slower start.
+    pub segment_bytes: usize,
     /// Writes are refused while the file system has less than this free. Too small: a merge of tables fills the
     /// disk and the store has to be opened anew; too large: space that is never used.
     pub reserve_bytes: u64,
-    /// Time between attempts to open fjall anew after an I/O error. Too small: a broken disk keeps the node busy.
+    /// Time between attempts to mend the store after an I/O error. Too small: a broken disk keeps the node busy.
     pub retry_interval: Duration,
 }
 
 impl Default for StorageOptions {
     fn default() -> StorageOptions {
         StorageOptions {
-            cache_bytes: 64 << 20,
+            cache_bytes: 80 << 20,
             block_cache_bytes: 16 << 20,
-            memtable_bytes: 16 << 20,
+            segment_bytes: 32 << 20,
             reserve_bytes: 64 << 20,
             retry_interval: Duration::from_secs(1),
-        }
-    }
-}
-
-/// Why a store could not be opened. Nothing in the directory was changed, except for `Corrupt` and `Io`.
-#[derive(Debug)]
-pub enum OpenError {
-    /// Another process has it open.
-    Locked { directory: PathBuf },
-    /// It holds something else.
-    Foreign { directory: PathBuf, detail: String },
-    /// Another version of this program made it.
-    Version { directory: PathBuf, found: u32, supported: u32 },
-    /// Its files are damaged beyond what replicas can repair row by row: empty it and let the node join anew.
-    Corrupt { directory: PathBuf, detail: String },
-    /// The operating system refused.
-    Io { path: PathBuf, source: io::Error },
-}
-
-impl OpenError {
-    fn io(path: &Path, source: io::Error) -> OpenError {
-        OpenError::Io { path: path.to_path_buf(), source }
-    }
-
-    fn engine(directory: &Path, error: fjall::Error) -> OpenError {
-        let directory = directory.to_path_buf();
-        match error {
-            fjall::Error::Io(source) => OpenError::Io { path: directory, source },
-            fjall::Error::Locked => OpenError::Locked { directory },
-            error => OpenError::Corrupt { directory, detail: engine::detail(&error) },
-        }
-    }
-}
-
-impl fmt::Display for OpenError {
-    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        match self {
-            OpenError::Locked { directory } => {
-                write!(f, "{} is in use by another process", directory.display())
-            }
-            OpenError::Foreign { directory, detail } => {
-                write!(f, "{} is not an oort data directory: {detail}", directory.display())
-            }
-            OpenError::Version { directory, found, supported } => write!(
-                f,
-                "{} has on-disk format {found}, this program reads format {supported}",
-                directory.display()
-            ),
-            OpenError::Corrupt { directory, detail } => {
-                write!(f, "{} is damaged: {detail}; empty it and join the node anew", directory.display())
-            }
-            OpenError::Io { path, source } => write!(f, "{}: {source}", path.display()),
-        }
-    }
-}
-
-impl std::error::Error for OpenError {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        match self {
-            OpenError::Io { source, .. } => Some(source),
-            _ => None,
         }
     }
 }
@@ -147,16 +91,23 @@ pub struct FjallStore {
     directory: PathBuf,
     options: StorageOptions,
     rows: Rows,
-    /// `None` after an attempt to open it anew has failed; then only cached rows can be read.
+    record: Record,
+    active: Segment,
+    /// The next segment, once it is made.
+    spare: Option<Segment>,
+    /// When and why it could not be made.
+    spare_failure: Option<(Instant, String)>,
+    /// `None` only while the engine is opened anew.
+    flusher: Option<Flusher>,
+    /// `None` after an attempt to open it anew has failed; then only rows in memory can be read.
     engine: Option<Engine>,
     space: SpaceGuard,
-    /// Batches with numbers below this were acknowledged; those above, if any, were refused.
-    sequence_end: u64,
     /// Whether something is synced as `Buffered` only.
     has_buffered: bool,
     failure: Option<Failure>,
-    /// When background threads of the engine last failed.
-    background_failed: Option<Instant>,
+    trouble: Option<Trouble>,
+    /// When a merge of tables last failed.
+    merge_failed: Option<Instant>,
     lost: Option<String>,
     _lock: File,
 }
@@ -168,42 +119,36 @@ struct Failure {
 }
 
 enum FailureKind {
-    /// Space is short; the engine is whole.
+    /// Space is short; nothing is broken.
     Full,
-    /// The engine takes no more writes.
-    Broken { attempted: Option<Instant> },
-    /// Tables are damaged such that merging them fails again and again; the next start rebuilds them.
-    Damaged,
+    /// The active segment is not to be trusted.
+    Log { attempted: Option<Instant> },
 }
 
-/// Two failures of background threads within this time are no accident.
+/// Why the flusher has stopped. Writes go on until too many segments wait for it.
+struct Trouble {
+    detail: String,
+    attempted: Option<Instant>,
+    /// A segment that has to be made anew from memory before it can be flushed.
+    segment: Option<SegmentNumber>,
+    /// Tables are damaged such that merging them fails again and again; the next start rebuilds them.
+    is_final: bool,
+}
+
+/// Two failed merges within this time are no accident.
 const RELAPSE: Duration = Duration::from_secs(60);
+/// Sealed segments that wait for the flusher. More: memory. Fewer: writes wait while tables are merged.
+const SEALED_MAX: usize = 4;
+/// How long a sync waits for the flusher before it is refused.
+const STALL_MAX: Duration = Duration::from_secs(5);
 
 impl FjallStore {
     /// Opens the store in `directory`, or makes one if the directory is empty or missing.
     ///
-    /// Takes as long as reading the journals (some 64 MiB) and replaying what was not yet written to tables.
+    /// Takes as long as reading what of the log is not in tables yet: five segments at most.
     /// Errors: [`OpenError`].
     pub fn open(directory: &Path, options: StorageOptions) -> Result<FjallStore, OpenError> {
-        let lock = format::lock(directory)?;
-        let io = |source| OpenError::io(directory, source);
-        let engine = match format::state(directory)? {
-            State::New => make(directory, &options)?,
-            State::Ready => open_ready(directory, &options)?,
-        };
-        Ok(FjallStore {
-            directory: directory.to_path_buf(),
-            rows: Rows::new(options.cache_bytes),
-            space: SpaceGuard::new(directory, options.reserve_bytes),
-            sequence_end: engine.sequence_end(),
-            engine: Some(engine),
-            has_buffered: false,
-            failure: None,
-            background_failed: None,
-            lost: format::lost(directory).map_err(io)?,
-            options,
-            _lock: lock,
-        })
+        open::open(directory, options)
     }
 
     /// What is missing, a line for each place; empty unless [`Store::lost_writes`].
@@ -229,7 +174,7 @@ impl FjallStore {
 
     /// Syncs what is not durable yet. A store that refuses writes but has nothing to write may close in peace.
     fn sync_rest(&mut self) -> Result<(), StoreError> {
-        match self.has_buffered || self.rows.pending().len() > 0 {
+        match self.has_buffered || self.rows.has_pending() {
             true => self.sync(Durability::Durable),
             false => Ok(()),
         }
@@ -237,7 +182,7 @@ impl FjallStore {
 
     fn engine(&self) -> Result<&Engine, StoreError> {
         self.engine.as_ref().ok_or_else(|| {
-            let detail = self.failure.as_ref().map_or("", |failure| &failure.detail);
+            let detail = self.trouble.as_ref().map_or("", |trouble| &trouble.detail);
             read_only(detail.to_string())
         })
     }
@@ -257,28 +202,16 @@ impl FjallStore {
     }
 
     fn try_sync(&mut self, durability: Durability) -> Result<(), String> {
-        if self.failure.is_some() {
-            self.recover()?;
+        self.hear_flusher();
+        self.recover()?;
+        if self.rows.has_pending() {
+            self.admit()?;
+            self.append()?;
         }
-        let has_pending = self.rows.pending().len() > 0;
-        let must_persist = self.has_buffered && durability == Durability::Durable;
-        if !has_pending && !must_persist {
-            return Ok(());
+        if durability == Durability::Durable && self.has_buffered {
+            self.active.sync().map_err(|error| self.fail_log(&error))?;
+            self.has_buffered = false;
         }
-        self.admit()?;
-        let Some(engine) = &mut self.engine else {
-            return Err("the engine is closed".into());
-        };
-        let result = match has_pending {
-            true => engine.commit(self.rows.pending(), durability),
-            false => engine.persist(),
-        };
-        let sequence_end = engine.sequence_end();
-        if let Err(error) = result {
-            return Err(self.fail(&error));
-        }
-        self.sequence_end = sequence_end;
-        self.has_buffered = durability == Durability::Buffered;
         self.rows.commit();
         Ok(())
     }
@@ -290,68 +223,191 @@ impl FjallStore {
         })
     }
 
-    /// Notes that the engine refused, and returns why in words.
-    fn fail(&mut self, error: &EngineError) -> String {
-        let mut detail = error.detail();
-        let mut kind = FailureKind::Broken { attempted: None };
+    /// Writes the pending rows to the log.
+    fn append(&mut self) -> Result<(), String> {
+        self.record.clear();
+        for (space, row) in self.rows.pending() {
+            self.record.push(space, row);
+        }
+        if !self.active.has_room(&self.record) {
+            self.seal()?;
+        }
+        self.active.append(&mut self.record).map_err(|error| self.fail_log(&error))?;
+        self.has_buffered = true;
+        Ok(())
+    }
+
+    /// Goes on in a new segment and has the full one flushed.
+    fn seal(&mut self) -> Result<(), String> {
+        // Only the newest segment may have a torn tail.
+        self.active.sync().map_err(|error| self.fail_log(&error))?;
+        let next = self.next_segment()?;
+        self.rows.seal(next.number());
+        let full = std::mem::replace(&mut self.active, next);
+        self.make_spare();
+        if let Some(flusher) = &self.flusher {
+            flusher.flush(full.number());
+        }
+        Ok(())
+    }
+
+    /// The next segment, as soon as there is one and not too many wait to be flushed.
+    fn next_segment(&mut self) -> Result<Segment, String> {
+        let started = Instant::now();
+        if self.spare_failure.as_ref().is_some_and(|(at, _)| at.elapsed() >= self.options.retry_interval) {
+            self.make_spare();
+        }
+        loop {
+            if self.rows.sealed().len() < SEALED_MAX {
+                if let Some(segment) = self.spare.take() {
+                    return Ok(segment);
+                }
+            }
+            self.mend()?;
+            if let Some((_, detail)) = &self.spare_failure {
+                return Err(detail.clone());
+            }
+            let patience = STALL_MAX.saturating_sub(started.elapsed());
+            match self.flusher.as_ref().map(|flusher| flusher.wait(patience)) {
+                Some(Ok(done)) => self.note(done),
+                _ => return Err(format!("writing tables is more than {STALL_MAX:?} behind")),
+            }
+        }
+    }
+
+    fn make_spare(&mut self) {
+        self.spare_failure = None;
+        if let Some(flusher) = &self.flusher {
+            flusher.make(self.active.number() + 1);
+        }
+    }
+
+    fn hear_flusher(&mut self) {
+        while let Some(done) = self.flusher.as_ref().and_then(Flusher::poll) {
+            self.note(done);
+        }
+        // Whoever has to wait for the tables is told why; the others need not know.
+        let _ = self.mend();
+    }
+
+    fn note(&mut self, done: Done) {
+        match done {
+            Done::Made(Ok(segment)) => self.spare = Some(segment),
+            Done::Made(Err(error)) => {
+                tracing::error!(%error, "the next segment of the log cannot be made");
+                self.spare_failure = Some((Instant::now(), error.to_string()));
+            }
+            Done::Flushed(segment) => self.rows.set_flushed(segment),
+            Done::Failed(error) => self.stop_flushing(&error),
+        }
+    }
+
+    fn stop_flushing(&mut self, error: &EngineError) {
+        let mut trouble = Trouble { detail: error.detail(), attempted: None, segment: None, is_final: false };
         match error {
-            EngineError::Stalled => return detail,
+            EngineError::Damaged { segment, .. } => trouble.segment = Some(*segment),
             EngineError::Fjall(fjall::Error::Poisoned) => {
-                let before = self.background_failed.replace(Instant::now());
+                let before = self.merge_failed.replace(Instant::now());
                 let is_relapse = before.is_some_and(|before| before.elapsed() < RELAPSE);
                 if is_relapse && self.engine.as_ref().is_some_and(Engine::is_damaged) {
-                    kind = FailureKind::Damaged;
-                    detail =
+                    trouble.is_final = true;
+                    trouble.detail =
                         "tables are damaged and cannot be merged: restart the node to rebuild them".into();
                     if let Err(error) = format::request_rebuild(&self.directory) {
                         tracing::error!(%error, "the rebuild could not be requested");
                     }
                 }
             }
-            EngineError::Fjall(_) => {}
+            _ => {}
         }
+        tracing::error!(detail = trouble.detail, "tables cannot be written");
+        self.trouble = Some(trouble);
+    }
+
+    /// Opens the engine anew after the flusher has stopped, if it is time to. Errors: why not, in words.
+    fn mend(&mut self) -> Result<(), String> {
+        let Some(trouble) = &mut self.trouble else { return Ok(()) };
+        if trouble.is_final || trouble.attempted.is_some_and(|at| at.elapsed() < self.options.retry_interval)
+        {
+            return Err(trouble.detail.clone());
+        }
+        trouble.attempted = Some(Instant::now());
+        let segment = trouble.segment;
+        if let Err(detail) = self.reopen(segment) {
+            if let Some(trouble) = &mut self.trouble {
+                trouble.detail.clone_from(&detail);
+            }
+            return Err(detail);
+        }
+        tracing::warn!("tables are written again");
+        self.trouble = None;
+        Ok(())
+    }
+
+    fn reopen(&mut self, damaged: Option<SegmentNumber>) -> Result<(), String> {
+        if let Some(number) = damaged {
+            self.replace_segment(number).map_err(|error| error.to_string())?;
+        }
+        self.flusher = None;
+        self.engine = None;
+        let engine = open::open_engine(&self.directory, &self.options).map_err(|error| error.to_string())?;
+        self.engine = Some(engine);
+        self.start_flusher().map_err(|error| error.to_string())
+    }
+
+    /// Gives a new flusher all there is to do.
+    fn start_flusher(&mut self) -> io::Result<()> {
+        let Some(engine) = &self.engine else { return Ok(()) };
+        let flusher = Flusher::start(&self.directory, self.options.segment_bytes as u64, engine)?;
+        let flusher = self.flusher.insert(flusher);
+        if self.spare.is_none() {
+            self.spare_failure = None;
+            flusher.make(self.active.number() + 1);
+        }
+        self.rows.sealed().for_each(|number| flusher.flush(number));
+        Ok(())
+    }
+
+    fn replace_segment(&self, number: SegmentNumber) -> io::Result<Segment> {
+        let len_bytes = self.options.segment_bytes as u64;
+        Segment::replace(&self.directory, number, len_bytes, self.rows.of_segment(number))
+    }
+
+    /// Notes that the log refused, and returns why in words.
+    fn fail_log(&mut self, error: &io::Error) -> String {
+        let detail = error.to_string();
         tracing::error!(detail, "the disk refuses writes");
-        self.failure = Some(Failure { detail: detail.clone(), kind });
+        self.failure = Some(Failure { detail: detail.clone(), kind: FailureKind::Log { attempted: None } });
         detail
     }
 
     /// Tries to take writes again after a refused sync. Errors: why not, in words.
     fn recover(&mut self) -> Result<(), String> {
-        self.space.admit(0)?;
-        let Some(Failure { detail, kind }) = &mut self.failure else {
-            return Ok(());
-        };
-        if let FailureKind::Damaged = kind {
+        if let Some(Trouble { is_final: true, detail, .. }) = &self.trouble {
             return Err(detail.clone());
         }
-        if let FailureKind::Broken { attempted } = kind {
+        let Some(Failure { detail, kind }) = &mut self.failure else { return Ok(()) };
+        self.space.admit(0)?;
+        if let FailureKind::Log { attempted } = kind {
             if attempted.is_some_and(|at| at.elapsed() < self.options.retry_interval) {
                 return Err(detail.clone());
             }
             *attempted = Some(Instant::now());
-            let result = probe(&self.directory).map_err(|error| error.to_string());
-            if let Err(error) = result.and_then(|()| self.reopen()) {
-                if let Some(failure) = &mut self.failure {
-                    failure.detail.clone_from(&error);
+            let result = probe(&self.directory).and_then(|()| self.replace_segment(self.active.number()));
+            match result {
+                Ok(segment) => self.active = segment,
+                Err(error) => {
+                    let detail = error.to_string();
+                    if let Some(failure) = &mut self.failure {
+                        failure.detail.clone_from(&detail);
+                    }
+                    return Err(detail);
                 }
-                return Err(error);
             }
+            self.has_buffered = false;
             tracing::warn!("the disk takes writes again");
         }
         self.failure = None;
-        Ok(())
-    }
-
-    /// Closes the poisoned engine and opens it with what was acknowledged, and nothing else.
-    fn reopen(&mut self) -> Result<(), String> {
-        self.engine = None;
-        let keep = Keep::Acknowledged { sequence_end: self.sequence_end };
-        let engine = open_engine(&self.directory, &self.options, keep).map_err(|error| error.to_string())?;
-        self.sequence_end = engine.sequence_end();
-        self.engine = Some(engine);
-        self.lost = format::lost(&self.directory).map_err(|error| error.to_string())?;
-        self.has_buffered = false;
-        self.rows.forget_cached();
         Ok(())
     }
 }
@@ -380,22 +436,21 @@ impl Store for FjallStore {
     }
 
     fn scan(&mut self, space: Space, from: &[u8], to: &[u8], visit: &mut Visit) {
-        let mut pending = self.rows.pending_range(space, from, to);
-        let engine = match self.engine() {
-            Ok(engine) => engine,
-            Err(error) => {
+        let Some(engine) = &self.engine else {
+            if let Err(error) = self.engine() {
                 visit(from, Err(error));
-                return;
             }
+            return;
         };
+        let mut newer = self.rows.newer_than_tables(space, from, to).peekable();
         let mut stored = engine.scan(space, from, to).peekable();
         loop {
-            let is_pending_next = match (pending.last(), stored.peek()) {
+            let is_newer_next = match (newer.peek(), stored.peek()) {
                 (None, None) => return,
                 (None, Some(_)) => false,
                 (Some(_), None) => true,
                 (Some(row), Some((key, found))) => {
-                    // A pending row hides the stored one. A damaged place hides nothing: it is not one row.
+                    // A newer row hides the stored one. A damaged place hides nothing: it is not one row.
                     if row.key() == &key[..] && found.is_ok() {
                         stored.next();
                         continue;
@@ -403,8 +458,8 @@ impl Store for FjallStore {
                     row.key() < &key[..]
                 }
             };
-            let next = match is_pending_next {
-                true => pending.pop().map(|row| (row.key().to_vec(), Ok(row))),
+            let next = match is_newer_next {
+                true => newer.next().map(|row| (row.key().to_vec(), Ok(row.clone()))),
                 false => stored.next(),
             };
             let goes_on = match next {
@@ -423,10 +478,10 @@ impl Store for FjallStore {
         self.lost.is_some()
     }
 
-    /// Tables and journals, in bytes that the file system has allocated. Reads the directory.
+    /// Tables and log, in bytes. Reads the log's directory.
     fn size_bytes(&self) -> u64 {
         let tables_bytes = self.engine.as_ref().map_or(0, Engine::tables_bytes);
-        tables_bytes + journals_bytes(&format::rows_path(&self.directory)).unwrap_or(0)
+        tables_bytes + log::size_bytes(&self.directory).unwrap_or(0)
     }
 }
 
@@ -436,56 +491,6 @@ impl Drop for FjallStore {
             tracing::error!(%error, "the last sync of the store failed");
         }
     }
-}
-
-/// Makes a new store; a crash in the middle leaves a directory that is made anew the next time.
-fn make(directory: &Path, options: &StorageOptions) -> Result<Engine, OpenError> {
-    let io = |source| OpenError::io(directory, source);
-    format::begin(directory).map_err(io)?;
-    let engine = Engine::open(&format::rows_path(directory), options)
-        .map_err(|error| OpenError::engine(directory, error))?;
-    format::finish(directory).map_err(io)?;
-    Ok(engine)
-}
-
-/// Opens a complete directory, rebuilding its tables if the last run asked for it.
-fn open_ready(directory: &Path, options: &StorageOptions) -> Result<Engine, OpenError> {
-    let io = |source| OpenError::io(directory, source);
-    rebuild::settle(directory).map_err(io)?;
-    let engine = open_engine(directory, options, Keep::All)?;
-    if !format::wants_rebuild(directory) {
-        return Ok(engine);
-    }
-    let engine = match engine.is_damaged() {
-        true => {
-            tracing::warn!("rebuilding damaged tables");
-            rebuild::rebuild(directory, engine, options)?;
-            open_engine(directory, options, Keep::All)?
-        }
-        false => engine,
-    };
-    format::finish_rebuild(directory).map_err(io)?;
-    Ok(engine)
-}
-
-/// Looks over the journals and opens the engine.
-fn open_engine(directory: &Path, options: &StorageOptions, keep: Keep) -> Result<Engine, OpenError> {
-    let rows_path = format::rows_path(directory);
-    if !rows_path.join("version").exists() {
-        return Err(OpenError::Corrupt {
-            directory: directory.to_path_buf(),
-            detail: format!("{} is missing or empty", rows_path.display()),
-        });
-    }
-    let report = journal::repair(&rows_path, keep, &mut |report| format::add_lost(directory, &report.lost))
-        .map_err(|source| OpenError::io(&rows_path, source))?;
-    for place in &report.lost {
-        tracing::error!(place, "acknowledged writes are missing");
-    }
-    for place in &report.cut {
-        tracing::info!(place, "a write that a crash interrupted was cut off");
-    }
-    Engine::open(&rows_path, options).map_err(|error| OpenError::engine(directory, error))
 }
 
 /// Whether the disk takes a write and makes it durable.
@@ -498,17 +503,6 @@ fn probe(directory: &Path) -> io::Result<()> {
     // It may not exist, and what the probe found matters more.
     let _ = fs::remove_file(&path);
     result
-}
-
-fn journals_bytes(rows_path: &Path) -> io::Result<u64> {
-    let mut bytes = 0;
-    for entry in fs::read_dir(rows_path)? {
-        let entry = entry?;
-        if entry.path().extension().is_some_and(|extension| extension == "jnl") {
-            bytes += entry.metadata()?.blocks() * 512;
-        }
-    }
-    Ok(bytes)
 }
 
 fn read_only(detail: String) -> StoreError {

@@ -41,8 +41,10 @@ impl Drop for Directory {
 
 fn copy_all(from: &Path, to: &Path) {
     fs::create_dir_all(to).unwrap();
-    for entry in fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
+    // In this order a flush that ends meanwhile leaves rows twice, in the log and in a table, and never nowhere.
+    let mut entries: Vec<_> = fs::read_dir(from).unwrap().map(|entry| entry.unwrap()).collect();
+    entries.sort_by_key(|entry| entry.file_name());
+    for entry in entries {
         let target = to.join(entry.file_name());
         match entry.file_type().unwrap().is_dir() {
             true => copy_all(&entry.path(), &target),
@@ -51,8 +53,8 @@ fn copy_all(from: &Path, to: &Path) {
                 let Ok(mut bytes) = fs::read(entry.path()) else {
                     continue;
                 };
-                if target.extension().is_some_and(|extension| extension == "jnl") {
-                    // Journals are made as 64 MiB of zeros, which mean nothing.
+                if target.extension().is_some_and(|extension| extension == "jnl" || extension == "log") {
+                    // Journals and segments are made as zeros, which mean nothing.
                     bytes.truncate(bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1));
                 }
                 fs::write(target, bytes).unwrap();
@@ -65,7 +67,7 @@ fn small() -> StorageOptions {
     StorageOptions {
         cache_bytes: 64 << 10,
         block_cache_bytes: 1 << 20,
-        memtable_bytes: 1 << 20,
+        segment_bytes: 256 << 10,
         reserve_bytes: 0,
         retry_interval: Duration::ZERO,
     }
@@ -282,11 +284,11 @@ fn foreign_and_newer_directories_are_refused_and_left_alone() {
     put(&mut store, "a", "1");
     store.close().unwrap();
     let format = directory.0.join("FORMAT");
-    assert_eq!(fs::read_to_string(&format).unwrap(), "oort-store 1\n");
+    assert_eq!(fs::read_to_string(&format).unwrap(), "oort-store 2\n");
     for (text, expected) in [
-        ("oort-store 2\n", "has on-disk format 2, this program reads format 1"),
-        ("oort-store 2 making\n", "has on-disk format 2, this program reads format 1"),
-        ("oort-store 1", "is not an oort data directory: its FORMAT file is not ours"),
+        ("oort-store 9\n", "has on-disk format 9, this program reads format 2"),
+        ("oort-store 9 making\n", "has on-disk format 9, this program reads format 2"),
+        ("oort-store 2", "is not an oort data directory: its FORMAT file is not ours"),
         ("riak\n", "is not an oort data directory: its FORMAT file is not ours"),
         ("\u{0}\u{0}", "is not an oort data directory: its FORMAT file is not ours"),
     ] {
@@ -294,7 +296,7 @@ fn foreign_and_newer_directories_are_refused_and_left_alone() {
         let error = FjallStore::open(&directory.0, small()).err().unwrap().to_string();
         assert!(error.ends_with(expected), "{text:?}: {error}");
     }
-    fs::write(&format, "oort-store 1\n").unwrap();
+    fs::write(&format, "oort-store 2\n").unwrap();
     assert_eq!(get(&mut open(&directory), "a"), Ok(Some("1".into())));
 }
 
@@ -303,7 +305,7 @@ fn a_half_made_directory_is_made_anew_and_an_emptied_one_refused() {
     let directory = Directory::new("half");
     fs::create_dir_all(directory.0.join("rows/keyspaces")).unwrap();
     fs::write(directory.0.join("rows/0.jnl"), "half").unwrap();
-    fs::write(directory.0.join("FORMAT"), "oort-store 1 making\n").unwrap();
+    fs::write(directory.0.join("FORMAT"), "oort-store 2 making\n").unwrap();
     drop(open(&directory));
     fs::remove_dir_all(directory.0.join("rows")).unwrap();
     let error = FjallStore::open(&directory.0, small()).err().unwrap();
@@ -316,18 +318,14 @@ fn flip(path: &Path, offset: u64) {
     fs::write(path, bytes).unwrap();
 }
 
-/// The newest journal and the number of bytes written to it.
-fn journal(directory: &Directory) -> (PathBuf, u64) {
-    let mut journals: Vec<PathBuf> = fs::read_dir(directory.0.join("rows"))
-        .unwrap()
-        .map(|entry| entry.unwrap().path())
-        .filter(|path| path.extension().is_some_and(|extension| extension == "jnl"))
-        .collect();
-    journals.sort();
-    let path = journals.pop().unwrap();
-    let bytes = fs::read(&path).unwrap();
-    let end = bytes.iter().rposition(|byte| *byte != 0).unwrap() + 1;
-    (path, end as u64)
+/// The newest segment of the log that has records, and the number of bytes up to its last that is not zero.
+fn newest_segment(directory: &Directory) -> (PathBuf, u64) {
+    let segments = fs::read_dir(directory.0.join("log")).unwrap().map(|entry| entry.unwrap().path());
+    let ends = segments.filter_map(|path| {
+        let last = fs::read(&path).unwrap().iter().rposition(|byte| *byte != 0)?;
+        (path.extension()? == "log").then_some((path, last as u64 + 1))
+    });
+    ends.max().unwrap()
 }
 
 fn numbered(number: u64) -> String {
@@ -335,7 +333,7 @@ fn numbered(number: u64) -> String {
 }
 
 /// Twenty durable batches of three rows.
-fn with_journal(name: &str) -> Directory {
+fn with_log(name: &str) -> Directory {
     let directory = Directory::new(name);
     let mut store = open(&directory);
     for batch in 0..20 {
@@ -355,13 +353,14 @@ fn missing(store: &mut dyn Store, rows: u64) -> Vec<u64> {
 }
 
 #[test]
-fn lost_writes_in_a_journal_are_noticed_and_remembered() {
-    let directory = with_journal("lost");
-    let (path, end) = journal(&directory);
-    flip(&path, end / 2);
+fn lost_writes_in_the_log_are_noticed_and_remembered() {
+    let directory = with_log("lost");
+    let (path, end) = newest_segment(&directory);
+    // Records begin at multiples of 512 bytes, with 48 bytes of header; what follows the rows means nothing.
+    flip(&path, end / 2 / 512 * 512 + 60);
     let mut store = open(&directory);
     assert!(store.lost_writes());
-    assert!(store.lost_writes_detail().starts_with("journal 0, bytes "));
+    assert!(store.lost_writes_detail().starts_with("log segment 1, bytes "));
     let lost = missing(&mut store, 60);
     assert_eq!(lost.len(), 3, "one batch is lost, those after it are not: {lost:?}");
     put(&mut store, "new", "row");
@@ -376,9 +375,9 @@ fn lost_writes_in_a_journal_are_noticed_and_remembered() {
 }
 
 #[test]
-fn no_flipped_byte_of_a_journal_goes_unnoticed() {
-    let directory = with_journal("flips");
-    let (path, end) = journal(&directory);
+fn no_flipped_byte_of_the_log_goes_unnoticed() {
+    let directory = with_log("flips");
+    let (path, end) = newest_segment(&directory);
     let name = path.strip_prefix(&directory.0).unwrap();
     for offset in (0..end).step_by(311).chain(end - 13..end) {
         let copy = directory.copy("flips-copy");
@@ -392,8 +391,8 @@ fn no_flipped_byte_of_a_journal_goes_unnoticed() {
 
 #[test]
 fn a_torn_tail_is_cut_without_alarm() {
-    let directory = with_journal("torn");
-    let (path, end) = journal(&directory);
+    let directory = with_log("torn");
+    let (path, end) = newest_segment(&directory);
     let name = path.strip_prefix(&directory.0).unwrap();
     for cut in [1, 5, 14, 40, 100] {
         let copy = directory.copy("torn-copy");
@@ -409,12 +408,12 @@ fn a_torn_tail_is_cut_without_alarm() {
 }
 
 #[test]
-fn a_missing_journal_is_a_loss() {
-    let directory = with_journal("gone");
-    fs::remove_file(journal(&directory).0).unwrap();
+fn a_missing_segment_is_a_loss() {
+    let directory = with_log("gone");
+    fs::remove_file(newest_segment(&directory).0).unwrap();
     let store = open(&directory);
     assert!(store.lost_writes());
-    assert_eq!(store.lost_writes_detail(), "there is no journal\n");
+    assert_eq!(store.lost_writes_detail(), "log segments 1 to 1\n");
 }
 
 /// A store whose rows have all reached a table, and that table.
@@ -431,9 +430,11 @@ fn with_table(name: &str) -> (Directory, PathBuf) {
         store.sync(Durability::Buffered).unwrap();
         let tables = directory.0.join("rows/keyspaces/1/tables");
         // The file is in its place before it is complete: its directory of sections comes last.
-        if let Some(Ok(entry)) = fs::read_dir(tables).ok().and_then(|mut entries| entries.next()) {
-            if entry.metadata().unwrap().len() > 200_000 {
-                break entry.path();
+        let tables = fs::read_dir(tables).into_iter().flatten().map(|entry| entry.unwrap().path());
+        let age = |path: &PathBuf| -> Option<u32> { path.file_name()?.to_str()?.parse().ok() };
+        if let Some(oldest) = tables.min_by_key(age) {
+            if fs::metadata(&oldest).unwrap().len() > 200_000 {
+                break oldest;
             }
         }
         assert!(started.elapsed() < Duration::from_secs(30), "no table was written");

@@ -256,16 +256,29 @@ pub const OPTIONS: &[ConfigOption] = &[
         },
     },
     ConfigOption {
-        key: "memtable_bytes",
+        key: "known_bytes",
         group: DURABILITY,
         value_name: "BYTES",
-        doc: "Size at which the writes held in memory become a table on disk, in bytes or with a unit; fixed when \
-              the data directory is made. Too small: tables are merged all the time. Too large: memory, slower \
-              inserts, and a slower start after a crash.",
+        doc: "Memory for the hashes and dots of objects that are not in memory, 32 bytes each, in bytes or with a \
+              unit. Too small: a write reads the old row from the disk of every replica, and a get from two. Too \
+              large: less memory for cache_bytes.",
+        access: Bytes {
+            range: 64..=1 << 40,
+            get: |c| c.node.known_bytes as u64,
+            set: |c, v| c.node.known_bytes = v as usize,
+        },
+    },
+    ConfigOption {
+        key: "log_segment_bytes",
+        group: DURABILITY,
+        value_name: "BYTES",
+        doc: "Size of a segment of the log, in bytes or with a unit. Its rows stay in memory until they are \
+              written to tables, which begins when it is full. Too small: tables are merged all the time. Too \
+              large: memory, and a slower start after a crash.",
         access: Bytes {
             range: 1 << 20..=1 << 30,
-            get: |c| c.storage.memtable_bytes as u64,
-            set: |c, v| c.storage.memtable_bytes = v as usize,
+            get: |c| c.storage.segment_bytes as u64,
+            set: |c, v| c.storage.segment_bytes = v as usize,
         },
     },
     ConfigOption {

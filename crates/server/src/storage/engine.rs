@@ -1,15 +1,15 @@
-//! The part that knows fjall: opening it with our settings, batches, and scans that get past a damaged block.
+//! The part that knows fjall: opening it with our settings, bulk loads, and scans that get past a damaged block.
 //!
-//! fjall is an LSM tree: a commit appends to the journal and inserts into a table in memory; background
-//! threads write full tables to disk and merge them. Four of its habits shape this file.
+//! fjall is an LSM tree. We bring it whole segments of the log, sorted, which it writes as tables of level 0 without
+//! its own journal and memory tables: a row then costs it a fifth of the processor time of a batch. A thread of its
+//! own merges tables. Three of its habits shape this file.
 //!
-//! - A failed write *poisons* it: it takes no more writes, though it still reads. So does a failed background thread.
-//! - A commit waits, without looking at the poison, while four memory tables are queued or 30 runs lie in level 0.
-//!   If the thread that would clear the queue has died, it waits for ever. So we wait before it would, and look.
-//! - It frees full memory tables under its lock; see `undertaker.rs`.
+//! - A failed merge *poisons* it: it takes no more writes, though it still reads.
+//! - Loads do not wait for merges, so level 0 could grow for ever: we wait, and look whether it is poisoned.
 //! - A merge that meets a damaged block drops a row and a whole run from what follows, so that older values
 //!   would come to light. After an error we never use that iterator again, but search where the damage ends.
 
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -17,32 +17,30 @@ use std::time::{Duration, Instant};
 use fjall::compaction::Leveled;
 use fjall::config::{BloomConstructionPolicy, FilterPolicy, FilterPolicyEntry};
 use fjall::{AbstractTree, Database, Keyspace, KeyspaceCreateOptions, LsmError, PersistMode};
-use oort_core::store::{Durability, Space, StoreError};
+use oort_core::store::{Space, StoreError};
 
+use super::log::SegmentNumber;
 use super::row::Row;
-use super::undertaker::Undertaker;
 use super::StorageOptions;
 
 /// Names of the keyspaces, in the order of [`Space`].
 const NAMES: [&str; 3] = ["data", "hints", "meta"];
-/// fjall halts at 4 and 30; one more of each can come between our look and its own.
-const SEALED_TABLES_MAX: usize = 3;
-const LEVEL_0_RUNS_MAX: usize = 19;
-/// How long a commit waits for background threads before it is refused.
-const STALL_MAX: Duration = Duration::from_secs(5);
+/// A load waits while level 0 has so many runs: each costs a read of an absent key one more filter.
+const LEVEL_0_RUNS_MAX: usize = 24;
+/// How long a load waits for merges before it fails.
+const STALL_MAX: Duration = Duration::from_secs(60);
 /// Level 0 is merged into the next level when it has this many tables. More tables make merges rarer, each row is
 /// rewritten less often, and reads ask more filters.
 const LEVEL_0_TABLES: u8 = 8;
+/// A table is synced when it is complete, and the log waits behind it for the disk.
 const TABLE_BYTES: u64 = 32 << 20;
 const FILTER_BITS_PER_KEY: f32 = 10.0;
 
-/// An open database.
+/// An open database; clones share it.
+#[derive(Clone)]
 pub(super) struct Engine {
     keyspaces: [Keyspace; 3],
     database: Database,
-    undertaker: Undertaker,
-    /// Number of the memory table of each keyspace that the undertaker has.
-    watched: [Option<u64>; 3],
 }
 
 impl Engine {
@@ -51,21 +49,13 @@ impl Engine {
         let database = Database::builder(directory)
             .cache_size(options.block_cache_bytes as u64)
             .manual_journal_persist(true)
-            // With two, the one kept free for flushes spins through the queue while the other merges: a core lost. A
-            // flush waits for a merge instead, well within the memory tables that may queue.
+            // For merges. With two, the one that fjall keeps free for flushes spins while the other merges.
             .worker_threads(1)
             .max_journaling_size(64 << 20)
             .open()?;
-        let open =
-            |space: Space| database.keyspace(NAMES[space as usize], || keyspace_options(space, options));
-        let mut engine = Engine {
-            keyspaces: [open(Space::Data)?, open(Space::Hints)?, open(Space::Meta)?],
-            undertaker: Undertaker::start(NAMES.len())?,
-            watched: [None; 3],
-            database,
-        };
-        engine.watch_tables();
-        Ok(engine)
+        let open = |space: Space| database.keyspace(NAMES[space as usize], keyspace_options);
+        let keyspaces = [open(Space::Data)?, open(Space::Hints)?, open(Space::Meta)?];
+        Ok(Engine { keyspaces, database })
     }
 
     /// The stored form of the value under `key`.
@@ -73,41 +63,31 @@ impl Engine {
         self.keyspace(space).get(key)
     }
 
-    /// Writes `rows` as one batch.
-    ///
-    /// Errors: nothing of the batch is visible then, but it may be in the journal; see [`Engine::is_poisoned`].
-    pub(super) fn commit<'a>(
-        &mut self,
-        rows: impl ExactSizeIterator<Item = (Space, &'a Row)>,
-        durability: Durability,
+    /// Writes rows, strictly ascending by key, durably: all of them or none. `None` deletes.
+    pub(super) fn ingest<'a>(
+        &self,
+        space: Space,
+        rows: impl Iterator<Item = (&'a [u8], Option<&'a [u8]>)>,
     ) -> Result<(), EngineError> {
-        self.wait_for_workers()?;
-        self.watch_tables();
-        let mut batch = fjall::OwnedWriteBatch::with_capacity(self.database.clone(), rows.len())
-            .durability(Some(persist_mode(durability)));
-        for (space, row) in rows {
-            match row.stored() {
-                Some(stored) => batch.insert(self.keyspace(space), row.key(), stored),
-                None => batch.remove(self.keyspace(space), row.key()),
-            }
+        let mut rows = rows.peekable();
+        if rows.peek().is_none() {
+            return Ok(());
         }
-        batch.commit().map_err(EngineError::Fjall)
-    }
-
-    /// Makes earlier batches durable.
-    pub(super) fn persist(&self) -> Result<(), EngineError> {
-        self.database.persist(PersistMode::SyncData).map_err(EngineError::Fjall)
+        let mut ingestion = self.keyspace(space).start_ingestion().map_err(EngineError::Fjall)?;
+        for (key, stored) in rows {
+            let written = match stored {
+                Some(stored) => ingestion.write(key, stored),
+                None => ingestion.write_tombstone(key),
+            };
+            written.map_err(EngineError::Fjall)?;
+        }
+        ingestion.finish().map_err(EngineError::Fjall)
     }
 
     /// Whether the database takes no more writes.
     pub(super) fn is_poisoned(&self) -> bool {
         // A persist that has nothing to do fails for no other reason.
         self.database.persist(PersistMode::Buffer).is_err()
-    }
-
-    /// The sequence number after that of every batch committed so far.
-    pub(super) fn sequence_end(&self) -> u64 {
-        self.database.visible_seqno()
     }
 
     /// Bytes of tables on disk.
@@ -142,64 +122,46 @@ impl Engine {
         &self.keyspaces[space as usize]
     }
 
-    /// Hands the undertaker memory tables that have come into use.
-    fn watch_tables(&mut self) {
-        for (keyspace, watched) in self.keyspaces.iter().zip(&mut self.watched) {
-            let table = keyspace.tree.active_memtable();
-            if *watched != Some(table.id()) {
-                *watched = Some(table.id());
-                self.undertaker.watch(table);
-            }
-        }
-    }
-
-    fn wait_for_workers(&self) -> Result<(), EngineError> {
-        let mut started = None;
-        while self.keyspaces.iter().any(is_behind) {
+    /// Waits until merges have caught up. Errors: they cannot, or not in time.
+    pub(super) fn wait_for_merges(&self) -> Result<(), EngineError> {
+        let started = Instant::now();
+        loop {
             if self.is_poisoned() {
                 return Err(EngineError::Fjall(fjall::Error::Poisoned));
             }
-            if started.get_or_insert_with(Instant::now).elapsed() > STALL_MAX {
+            if self.keyspaces.iter().all(|keyspace| keyspace.tree.l0_run_count() < LEVEL_0_RUNS_MAX) {
+                return Ok(());
+            }
+            if started.elapsed() > STALL_MAX {
                 return Err(EngineError::Stalled);
             }
-            std::thread::sleep(Duration::from_millis(1));
+            std::thread::sleep(Duration::from_millis(10));
         }
-        Ok(())
     }
 }
 
-fn is_behind(keyspace: &Keyspace) -> bool {
-    keyspace.sealed_memtable_count() >= SEALED_TABLES_MAX || keyspace.tree.l0_run_count() >= LEVEL_0_RUNS_MAX
-}
-
 /// Fixed when a directory is made: fjall keeps them with the keyspace.
-fn keyspace_options(space: Space, options: &StorageOptions) -> KeyspaceCreateOptions {
-    let memtable_bytes = match space {
-        Space::Data => options.memtable_bytes,
-        Space::Hints => options.memtable_bytes / 2,
-        Space::Meta => options.memtable_bytes / 8,
-    };
+fn keyspace_options() -> KeyspaceCreateOptions {
     let strategy = Leveled::default().with_l0_threshold(LEVEL_0_TABLES).with_table_target_size(TABLE_BYTES);
     let filter = FilterPolicyEntry::Bloom(BloomConstructionPolicy::BitsPerKey(FILTER_BITS_PER_KEY));
     KeyspaceCreateOptions::default()
         .manual_journal_persist(true)
-        .max_memtable_size(memtable_bytes as u64)
         .filter_policy(FilterPolicy::all(filter))
         .compaction_strategy(Arc::new(strategy))
 }
 
-fn persist_mode(durability: Durability) -> PersistMode {
-    match durability {
-        Durability::Buffered => PersistMode::Buffer,
-        Durability::Durable => PersistMode::SyncData,
-    }
-}
-
-/// Why a batch was not written.
+/// Why a segment did not get into tables.
 #[derive(Debug)]
 pub(super) enum EngineError {
     Fjall(fjall::Error),
-    /// Background threads did not keep up; nothing is broken.
+    /// The segment cannot be read, or not be removed.
+    Log(io::Error),
+    /// The segment does not hold any more what was written to it; memory still has its rows.
+    Damaged {
+        segment: SegmentNumber,
+        detail: String,
+    },
+    /// Merges did not keep up; nothing is broken.
     Stalled,
 }
 
@@ -208,7 +170,9 @@ impl EngineError {
     pub(super) fn detail(&self) -> String {
         match self {
             EngineError::Fjall(error) => detail(error),
-            EngineError::Stalled => format!("flushes and compactions are more than {STALL_MAX:?} behind"),
+            EngineError::Log(error) => error.to_string(),
+            EngineError::Damaged { detail, .. } => format!("{detail} are damaged"),
+            EngineError::Stalled => format!("merges of tables are more than {STALL_MAX:?} behind"),
         }
     }
 }
@@ -217,7 +181,7 @@ impl EngineError {
 pub(super) fn detail(error: &fjall::Error) -> String {
     match error {
         fjall::Error::Io(error) | fjall::Error::Storage(LsmError::Io(error)) => error.to_string(),
-        fjall::Error::Poisoned => "a background flush or compaction failed".into(),
+        fjall::Error::Poisoned => "a merge of tables failed".into(),
         fjall::Error::Storage(LsmError::ChecksumMismatch { .. }) => "checksum mismatch of a block".into(),
         error => format!("{error:?}"),
     }

@@ -1,10 +1,11 @@
 //! The files of ours beside the engine's: which format a directory has, who holds it, and whether it lost writes.
 //!
 //! ```text
-//!  <directory>/FORMAT   "oort-store 1\n"            written last, so a half-made directory is made anew
+//!  <directory>/FORMAT   "oort-store 2\n"            written last, so a half-made directory is made anew
 //!              LOCK     locked (flock) while a process has the store open
 //!              LOST     present while lost writes have not been acknowledged by the node; text, a line for each loss
 //!              REBUILD  present if the next start has to rebuild damaged tables; empty
+//!              log/     the log; see `storage/log.rs`
 //!              rows/    the engine's directory
 //! ```
 //! A small file is replaced by writing a new one, syncing it, renaming it and syncing the directory.
@@ -13,10 +14,10 @@ use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use super::OpenError;
+use super::{log, OpenError};
 
 /// The on-disk format this program writes.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 const MAGIC: &str = "oort-store ";
 /// Follows the version while the directory is being made: its contents are worthless then.
 const MAKING: &str = " making";
@@ -96,10 +97,13 @@ pub(super) fn state(directory: &Path) -> Result<State, OpenError> {
 /// Marks the directory as being made and removes what an earlier attempt left.
 pub(super) fn begin(directory: &Path) -> io::Result<()> {
     replace(&directory.join(FORMAT), &format!("{MAGIC}{VERSION}{MAKING}\n"))?;
-    match fs::remove_dir_all(rows_path(directory)) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
+    for path in [rows_path(directory), log::log_path(directory)] {
+        match fs::remove_dir_all(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
     }
+    Ok(())
 }
 
 /// Marks the directory as complete.
@@ -175,7 +179,8 @@ fn remove(path: &Path) -> io::Result<()> {
     }
 }
 
-fn replace(path: &Path, text: &str) -> io::Result<()> {
+/// Replaces a small file durably: the old contents or the new, never a mixture.
+pub(super) fn replace(path: &Path, text: &str) -> io::Result<()> {
     let new = path.with_extension("new");
     let mut file = File::create(&new)?;
     file.write_all(text.as_bytes())?;

@@ -15,7 +15,7 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-use oort_core::store::{Durability, Space};
+use oort_core::store::Space;
 
 use super::engine::{Engine, EngineError};
 use super::format::{self, rows_path};
@@ -24,7 +24,8 @@ use super::{OpenError, StorageOptions};
 
 const NEW: &str = "rows.new";
 const OLD: &str = "rows.old";
-const ROWS_PER_BATCH: usize = 1_000;
+/// Rows that are held in memory and loaded together.
+const LOAD_BYTES: usize = 16 << 20;
 
 /// Brings a directory in which a rebuild was interrupted into one of its two good states.
 pub(super) fn settle(directory: &Path) -> io::Result<()> {
@@ -47,8 +48,8 @@ pub(super) fn settle(directory: &Path) -> io::Result<()> {
 pub(super) fn rebuild(directory: &Path, engine: Engine, options: &StorageOptions) -> Result<(), OpenError> {
     let new = directory.join(NEW);
     let io = |source| OpenError::io(&new, source);
-    let mut copy = Engine::open(&new, options).map_err(|error| OpenError::engine(&new, error))?;
-    let lost = copy_rows(&engine, &mut copy).map_err(|error| io(io::Error::other(error.detail())))?;
+    let copy = Engine::open(&new, options).map_err(|error| OpenError::engine(&new, error))?;
+    let lost = copy_rows(&engine, &copy).map_err(|error| io(io::Error::other(error.detail())))?;
     drop((engine, copy));
     if !lost.is_empty() {
         format::add_lost(directory, &lost).map_err(io)?;
@@ -64,27 +65,32 @@ fn swap(directory: &Path) -> io::Result<()> {
 }
 
 /// Copies all readable rows and returns a line for each place that is not.
-fn copy_rows(from: &Engine, to: &mut Engine) -> Result<Vec<String>, EngineError> {
+fn copy_rows(from: &Engine, to: &Engine) -> Result<Vec<String>, EngineError> {
     let mut lost = Vec::new();
     for space in [Space::Data, Space::Hints, Space::Meta] {
-        let mut batch: Vec<(Space, Row)> = Vec::with_capacity(ROWS_PER_BATCH);
+        let mut batch: Vec<Row> = Vec::new();
+        let mut batch_bytes = 0;
         for (key, row) in from.scan_all(space) {
             match row {
-                Ok(row) => batch.push((space, row)),
+                Ok(row) => {
+                    batch_bytes += row.len_bytes();
+                    batch.push(row);
+                }
                 Err(error) => lost.push(format!("{space:?} from {}: {error}", key.escape_ascii())),
             }
-            if batch.len() == ROWS_PER_BATCH {
-                commit(to, &mut batch)?;
+            if batch_bytes > LOAD_BYTES {
+                load(to, space, &mut batch)?;
+                batch_bytes = 0;
             }
         }
-        commit(to, &mut batch)?;
+        load(to, space, &mut batch)?;
     }
-    to.persist()?;
     Ok(lost)
 }
 
-fn commit(to: &mut Engine, batch: &mut Vec<(Space, Row)>) -> Result<(), EngineError> {
-    to.commit(batch.iter().map(|(space, row)| (*space, row)), Durability::Buffered)?;
+fn load(to: &Engine, space: Space, batch: &mut Vec<Row>) -> Result<(), EngineError> {
+    to.wait_for_merges()?;
+    to.ingest(space, batch.iter().map(|row| (row.key(), row.stored())))?;
     batch.clear();
     Ok(())
 }

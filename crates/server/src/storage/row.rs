@@ -68,6 +68,11 @@ impl Row {
         Some(&self.bytes[self.key_len_bytes as usize..]).filter(|stored| !stored.is_empty())
     }
 
+    /// Key and stored form in a row.
+    pub(super) fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
     /// Bytes of key, value and checksum.
     pub(super) fn len_bytes(&self) -> usize {
         self.bytes.len()

@@ -1,0 +1,141 @@
+//! Writes sealed segments into the engine's tables and makes new ones, on a thread of its own.
+//!
+//! A sealed segment is read back from the log, not taken over from the loop's memory: the loop has nothing to copy, and
+//! every flush proves that the log can be read. Its rows go into tables in key order, as one bulk load for each
+//! space, and only the last row of each key. When the tables are durable the log notes it, and the segment's file is
+//! removed; a crash in between repeats the flush, which changes nothing.
+//!
+//! After an error the thread does nothing more: later segments must not overtake this one. The store makes a new
+//! flusher when it has opened the engine anew, and gives it what is left.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{channel, Receiver, RecvTimeoutError, Sender};
+use std::thread::{Builder, JoinHandle};
+use std::time::Duration;
+
+use oort_core::store::Space;
+
+use super::engine::{Engine, EngineError};
+use super::log::{self, Contents, LoggedRow, Segment, SegmentNumber};
+use super::rows::{prefix, Prefix};
+
+/// What to do, in this order.
+enum Work {
+    Make(SegmentNumber),
+    Flush(SegmentNumber),
+}
+
+/// What was done.
+pub(super) enum Done {
+    /// A new segment, or why there is none.
+    Made(io::Result<Segment>),
+    /// The tables have this segment and those before it.
+    Flushed(SegmentNumber),
+    /// They do not, and the thread has given up.
+    Failed(EngineError),
+}
+
+/// The thread. Dropping it waits until it has done what it was given.
+pub(super) struct Flusher {
+    work: Option<Sender<Work>>,
+    done: Receiver<Done>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Flusher {
+    /// Starts the thread for the store in `directory`, with handles of its own to `engine`.
+    pub(super) fn start(directory: &Path, segment_bytes: u64, engine: &Engine) -> io::Result<Flusher> {
+        let (work, arriving) = channel();
+        let (reports, done) = channel();
+        let worker = Worker { directory: directory.to_path_buf(), segment_bytes, engine: engine.clone() };
+        let thread = Builder::new().name("flusher".into()).spawn(move || {
+            for work in arriving {
+                let report = worker.run(work);
+                let is_over = matches!(report, Done::Failed(_));
+                // Nobody listens any more when the store is being closed; the work is done all the same.
+                let _ = reports.send(report);
+                if is_over {
+                    return;
+                }
+            }
+        })?;
+        Ok(Flusher { work: Some(work), done, thread: Some(thread) })
+    }
+
+    /// Has a segment made.
+    pub(super) fn make(&self, number: SegmentNumber) {
+        self.send(Work::Make(number));
+    }
+
+    /// Has a sealed segment flushed.
+    pub(super) fn flush(&self, number: SegmentNumber) {
+        self.send(Work::Flush(number));
+    }
+
+    /// What was done since the last call.
+    pub(super) fn poll(&self) -> Option<Done> {
+        self.done.try_recv().ok()
+    }
+
+    /// What is done next, at most `patience` from now. Errors: nothing in that time, or the thread has ended.
+    pub(super) fn wait(&self, patience: Duration) -> Result<Done, RecvTimeoutError> {
+        self.done.recv_timeout(patience)
+    }
+
+    fn send(&self, work: Work) {
+        if let Some(sender) = &self.work {
+            // It fails only when the thread has ended, and that was reported.
+            let _ = sender.send(work);
+        }
+    }
+}
+
+impl Drop for Flusher {
+    fn drop(&mut self) {
+        self.work = None;
+        if let Some(thread) = self.thread.take() {
+            // A panic there was reported by its own thread.
+            let _ = thread.join();
+        }
+    }
+}
+
+struct Worker {
+    directory: PathBuf,
+    segment_bytes: u64,
+    engine: Engine,
+}
+
+impl Worker {
+    fn run(&self, work: Work) -> Done {
+        match work {
+            Work::Make(number) => Done::Made(Segment::create(&self.directory, number, self.segment_bytes)),
+            Work::Flush(number) => match self.flush(number) {
+                Ok(()) => Done::Flushed(number),
+                Err(error) => Done::Failed(error),
+            },
+        }
+    }
+
+    fn flush(&self, number: SegmentNumber) -> Result<(), EngineError> {
+        self.engine.wait_for_merges()?;
+        let contents = Contents::read(&self.directory, number, false).map_err(EngineError::Log)?;
+        if let Some(detail) = contents.damage.first() {
+            return Err(EngineError::Damaged { segment: number, detail: detail.clone() });
+        }
+        for space in [Space::Data, Space::Hints, Space::Meta] {
+            let of_space = contents.rows().filter(|row| row.0 == space);
+            // Most keys differ in their first bytes, and numbers are compared faster than keys.
+            let mut rows: Vec<(Prefix, LoggedRow)> = of_space.map(|row| (prefix(row.1), row)).collect();
+            // Stable: rows of one key stay in the order of their writing, and the last one counts.
+            rows.sort_by(|(a, row_a), (b, row_b)| a.cmp(b).then_with(|| row_a.1.cmp(row_b.1)));
+            let is_last = |(index, (_, row)): &(usize, &(Prefix, LoggedRow))| {
+                rows.get(index + 1).is_none_or(|(_, next)| next.1 != row.1)
+            };
+            let latest = rows.iter().enumerate().filter(is_last);
+            self.engine.ingest(space, latest.map(|(_, (_, (_, key, stored)))| (*key, *stored)))?;
+        }
+        log::set_flushed(&self.directory, number).map_err(EngineError::Log)
+    }
+}
