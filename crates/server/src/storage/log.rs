@@ -40,8 +40,8 @@ const ROW_HEADER_BYTES: usize = 7;
 const DELETED: u32 = u32::MAX;
 const DIRECTORY: &str = "log";
 const FLUSHED: &str = "FLUSHED";
-/// Zeros are written in pieces of this size.
-static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+/// Zeros are written and synced in pieces of this size: whoever syncs a record meanwhile waits for one of them.
+const PIECE_BYTES: usize = 1 << 20;
 
 /// Number of a segment, from 1.
 pub(super) type SegmentNumber = u32;
@@ -130,12 +130,13 @@ impl Segment {
         self.file.sync_data()
     }
 
+    /// Overwrites a range with zeros, durably.
     fn zero(&self, range: Range<u64>) -> io::Result<()> {
-        let mut at = range.start;
-        while at < range.end {
-            let piece = &ZEROS[..ZEROS.len().min((range.end - at) as usize)];
+        let zeros = vec![0; PIECE_BYTES.min((range.end - range.start) as usize)];
+        for at in range.clone().step_by(PIECE_BYTES) {
+            let piece = &zeros[..zeros.len().min((range.end - at) as usize)];
             self.file.write_all_at(piece, at)?;
-            at += piece.len() as u64;
+            self.file.sync_data()?;
         }
         Ok(())
     }
@@ -266,7 +267,6 @@ impl Contents {
         let file = OpenOptions::new().write(true).open(segment_path(directory, number))?;
         let segment = Segment { number, file, len_bytes: self.data.len() as u64, end: 0, records: 0 };
         segment.zero(start as u64..end as u64)?;
-        segment.sync()?;
         Ok(Some(format!("log segment {number}, bytes {start} to {end}")))
     }
 }
