@@ -91,6 +91,16 @@ impl Output {
         }
     }
 
+    /// True if this only asks a peer what it holds: it may leave at any time.
+    pub fn is_question(&self) -> bool {
+        matches!(self, Output::Send { message: Message::Read { .. }, .. })
+    }
+
+    /// True if this tells a peer to write.
+    pub fn is_write(&self) -> bool {
+        matches!(self, Output::Send { message: Message::Write { .. }, .. })
+    }
+
     /// Turns a claim that something is durable into `refusal`.
     fn deny(&mut self, refusal: &ClientError) {
         if !self.waits_for_disk() {

@@ -48,6 +48,8 @@ const FIRST_ENDPOINT: usize = 3;
 const ACCEPTS_MAX: usize = 64;
 /// The most rounds of polling in one turn. Fewer: smaller batches; more: the first request of a turn waits longer.
 const GATHER_ROUNDS_MAX: usize = 8;
+/// Questions to peers leave when a turn has brought so many more outputs. Fewer: more system calls; more: peers idle.
+const QUESTIONS_MIN: usize = 64;
 /// A turn with more outputs than this is full.
 const GATHER_OUTPUTS_MAX: usize = 1024;
 /// How long a stopping node waits for requests in flight and unwritten replies.
@@ -94,6 +96,8 @@ pub struct Shard {
     links: Links,
     owners: Tasks<Owner>,
     out: Vec<Output>,
+    /// As many of `out` are known to be no questions that may leave at once.
+    looked_through: usize,
     /// Outputs of the turn that wait for the disk.
     waiting: Vec<Output>,
     scratch: Vec<u8>,
@@ -178,6 +182,7 @@ impl Shard {
             links,
             owners: Tasks::new(1),
             out: Vec::new(),
+            looked_through: 0,
             waiting: Vec::new(),
             scratch: vec![0; 256 << 10],
             numbers: Numbers {
@@ -230,6 +235,7 @@ impl Shard {
         for round in 1.. {
             for event in events.iter() {
                 self.event(event.token(), event.is_readable() || event.is_read_closed(), event.is_writable());
+                self.send_questions();
             }
             // Readiness is told only once, so nothing may be polled that is not handled.
             if round == GATHER_ROUNDS_MAX || self.out.is_empty() || self.out.len() > GATHER_OUTPUTS_MAX {
@@ -243,6 +249,25 @@ impl Shard {
             }
         }
         Ok(())
+    }
+
+    /// Sends what this turn asks of peers before the turn is over, so that they work while this node goes on with a long
+    /// turn; otherwise they wait for it and then it waits for them. Not after a write: a question for the same key
+    /// would overtake it and find the peer stale.
+    fn send_questions(&mut self) {
+        if self.out.len() < self.looked_through.saturating_add(QUESTIONS_MIN) {
+            return;
+        }
+        let mut has_write = false;
+        for output in self.out.split_off(self.looked_through) {
+            has_write |= output.is_write();
+            match !has_write && output.is_question() {
+                true => self.release(output),
+                false => self.out.push(output),
+            }
+        }
+        self.looked_through = if has_write { usize::MAX } else { self.out.len() };
+        self.flush_dirty();
     }
 
     /// How long the loop may sleep.
@@ -270,6 +295,7 @@ impl Shard {
 
     /// Commits, releases what the turn produced, and writes it.
     fn end_turn(&mut self) {
+        self.looked_through = 0;
         self.node.stage(&mut self.out);
         let mut out = std::mem::take(&mut self.out);
         let mut waiting = std::mem::take(&mut self.waiting);
