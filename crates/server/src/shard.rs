@@ -50,8 +50,8 @@ const ACCEPTS_MAX: usize = 64;
 const GATHER_ROUNDS_MAX: usize = 8;
 /// Questions to peers leave when a turn has brought so many more outputs. Fewer: more system calls; more: peers idle.
 const QUESTIONS_MIN: usize = 64;
-/// A turn with more outputs than this is full.
-const GATHER_OUTPUTS_MAX: usize = 1024;
+/// A turn with more outputs than this ends. Fewer: more syncs; more: peers idle while one works through a long turn.
+const TURN_OUTPUTS_MAX: usize = 384;
 /// How long a stopping node waits for requests in flight and unwritten replies.
 const STOP_PATIENCE: Duration = Duration::from_secs(5);
 /// How long a starting node looks for its peers before it serves clients without them, in microseconds.
@@ -236,9 +236,13 @@ impl Shard {
             for event in events.iter() {
                 self.event(event.token(), event.is_readable() || event.is_read_closed(), event.is_writable());
                 self.send_questions();
+                if self.out.len() > TURN_OUTPUTS_MAX {
+                    self.end_turn();
+                    self.clocks.read();
+                }
             }
             // Readiness is told only once, so nothing may be polled that is not handled.
-            if round == GATHER_ROUNDS_MAX || self.out.is_empty() || self.out.len() > GATHER_OUTPUTS_MAX {
+            if round == GATHER_ROUNDS_MAX || self.out.is_empty() {
                 return Ok(());
             }
             match self.poll.poll(events, Some(Duration::ZERO)) {
