@@ -255,8 +255,8 @@ impl Shard {
         Ok(())
     }
 
-    /// Sends what this turn asks of peers before the turn is over, so that they work while this node goes on with a long
-    /// turn; otherwise they wait for it and then it waits for them. Not after a write: a question for the same key
+    /// Sends what this turn asks of peers before the turn is over, so that they work while this node goes on with a
+    /// long turn; otherwise they wait for it and then it waits for them. Not after a write: a question for the same key
     /// would overtake it and find the peer stale.
     fn send_questions(&mut self) {
         if self.out.len() < self.looked_through.saturating_add(QUESTIONS_MIN) {
