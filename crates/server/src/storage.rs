@@ -42,6 +42,7 @@ mod space;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::RecvTimeoutError;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -270,6 +271,10 @@ impl FjallStore {
             let patience = STALL_MAX.saturating_sub(started.elapsed());
             match self.flusher.as_ref().map(|flusher| flusher.wait(patience)) {
                 Some(Ok(done)) => self.note(done),
+                Some(Err(RecvTimeoutError::Disconnected)) => {
+                    let error = io::Error::other("the thread that writes tables has died");
+                    self.stop_flushing(&EngineError::Log(error));
+                }
                 _ => return Err(format!("writing tables is more than {STALL_MAX:?} behind")),
             }
         }
