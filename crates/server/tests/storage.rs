@@ -390,6 +390,31 @@ fn no_flipped_byte_of_the_log_goes_unnoticed() {
 }
 
 #[test]
+fn a_segment_that_is_damaged_before_it_is_flushed_is_made_anew_from_memory() {
+    let directory = Directory::new("anew");
+    let mut store = open(&directory);
+    for number in 0..100 {
+        put(&mut store, &numbered(number), "a value of some length");
+    }
+    store.sync(Durability::Durable).unwrap();
+    flip(&newest_segment(&directory).0, 60);
+    let flushed = directory.0.join("log/FLUSHED");
+    let mut number = 100;
+    while !flushed.exists() {
+        for _ in 0..100 {
+            put(&mut store, &numbered(number), "a value of some length");
+            number += 1;
+        }
+        store.sync(Durability::Durable).unwrap();
+        assert!(number < 100_000, "nothing was flushed");
+    }
+    store.close().unwrap();
+    let mut store = open(&directory);
+    assert!(!store.lost_writes(), "{}", store.lost_writes_detail());
+    assert_eq!(missing(&mut store, number), Vec::<u64>::new());
+}
+
+#[test]
 fn a_torn_tail_is_cut_without_alarm() {
     let directory = with_log("torn");
     let (path, end) = newest_segment(&directory);
