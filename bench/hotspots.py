@@ -48,7 +48,7 @@ CRATES = {
     "oort::storage": "server: storage adapter (oort::storage)",
     "oort::": "server: the rest (oort::)",
     "mio::": "server: the rest (oort::)",
-    "xxhash_rust": "hashes (xxhash: rows, journal, frames, ring)",
+    "xxhash_rust": "hashes (xxhash: rows, log, frames, ring)",
     "bytes::": "standard library, bytes, hash maps",
     "hashbrown": "standard library, bytes, hash maps",
     "core::": "standard library, bytes, hash maps",

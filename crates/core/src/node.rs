@@ -96,9 +96,12 @@ impl Output {
         matches!(self, Output::Send { message: Message::Read { .. }, .. })
     }
 
-    /// True if this tells a peer to write.
-    pub fn is_write(&self) -> bool {
-        matches!(self, Output::Send { message: Message::Write { .. }, .. })
+    /// True if this has a peer change something: what is asked later must not arrive before it.
+    pub fn is_change(&self) -> bool {
+        matches!(
+            self,
+            Output::Send { message: Message::Write { .. } | Message::Control(Control::Forward { .. }), .. }
+        )
     }
 
     /// Turns a claim that something is durable into `refusal`.

@@ -230,7 +230,7 @@ impl Replica {
 
     /// An object that stands for what is held under `key` when all of it is to be replaced, with the hash of what is
     /// held; `None` if only reading it can tell.
-    pub fn stand_in(&self, key: &ObjectKey) -> Option<(Object, u64)> {
+    pub fn blind_basis(&self, key: &ObjectKey) -> Option<(Object, u64)> {
         let known = self.known.get(key)?;
         Some((Object::forgotten(known.sole?), known.hash))
     }

@@ -87,7 +87,7 @@ pub trait Store: Send {
     /// Bytes on disk, or in memory for an engine without one.
     fn size_bytes(&self) -> u64;
 
-    /// True if opening found durable writes gone (a damaged journal, say): the node then takes a new actor.
+    /// True if opening found durable writes gone (a damaged log, say): the node then takes a new actor.
     fn lost_writes(&self) -> bool {
         false
     }

@@ -66,7 +66,7 @@ pub struct ShardOptions {
     /// Peer addresses to dial until they answer.
     pub seeds: Vec<String>,
     pub limits: Limits,
-    /// The store's directory, if its journal was found damaged: to be acknowledged once the node has a new actor.
+    /// The store's directory, if its log was found damaged: to be acknowledged once the node has a new actor.
     pub lost_writes_in: Option<PathBuf>,
 }
 
@@ -257,20 +257,20 @@ impl Shard {
 
     /// Sends what this turn asks of peers before the turn is over, so that they work while this node goes on with a
     /// long turn; otherwise they wait for it and then it waits for them. Not after a write: a question for the same key
-    /// would overtake it and find the peer stale.
+    /// would overtake it.
     fn send_questions(&mut self) {
         if self.out.len() < self.looked_through.saturating_add(QUESTIONS_MIN) {
             return;
         }
-        let mut has_write = false;
+        let mut has_change = false;
         for output in self.out.split_off(self.looked_through) {
-            has_write |= output.is_write();
-            match !has_write && output.is_question() {
+            has_change |= output.is_change();
+            match !has_change && output.is_question() {
                 true => self.release(output),
                 false => self.out.push(output),
             }
         }
-        self.looked_through = if has_write { usize::MAX } else { self.out.len() };
+        self.looked_through = if has_change { usize::MAX } else { self.out.len() };
         self.flush_dirty();
     }
 

@@ -206,7 +206,6 @@ impl FjallStore {
         self.hear_flusher();
         self.recover()?;
         if self.rows.has_pending() {
-            self.admit()?;
             self.append()?;
         }
         if durability == Durability::Durable && self.has_buffered {
@@ -217,19 +216,15 @@ impl FjallStore {
         Ok(())
     }
 
-    fn admit(&mut self) -> Result<(), String> {
-        let pending_bytes: usize = self.rows.pending().map(|(_, row)| row.len_bytes()).sum();
-        self.space.admit(pending_bytes as u64).inspect_err(|detail| {
-            self.failure = Some(Failure { detail: detail.clone(), kind: FailureKind::Full });
-        })
-    }
-
     /// Writes the pending rows to the log.
     fn append(&mut self) -> Result<(), String> {
         self.record.clear();
         for (space, row) in self.rows.pending() {
             self.record.push(space, row);
         }
+        self.space.admit(self.record.len_bytes() as u64).inspect_err(|detail| {
+            self.failure = Some(Failure { detail: detail.clone(), kind: FailureKind::Full });
+        })?;
         if !self.active.has_room(&self.record) {
             self.seal()?;
         }

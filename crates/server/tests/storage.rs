@@ -193,7 +193,7 @@ fn buffered_rows_survive_the_process() {
     store.sync(Durability::Buffered).unwrap();
     let copy = directory.copy("buffered-copy");
     assert_eq!(get(&mut open(&copy), "a"), Ok(Some("1".into())));
-    // Nothing is left in front of the journal, and a durable sync after a buffered one has something to do.
+    // Nothing is left in front of the log, and a durable sync after a buffered one has something to do.
     store.sync(Durability::Durable).unwrap();
     store.close().unwrap();
     assert_eq!(get(&mut open(&directory), "a"), Ok(Some("1".into())));

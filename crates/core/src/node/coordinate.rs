@@ -509,8 +509,8 @@ impl Node {
         let lww = self.is_lww(&update.key);
         let was_read = read.is_some();
         let is_blind = !was_read && !update.want.before && update.mutation.is_blind();
-        let stand_in = if is_blind { self.replica.stand_in(&update.key) } else { None };
-        let held = stand_in.or_else(|| {
+        let basis = if is_blind { self.replica.blind_basis(&update.key) } else { None };
+        let held = basis.or_else(|| {
             let (object, bytes) = self.replica.load_object(&update.key)?;
             Some((object, bytes.map_or(0, |bytes| hash_of(&bytes))))
         });

@@ -51,8 +51,15 @@ fn slot_ranges(view: &dyn View, copies: usize) -> Vec<SlotRange> {
         return Vec::new();
     };
     let mut ranges: Vec<SlotRange> = Vec::new();
+    let mut last: &[NodeId] = &[];
     for slot in 0..SLOTS {
-        let mut owners = ring.preference_at(Position::first_of_slot(slot)).to_vec();
+        let list = ring.preference_at(Position::first_of_slot(slot));
+        if let Some(range) = ranges.last_mut().filter(|_| list == last) {
+            range.last = slot;
+            continue;
+        }
+        last = list;
+        let mut owners = list.to_vec();
         // A client sends its requests to the first: any node serves any key, but a dead one serves none.
         owners.sort_by_key(|&node| view.health(node) == Health::Down);
         owners.truncate(copies);

@@ -273,8 +273,8 @@ pub const OPTIONS: &[ConfigOption] = &[
         group: DURABILITY,
         value_name: "BYTES",
         doc: "Size of a segment of the log, in bytes or with a unit. Its rows stay in memory until they are \
-              written to tables, which begins when it is full. Too small: tables are merged all the time. Too \
-              large: memory, and a slower start after a crash.",
+              written to tables, which begins when it is full; four full ones can wait for that. Too small: tables \
+              are merged all the time. Too large: memory, and a slower start after a crash.",
         access: Bytes {
             range: 1 << 20..=1 << 30,
             get: |c| c.storage.segment_bytes as u64,

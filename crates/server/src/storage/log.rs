@@ -75,6 +75,17 @@ impl Segment {
         Ok(segment)
     }
 
+    /// Opens one that was made and never written to, unless it is of another size.
+    pub(super) fn open_blank(
+        directory: &Path,
+        number: SegmentNumber,
+        len_bytes: u64,
+    ) -> io::Result<Option<Segment>> {
+        let file = OpenOptions::new().write(true).open(segment_path(directory, number))?;
+        let is_whole = file.metadata()?.len() == len_bytes;
+        Ok(is_whole.then_some(Segment { number, file, len_bytes, end: 0, records: 0 }))
+    }
+
     /// Makes the segment anew with `rows` in it, in the place of a file that is not to be trusted any more.
     ///
     /// Errors: the old file is still there.

@@ -156,23 +156,22 @@ pub(super) fn open_engine(directory: &Path, options: &StorageOptions) -> Result<
 ///
 /// Damaged segments are made anew from what is whole, after the loss is noted. O(bytes of the log).
 fn replay(directory: &Path, options: &StorageOptions) -> io::Result<(Rows, Segment)> {
+    let segment_bytes = options.segment_bytes as u64;
     let log::Found { mut segments, flushed, mut lost } = log::list(directory)?;
-    let mut damaged: Vec<SegmentNumber> = Vec::new();
-    let mut is_newest = true;
-    let mut contents: Vec<(SegmentNumber, Contents)> = Vec::new();
-    while let Some(number) = segments.pop() {
-        let read = Contents::read(directory, number, is_newest)?;
-        if read.is_blank() {
-            // It was made in advance and never used.
-            log::remove(directory, number)?;
-            continue;
+    // Made in advance and never used: one of them becomes the active segment.
+    let mut blank: Vec<SegmentNumber> = Vec::new();
+    while let Some(&number) = segments.last() {
+        if !Contents::read(directory, number, true)?.is_blank() {
+            break;
         }
-        is_newest = false;
-        contents.push((number, read));
+        blank.push(number);
+        segments.pop();
     }
+    let newest = segments.last().copied().unwrap_or(flushed);
+    let mut damaged: Vec<SegmentNumber> = Vec::new();
     let mut rows: Option<Rows> = None;
-    let mut newest = flushed;
-    for (number, contents) in contents.into_iter().rev() {
+    for number in segments {
+        let contents = Contents::read(directory, number, number == newest)?;
         let rows = match &mut rows {
             Some(rows) => {
                 rows.seal(number);
@@ -198,7 +197,6 @@ fn replay(directory: &Path, options: &StorageOptions) -> io::Result<(Rows, Segme
         if let Some(place) = contents.cut(directory, number)? {
             tracing::info!(place, "a write that a crash interrupted was cut off");
         }
-        newest = number;
     }
     for place in &lost {
         tracing::error!(place, "acknowledged writes are missing");
@@ -206,13 +204,22 @@ fn replay(directory: &Path, options: &StorageOptions) -> io::Result<(Rows, Segme
     if !lost.is_empty() {
         format::add_lost(directory, &lost)?;
     }
-    let segment_bytes = options.segment_bytes as u64;
     if let Some(rows) = &rows {
         for number in damaged {
             Segment::replace(directory, number, segment_bytes, rows.of_segment(number))?;
         }
     }
-    let active = Segment::create(directory, newest + 1, segment_bytes)?;
+    let mut active = None;
+    for number in blank {
+        match Segment::open_blank(directory, number, segment_bytes)? {
+            Some(segment) if number == newest + 1 => active = Some(segment),
+            _ => log::remove(directory, number)?,
+        }
+    }
+    let active = match active {
+        Some(active) => active,
+        None => Segment::create(directory, newest + 1, segment_bytes)?,
+    };
     let rows = match rows {
         Some(mut rows) => {
             rows.seal(newest + 1);

@@ -11,7 +11,7 @@
 //!  +--------------------+--------------------+       +--------+-----+---------+-------+-------+
 //! ```
 //! A slot says which segment its row was last written to, so a flushed segment makes all its rows clean by one
-//! comparison and nobody has to visit them. Scans need pending and fresh rows in order: for each segment a lists hold
+//! comparison and nobody has to visit them. Scans need pending and fresh rows in order: for each segment lists hold
 //! their slots by the first 16 bytes of the key, and are sorted when a scan comes.
 //!
 //! Eviction is CLOCK (second chance): a hand goes round the slots, clears *used* where it is set and evicts where it is
