@@ -73,7 +73,7 @@ pub struct NodeConfig {
     pub handoff_window: usize,
     /// Readings further ahead of the own clock than this are refused, in milliseconds.
     pub clock_skew_ms_max: u64,
-    /// Memory for the hashes and dots of objects that are not in memory, 32 bytes each. Too small: a write reads the
+    /// Memory for the hashes and dots of objects that are not in memory, 24 bytes each. Too small: a write reads the
     /// old row from the disk of every replica, and a get from two; too large: memory.
     pub known_bytes: usize,
     /// Most client requests in flight; further ones are answered BUSY.
