@@ -26,12 +26,12 @@ use super::StorageOptions;
 /// Names of the keyspaces, in the order of [`Space`].
 const NAMES: [&str; 3] = ["data", "hints", "meta"];
 /// A load waits while level 0 has so many runs: each costs a read of an absent key one more filter.
-const LEVEL_0_RUNS_MAX: usize = 24;
+const LEVEL_0_RUNS_MAX: usize = 32;
 /// How long a load waits for merges before it fails.
 const STALL_MAX: Duration = Duration::from_secs(60);
 /// Level 0 is merged into the next level when it has this many tables. More tables make merges rarer, each row is
 /// rewritten less often, and reads ask more filters.
-const LEVEL_0_TABLES: u8 = 8;
+const LEVEL_0_TABLES: u8 = 16;
 /// A table is synced when it is complete, and the log waits behind it for the disk.
 const TABLE_BYTES: u64 = 32 << 20;
 const FILTER_BITS_PER_KEY: f32 = 10.0;
