@@ -34,10 +34,12 @@ mod flusher;
 mod format;
 mod log;
 mod open;
+mod pace;
 mod rebuild;
 mod row;
 mod rows;
 mod space;
+mod writeback;
 
 use std::fs::{self, File};
 use std::io::{self, Write};

@@ -11,22 +11,28 @@
 
 use std::io;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use fjall::compaction::filter::Factory;
 use fjall::compaction::Leveled;
 use fjall::config::{BloomConstructionPolicy, FilterPolicy, FilterPolicyEntry};
 use fjall::{AbstractTree, Database, Keyspace, KeyspaceCreateOptions, LsmError, PersistMode};
 use oort_core::store::{Space, StoreError};
 
 use super::log::SegmentNumber;
+use super::pace::{Pace, PacedMerges};
 use super::row::Row;
+use super::writeback::Writeback;
 use super::StorageOptions;
 
 /// Names of the keyspaces, in the order of [`Space`].
 const NAMES: [&str; 3] = ["data", "hints", "meta"];
 /// A load waits while level 0 has so many runs: each costs a read of an absent key one more filter.
 const LEVEL_0_RUNS_MAX: usize = 32;
+/// Merges are not held back any more when level 0 has so many runs.
+const LEVEL_0_RUNS_BEHIND: usize = 24;
 /// How long a load waits for merges before it fails.
 const STALL_MAX: Duration = Duration::from_secs(60);
 /// Level 0 is merged into the next level when it has this many tables. More tables make merges rarer, each row is
@@ -41,12 +47,17 @@ const FILTER_BITS_PER_KEY: f32 = 10.0;
 pub(super) struct Engine {
     keyspaces: [Keyspace; 3],
     database: Database,
+    _writeback: Arc<Writeback>,
+    merges_are_behind: Arc<AtomicBool>,
 }
 
 impl Engine {
     /// Opens or makes the database in `directory`.
     pub(super) fn open(directory: &Path, options: &StorageOptions) -> fjall::Result<Engine> {
+        let behind = Arc::new(AtomicBool::new(false));
+        let pace: Arc<dyn Factory> = Arc::new(PacedMerges { behind: behind.clone() });
         let database = Database::builder(directory)
+            .with_compaction_filter_factories(Arc::new(move |_| Some(pace.clone())))
             .cache_size(options.block_cache_bytes as u64)
             .manual_journal_persist(true)
             // For merges. With two, the one that fjall keeps free for flushes spins while the other merges.
@@ -55,7 +66,8 @@ impl Engine {
             .open()?;
         let open = |space: Space| database.keyspace(NAMES[space as usize], keyspace_options);
         let keyspaces = [open(Space::Data)?, open(Space::Hints)?, open(Space::Meta)?];
-        Ok(Engine { keyspaces, database })
+        let writeback = Arc::new(Writeback::start(directory).map_err(fjall::Error::Io)?);
+        Ok(Engine { keyspaces, database, _writeback: writeback, merges_are_behind: behind })
     }
 
     /// The stored form of the value under `key`.
@@ -64,17 +76,22 @@ impl Engine {
     }
 
     /// Writes rows, strictly ascending by key, durably: all of them or none. `None` deletes.
+    ///
+    /// Takes its time, as long as it is not `behind`.
     pub(super) fn ingest<'a>(
         &self,
         space: Space,
         rows: impl Iterator<Item = (&'a [u8], Option<&'a [u8]>)>,
+        behind: impl Fn() -> bool,
     ) -> Result<(), EngineError> {
         let mut rows = rows.peekable();
         if rows.peek().is_none() {
             return Ok(());
         }
         let mut ingestion = self.keyspace(space).start_ingestion().map_err(EngineError::Fjall)?;
+        let mut pace = Pace::start();
         for (key, stored) in rows {
+            pace.wrote((key.len() + stored.map_or(0, <[u8]>::len)) as u64, behind());
             let written = match stored {
                 Some(stored) => ingestion.write(key, stored),
                 None => ingestion.write_tombstone(key),
@@ -129,7 +146,9 @@ impl Engine {
             if self.is_poisoned() {
                 return Err(EngineError::Fjall(fjall::Error::Poisoned));
             }
-            if self.keyspaces.iter().all(|keyspace| keyspace.tree.l0_run_count() < LEVEL_0_RUNS_MAX) {
+            let runs = self.keyspaces.iter().map(|keyspace| keyspace.tree.l0_run_count()).max().unwrap_or(0);
+            self.merges_are_behind.store(runs >= LEVEL_0_RUNS_BEHIND, Ordering::Relaxed);
+            if runs < LEVEL_0_RUNS_MAX {
                 return Ok(());
             }
             if started.elapsed() > STALL_MAX {

@@ -10,7 +10,9 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{channel, Receiver, RecvTimeoutError, Sender};
+use std::sync::Arc;
 use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
 
@@ -18,7 +20,13 @@ use oort_core::store::Space;
 
 use super::engine::{Engine, EngineError};
 use super::log::{self, Contents, LoggedRow, Segment, SegmentNumber};
+use super::pace;
 use super::rows::{prefix, Prefix};
+
+/// A segment's rows are sorted in so many parts, by the first bits of their keys.
+const PARTS: usize = 256;
+/// Rows between two breaths.
+const ROWS_AT_ONCE: usize = 2048;
 
 /// What to do, in this order.
 enum Work {
@@ -39,6 +47,8 @@ pub(super) enum Done {
 /// The thread. Dropping it waits until it has done what it was given.
 pub(super) struct Flusher {
     work: Option<Sender<Work>>,
+    /// Segments given to the thread and not flushed yet.
+    waiting: Arc<AtomicUsize>,
     done: Receiver<Done>,
     thread: Option<JoinHandle<()>>,
 }
@@ -48,7 +58,13 @@ impl Flusher {
     pub(super) fn start(directory: &Path, segment_bytes: u64, engine: &Engine) -> io::Result<Flusher> {
         let (work, arriving) = channel();
         let (reports, done) = channel();
-        let worker = Worker { directory: directory.to_path_buf(), segment_bytes, engine: engine.clone() };
+        let waiting = Arc::new(AtomicUsize::new(0));
+        let worker = Worker {
+            directory: directory.to_path_buf(),
+            segment_bytes,
+            engine: engine.clone(),
+            waiting: waiting.clone(),
+        };
         let thread = Builder::new().name("flusher".into()).spawn(move || {
             for work in arriving {
                 let report = worker.run(work);
@@ -60,7 +76,7 @@ impl Flusher {
                 }
             }
         })?;
-        Ok(Flusher { work: Some(work), done, thread: Some(thread) })
+        Ok(Flusher { work: Some(work), waiting, done, thread: Some(thread) })
     }
 
     /// Has a segment made.
@@ -70,6 +86,7 @@ impl Flusher {
 
     /// Has a sealed segment flushed.
     pub(super) fn flush(&self, number: SegmentNumber) {
+        self.waiting.fetch_add(1, Ordering::Relaxed);
         self.send(Work::Flush(number));
     }
 
@@ -94,6 +111,8 @@ impl Flusher {
 impl Drop for Flusher {
     fn drop(&mut self) {
         self.work = None;
+        // The store is being closed, and waits.
+        self.waiting.fetch_add(2, Ordering::Relaxed);
         if let Some(thread) = self.thread.take() {
             // A panic there was reported by its own thread.
             let _ = thread.join();
@@ -105,37 +124,79 @@ struct Worker {
     directory: PathBuf,
     segment_bytes: u64,
     engine: Engine,
+    waiting: Arc<AtomicUsize>,
 }
 
 impl Worker {
     fn run(&self, work: Work) -> Done {
         match work {
             Work::Make(number) => Done::Made(Segment::create(&self.directory, number, self.segment_bytes)),
-            Work::Flush(number) => match self.flush(number) {
-                Ok(()) => Done::Flushed(number),
-                Err(error) => Done::Failed(error),
-            },
+            Work::Flush(number) => {
+                let flushed = self.flush(number);
+                self.waiting.fetch_sub(1, Ordering::Relaxed);
+                match flushed {
+                    Ok(()) => Done::Flushed(number),
+                    Err(error) => Done::Failed(error),
+                }
+            }
         }
     }
 
     fn flush(&self, number: SegmentNumber) -> Result<(), EngineError> {
         self.engine.wait_for_merges()?;
-        let contents = Contents::read(&self.directory, number, false).map_err(EngineError::Log)?;
+        let contents =
+            Contents::read_gently(&self.directory, number, pace::breathe).map_err(EngineError::Log)?;
         if let Some(detail) = contents.damage.first() {
             return Err(EngineError::Damaged { segment: number, detail: detail.clone() });
         }
         for space in [Space::Data, Space::Hints, Space::Meta] {
-            let of_space = contents.rows().filter(|row| row.0 == space);
-            // Most keys differ in their first bytes, and numbers are compared faster than keys.
-            let mut rows: Vec<(Prefix, LoggedRow)> = of_space.map(|row| (prefix(row.1), row)).collect();
-            // Stable: rows of one key stay in the order of their writing, and the last one counts.
-            rows.sort_by(|(a, row_a), (b, row_b)| a.cmp(b).then_with(|| row_a.1.cmp(row_b.1)));
-            let is_last = |(index, (_, row)): &(usize, &(Prefix, LoggedRow))| {
-                rows.get(index + 1).is_none_or(|(_, next)| next.1 != row.1)
-            };
-            let latest = rows.iter().enumerate().filter(is_last);
-            self.engine.ingest(space, latest.map(|(_, (_, (_, key, stored)))| (*key, *stored)))?;
+            let rows = latest(contents.rows().filter(|row| row.0 == space));
+            self.engine.ingest(space, rows, || self.waiting.load(Ordering::Relaxed) > 1)?;
         }
         log::set_flushed(&self.directory, number).map_err(EngineError::Log)
+    }
+}
+
+/// The last row of each key, by key ascending. Sorts a part at a time, when it is asked for it.
+fn latest<'a>(
+    rows: impl Iterator<Item = LoggedRow<'a>>,
+) -> impl Iterator<Item = (&'a [u8], Option<&'a [u8]>)> {
+    let mut parts: Vec<Vec<(Prefix, LoggedRow)>> = vec![Vec::new(); PARTS];
+    for (count, row) in rows.enumerate() {
+        // Most keys differ in their first bytes, and numbers are compared faster than keys.
+        let prefix = prefix(row.1);
+        parts[(prefix.0 >> (64 - PARTS.ilog2())) as usize].push((prefix, row));
+        if count % ROWS_AT_ONCE == 0 {
+            pace::breathe();
+        }
+    }
+    parts.into_iter().flat_map(|mut rows| {
+        // Stable: rows of one key stay in the order of their writing, and the last one counts.
+        rows.sort_by(|(a, row_a), (b, row_b)| a.cmp(b).then_with(|| row_a.1.cmp(row_b.1)));
+        let mut rows = rows.into_iter().map(|(_, (_, key, stored))| (key, stored)).peekable();
+        std::iter::from_fn(move || loop {
+            let row = rows.next()?;
+            if rows.peek().is_none_or(|next| next.0 != row.0) {
+                return Some(row);
+            }
+        })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_row_of_each_key_comes_in_order() {
+        let keys: Vec<Vec<u8>> =
+            (0..1000u32).map(|i| (i * 7919 % 500 * 8_000_000).to_be_bytes().into()).collect();
+        let values: Vec<Vec<u8>> = (0..1000u32).map(|i| i.to_be_bytes().into()).collect();
+        let rows = keys.iter().zip(&values).map(|(key, value)| (Space::Data, &key[..], Some(&value[..])));
+        let found: Vec<_> = latest(rows).collect();
+        assert_eq!(found.len(), 500);
+        assert!(found.windows(2).all(|pair| pair[0].0 < pair[1].0));
+        let last = keys.iter().rposition(|key| key == found[3].0).expect("it is one of them");
+        assert_eq!(found[3].1, Some(&values[last][..]));
     }
 }

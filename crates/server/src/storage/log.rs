@@ -22,7 +22,7 @@
 //! we report damage: a needless repair costs time, an unnoticed loss costs the promise.
 
 use std::fs::{self, File, OpenOptions};
-use std::io;
+use std::io::{self, Read};
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -223,7 +223,26 @@ impl Contents {
         Ok(Contents::judge(fs::read(segment_path(directory, number))?, number, is_newest))
     }
 
+    /// The same for a sealed segment, calling `breathe` after every piece of it.
+    pub(super) fn read_gently(
+        directory: &Path,
+        number: SegmentNumber,
+        breathe: fn(),
+    ) -> io::Result<Contents> {
+        let mut file = File::open(segment_path(directory, number))?;
+        let mut data = Vec::with_capacity(file.metadata()?.len() as usize);
+        while (&mut file).take(PIECE_BYTES as u64).read_to_end(&mut data)? > 0 {
+            breathe();
+        }
+        Ok(Contents::judge_gently(data, number, false, breathe))
+    }
+
     fn judge(data: Vec<u8>, segment: SegmentNumber, is_newest: bool) -> Contents {
+        Contents::judge_gently(data, segment, is_newest, || {})
+    }
+
+    fn judge_gently(data: Vec<u8>, segment: SegmentNumber, is_newest: bool, breathe: fn()) -> Contents {
+        let mut breath_at = PIECE_BYTES;
         let mut payloads = Vec::new();
         let mut damage = Vec::new();
         let mut torn = None;
@@ -233,6 +252,10 @@ impl Contents {
             let expected = header(&data, at, segment).filter(|header| header.number == number);
             if let Some(payload) = expected.as_ref().and_then(|header| header.payload(&data, at)) {
                 at = payload.end.next_multiple_of(SECTOR_BYTES);
+                if at >= breath_at {
+                    breath_at = at + PIECE_BYTES;
+                    breathe();
+                }
                 number += 1;
                 payloads.push(payload);
                 continue;

@@ -1,0 +1,102 @@
+//! Spreads what background threads write over time.
+//!
+//! A thread that writes as fast as it can fills the disk's queue and takes a processor for seconds; meanwhile each sync of
+//! the log waits for tens of milliseconds, and so does every client. Nobody waits for the background work itself, as
+//! long as it keeps up: when it is behind, it is not held back.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use fjall::compaction::filter::{
+    CompactionFilter, CompactionFilterResult, Context, Factory, ItemAccessor, Verdict,
+};
+
+/// Bytes a second of rows that go into tables. Clients wait when it is less than they write for long; more makes the
+/// syncs of the log slow.
+const BYTES_PER_S: u64 = 48 << 20;
+/// What is written without looking at the time.
+const STEP_BYTES: u64 = 64 << 10;
+/// Time that was not used is kept up to this much.
+const SAVED_MAX: Duration = Duration::from_millis(20);
+
+/// Lets others have the processor. Some kernels take it from nobody before his time slice is over, whoever waits.
+pub(super) fn breathe() {
+    std::thread::sleep(Duration::from_micros(50));
+}
+
+/// One piece of work being paced.
+pub(super) struct Pace {
+    /// When what was written so far should have been written.
+    due: Instant,
+    bytes: u64,
+}
+
+impl Pace {
+    pub(super) fn start() -> Pace {
+        Pace { due: Instant::now(), bytes: 0 }
+    }
+
+    /// `bytes` are being written: waits until it is time, unless this work is `behind`.
+    pub(super) fn wrote(&mut self, bytes: u64, behind: bool) {
+        self.bytes += bytes;
+        if self.bytes < STEP_BYTES {
+            return;
+        }
+        let now = Instant::now();
+        self.due =
+            self.due.max(now - SAVED_MAX) + Duration::from_micros(self.bytes * 1_000_000 / BYTES_PER_S);
+        self.bytes = 0;
+        if behind {
+            self.due = now;
+        }
+        if let Some(early) = self.due.checked_duration_since(now) {
+            std::thread::sleep(early);
+        }
+    }
+}
+
+/// Paces fjall's merges: it is asked about every row that goes into a merged table, and keeps all.
+pub(super) struct PacedMerges {
+    /// Set while merges are behind.
+    pub(super) behind: Arc<AtomicBool>,
+}
+
+impl Factory for PacedMerges {
+    fn name(&self) -> &str {
+        "pace"
+    }
+
+    fn make_filter(&self, _: &Context) -> Box<dyn CompactionFilter> {
+        Box::new(PacedMerge { pace: Pace::start(), behind: self.behind.clone() })
+    }
+}
+
+struct PacedMerge {
+    pace: Pace,
+    behind: Arc<AtomicBool>,
+}
+
+impl CompactionFilter for PacedMerge {
+    fn filter_item(&mut self, item: ItemAccessor<'_>, _: &Context) -> CompactionFilterResult {
+        let bytes = item.key().len() + item.value()?.len();
+        self.pace.wrote(bytes as u64, self.behind.load(Ordering::Relaxed));
+        Ok(Verdict::Keep)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn holds_back_unless_it_is_behind() {
+        let started = Instant::now();
+        let mut pace = Pace::start();
+        (0..100).for_each(|_| pace.wrote(BYTES_PER_S / 1000, false));
+        assert!(started.elapsed() >= Duration::from_millis(70), "{:?}", started.elapsed());
+        let started = Instant::now();
+        (0..100).for_each(|_| pace.wrote(BYTES_PER_S / 10, true));
+        assert!(started.elapsed() < Duration::from_secs(1), "{:?}", started.elapsed());
+    }
+}
