@@ -73,7 +73,7 @@ pub struct NodeConfig {
     pub handoff_window: usize,
     /// Readings further ahead of the own clock than this are refused, in milliseconds.
     pub clock_skew_ms_max: u64,
-    /// Memory for the hashes and dots of objects that are not in memory, 24 bytes each. Too small: a write reads the
+    /// Memory for the hashes and dots of objects that are not in memory, 40 bytes each. Too small: a write reads the
     /// old row from the disk of every replica, and a get from two; too large: memory.
     pub known_bytes: usize,
     /// Most client requests in flight; further ones are answered BUSY.
@@ -103,7 +103,7 @@ impl Default for NodeConfig {
             entropy_ms: 250,
             handoff_window: 128,
             clock_skew_ms_max: 60_000,
-            known_bytes: 32 << 20,
+            known_bytes: 48 << 20,
             requests_max: 100_000,
             bucket_defaults: BucketProperties::default(),
             boot: 0,

@@ -195,21 +195,9 @@ impl Object {
         }))
     }
 
-    /// What is left of an object with the one version `dot` when its value is not known: good for being replaced.
-    pub fn forgotten(dot: Dot) -> Object {
-        let mut context = VersionVector::default();
-        context.add(dot);
+    /// What is left of an object when only its context is known: good for being replaced.
+    pub fn forgotten(context: VersionVector) -> Object {
         Object(DvvSet::from_parts(context, Vec::new()).expect("nothing is outside the context"))
-    }
-
-    /// The dot of the only version, if it is all that the context covers.
-    pub fn sole_dot(&self) -> Option<Dot> {
-        let mut dots = self.context().dots();
-        let mut versions = self.0.values().iter();
-        match (dots.next(), dots.next(), versions.next(), versions.next()) {
-            (Some(seen), None, Some((dot, _)), None) if seen == *dot => Some(seen),
-            _ => None,
-        }
     }
 
     /// The bytes for disk and wire, drawn above. Equal objects have equal bytes.

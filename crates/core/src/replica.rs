@@ -11,7 +11,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use crate::causality::Dot;
 use crate::clock::HybridClock;
-use crate::known::{Known, KnownObjects};
+use crate::known::KnownObjects;
 use crate::message::ReadOutcome;
 use crate::object::Object;
 use crate::store::{Durability, Space, Store, StoreError};
@@ -208,14 +208,14 @@ impl Replica {
 
     /// What is held under `key`, for a node that holds an object with the hash `have`, 0 if none.
     pub fn compare(&mut self, key: &ObjectKey, have: u64) -> ReadOutcome {
-        if have != 0 && self.known.get(key).is_some_and(|known| known.hash == have) {
+        if have != 0 && self.known.hash(key) == Some(have) {
             return ReadOutcome::Same;
         }
         match self.load(key) {
             Held::Missing => ReadOutcome::Missing,
             Held::Object(bytes) if have != 0 => {
                 let hash = hash_of(&bytes);
-                self.known.set(key, Some(Known { hash, sole: None }));
+                self.known.set(key, hash, None);
                 if hash == have {
                     ReadOutcome::Same
                 } else {
@@ -231,13 +231,13 @@ impl Replica {
     /// An object that stands for what is held under `key` when all of it is to be replaced, with the hash of what is
     /// held; `None` if only reading it can tell.
     pub fn blind_basis(&self, key: &ObjectKey) -> Option<(Object, u64)> {
-        let known = self.known.get(key)?;
-        Some((Object::forgotten(known.sole?), known.hash))
+        let (hash, context) = self.known.context(key)?;
+        Some((Object::forgotten(context), hash))
     }
 
     /// Stores an object, whose bytes are `bytes`.
     pub fn save(&mut self, key: &ObjectKey, object: &Object, bytes: Bytes) {
-        self.known.set(key, Some(Known { hash: hash_of(&bytes), sole: object.sole_dot() }));
+        self.known.set(key, hash_of(&bytes), Some(object.context()));
         self.store.apply((Space::Data, key.row().clone(), Some(bytes)));
     }
 
@@ -246,7 +246,7 @@ impl Replica {
     /// If just that is held, the new object replaces it: nothing is read and nothing merged. Otherwise
     /// [`Replica::merge_in`].
     pub fn take_over(&mut self, now: Now, key: &ObjectKey, bytes: &Bytes, base: u64, lww: bool) -> Merge {
-        if base != 0 && self.known.get(key).is_some_and(|known| known.hash == base) {
+        if base != 0 && self.known.hash(key) == Some(base) {
             let Ok(incoming) = Object::decode(bytes) else {
                 return Merge::Malformed;
             };
@@ -348,7 +348,7 @@ impl Replica {
 
     /// Drops `object`, held under `key`, after it was handed over to its owner.
     pub fn drop_handed_over(&mut self, key: &ObjectKey, object: &Object) {
-        self.known.set(key, None);
+        self.known.forget(key);
         self.store.apply((Space::Data, key.row().clone(), None));
         let is_own = object.context().counter(self.identity.actor) > 0;
         if is_own {

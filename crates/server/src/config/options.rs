@@ -259,7 +259,7 @@ pub const OPTIONS: &[ConfigOption] = &[
         key: "known_bytes",
         group: DURABILITY,
         value_name: "BYTES",
-        doc: "Memory for the hashes and dots of objects that are not in memory, 24 bytes each, in bytes or with a \
+        doc: "Memory for the hashes and dots of objects that are not in memory, 40 bytes each, in bytes or with a \
               unit. Too small: a write reads the old row from the disk of every replica, and a get from two. Too \
               large: less memory for cache_bytes.",
         access: Bytes {

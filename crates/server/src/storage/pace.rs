@@ -1,8 +1,8 @@
 //! Spreads what background threads write over time.
 //!
-//! A thread that writes as fast as it can fills the disk's queue and takes a processor for seconds; meanwhile each sync of
-//! the log waits for tens of milliseconds, and so does every client. Nobody waits for the background work itself, as
-//! long as it keeps up: when it is behind, it is not held back.
+//! A thread that writes as fast as it can fills the disk's queue and takes a processor for seconds; meanwhile each sync
+//! of the log waits for tens of milliseconds, and so does every client. Nobody waits for the background work itself,
+//! as long as it keeps up: when it is behind, it is not held back.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
