@@ -11,7 +11,7 @@
 
 use std::io;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -31,8 +31,8 @@ use super::StorageOptions;
 const NAMES: [&str; 3] = ["data", "hints", "meta"];
 /// A load waits while level 0 has so many runs: each costs a read of an absent key one more filter.
 const LEVEL_0_RUNS_MAX: usize = 32;
-/// Merges are not held back any more when level 0 has so many runs.
-const LEVEL_0_RUNS_BEHIND: usize = 24;
+/// Merges are held back less with each so many runs of level 0 above those that begin one.
+const LEVEL_0_RUNS_BEHIND: usize = 4;
 /// How long a load waits for merges before it fails.
 const STALL_MAX: Duration = Duration::from_secs(60);
 /// Level 0 is merged into the next level when it has this many tables. More tables make merges rarer, each row is
@@ -48,13 +48,13 @@ pub(super) struct Engine {
     keyspaces: [Keyspace; 3],
     database: Database,
     _writeback: Arc<Writeback>,
-    merges_are_behind: Arc<AtomicBool>,
+    merges_behind: Arc<AtomicUsize>,
 }
 
 impl Engine {
     /// Opens or makes the database in `directory`.
     pub(super) fn open(directory: &Path, options: &StorageOptions) -> fjall::Result<Engine> {
-        let behind = Arc::new(AtomicBool::new(false));
+        let behind = Arc::new(AtomicUsize::new(0));
         let pace: Arc<dyn Factory> = Arc::new(PacedMerges { behind: behind.clone() });
         let database = Database::builder(directory)
             .with_compaction_filter_factories(Arc::new(move |_| Some(pace.clone())))
@@ -67,7 +67,7 @@ impl Engine {
         let open = |space: Space| database.keyspace(NAMES[space as usize], keyspace_options);
         let keyspaces = [open(Space::Data)?, open(Space::Hints)?, open(Space::Meta)?];
         let writeback = Arc::new(Writeback::start(directory).map_err(fjall::Error::Io)?);
-        Ok(Engine { keyspaces, database, _writeback: writeback, merges_are_behind: behind })
+        Ok(Engine { keyspaces, database, _writeback: writeback, merges_behind: behind })
     }
 
     /// The stored form of the value under `key`.
@@ -77,12 +77,12 @@ impl Engine {
 
     /// Writes rows, strictly ascending by key, durably: all of them or none. `None` deletes.
     ///
-    /// Takes its time, as long as it is not `behind`.
+    /// Takes its time, less the further it is `behind`.
     pub(super) fn ingest<'a>(
         &self,
         space: Space,
         rows: impl Iterator<Item = (&'a [u8], Option<&'a [u8]>)>,
-        behind: impl Fn() -> bool,
+        behind: impl Fn() -> usize,
     ) -> Result<(), EngineError> {
         let mut rows = rows.peekable();
         if rows.peek().is_none() {
@@ -147,7 +147,8 @@ impl Engine {
                 return Err(EngineError::Fjall(fjall::Error::Poisoned));
             }
             let runs = self.keyspaces.iter().map(|keyspace| keyspace.tree.l0_run_count()).max().unwrap_or(0);
-            self.merges_are_behind.store(runs >= LEVEL_0_RUNS_BEHIND, Ordering::Relaxed);
+            let behind = runs.saturating_sub(LEVEL_0_TABLES as usize) / LEVEL_0_RUNS_BEHIND;
+            self.merges_behind.store(behind, Ordering::Relaxed);
             if runs < LEVEL_0_RUNS_MAX {
                 return Ok(());
             }

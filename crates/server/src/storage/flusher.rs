@@ -25,6 +25,8 @@ use super::rows::{prefix, Prefix};
 
 /// A segment's rows are sorted in so many parts, by the first bits of their keys.
 const PARTS: usize = 256;
+/// A store that is being closed counts as so many segments behind.
+const SEGMENTS_AT_CLOSE: usize = 100;
 /// Rows between two breaths.
 const ROWS_AT_ONCE: usize = 2048;
 
@@ -112,7 +114,7 @@ impl Drop for Flusher {
     fn drop(&mut self) {
         self.work = None;
         // The store is being closed, and waits.
-        self.waiting.fetch_add(2, Ordering::Relaxed);
+        self.waiting.fetch_add(SEGMENTS_AT_CLOSE, Ordering::Relaxed);
         if let Some(thread) = self.thread.take() {
             // A panic there was reported by its own thread.
             let _ = thread.join();
@@ -151,7 +153,7 @@ impl Worker {
         }
         for space in [Space::Data, Space::Hints, Space::Meta] {
             let rows = latest(contents.rows().filter(|row| row.0 == space));
-            self.engine.ingest(space, rows, || self.waiting.load(Ordering::Relaxed) > 1)?;
+            self.engine.ingest(space, rows, || self.waiting.load(Ordering::Relaxed))?;
         }
         log::set_flushed(&self.directory, number).map_err(EngineError::Log)
     }

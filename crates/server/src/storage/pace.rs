@@ -4,7 +4,7 @@
 //! of the log waits for tens of milliseconds, and so does every client. Nobody waits for the background work itself,
 //! as long as it keeps up: when it is behind, it is not held back.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -12,9 +12,9 @@ use fjall::compaction::filter::{
     CompactionFilter, CompactionFilterResult, Context, Factory, ItemAccessor, Verdict,
 };
 
-/// Bytes a second of rows that go into tables. Clients wait when it is less than they write for long; more makes the
-/// syncs of the log slow.
-const BYTES_PER_S: u64 = 48 << 20;
+/// Bytes a second of rows that go into tables, by how far the work is behind; further, it is not held back at all.
+/// Less: more waits, and in the end clients do. More: clients wait for the processor and the disk while it goes on.
+const BYTES_PER_S: [u64; 2] = [16 << 20, 48 << 20];
 /// What is written without looking at the time.
 const STEP_BYTES: u64 = 64 << 10;
 /// Time that was not used is kept up to this much.
@@ -37,19 +37,18 @@ impl Pace {
         Pace { due: Instant::now(), bytes: 0 }
     }
 
-    /// `bytes` are being written: waits until it is time, unless this work is `behind`.
-    pub(super) fn wrote(&mut self, bytes: u64, behind: bool) {
+    /// `bytes` are being written: waits until it is time. `behind`: 0 if this work keeps up.
+    pub(super) fn wrote(&mut self, bytes: u64, behind: usize) {
         self.bytes += bytes;
         if self.bytes < STEP_BYTES {
             return;
         }
         let now = Instant::now();
-        self.due =
-            self.due.max(now - SAVED_MAX) + Duration::from_micros(self.bytes * 1_000_000 / BYTES_PER_S);
-        self.bytes = 0;
-        if behind {
-            self.due = now;
-        }
+        let bytes = std::mem::take(&mut self.bytes);
+        self.due = match BYTES_PER_S.get(behind) {
+            Some(rate) => self.due.max(now - SAVED_MAX) + Duration::from_micros(bytes * 1_000_000 / rate),
+            None => now,
+        };
         if let Some(early) = self.due.checked_duration_since(now) {
             std::thread::sleep(early);
         }
@@ -58,8 +57,8 @@ impl Pace {
 
 /// Paces fjall's merges: it is asked about every row that goes into a merged table, and keeps all.
 pub(super) struct PacedMerges {
-    /// Set while merges are behind.
-    pub(super) behind: Arc<AtomicBool>,
+    /// How far merges are behind.
+    pub(super) behind: Arc<AtomicUsize>,
 }
 
 impl Factory for PacedMerges {
@@ -74,7 +73,7 @@ impl Factory for PacedMerges {
 
 struct PacedMerge {
     pace: Pace,
-    behind: Arc<AtomicBool>,
+    behind: Arc<AtomicUsize>,
 }
 
 impl CompactionFilter for PacedMerge {
@@ -93,10 +92,10 @@ mod tests {
     fn holds_back_unless_it_is_behind() {
         let started = Instant::now();
         let mut pace = Pace::start();
-        (0..100).for_each(|_| pace.wrote(BYTES_PER_S / 1000, false));
+        (0..100).for_each(|_| pace.wrote(BYTES_PER_S[0] / 1000, 0));
         assert!(started.elapsed() >= Duration::from_millis(70), "{:?}", started.elapsed());
         let started = Instant::now();
-        (0..100).for_each(|_| pace.wrote(BYTES_PER_S / 10, true));
+        (0..100).for_each(|_| pace.wrote(BYTES_PER_S[0] / 10, BYTES_PER_S.len()));
         assert!(started.elapsed() < Duration::from_secs(1), "{:?}", started.elapsed());
     }
 }

@@ -90,7 +90,7 @@ fn copy_rows(from: &Engine, to: &Engine) -> Result<Vec<String>, EngineError> {
 
 fn load(to: &Engine, space: Space, batch: &mut Vec<Row>) -> Result<(), EngineError> {
     to.wait_for_merges()?;
-    to.ingest(space, batch.iter().map(|row| (row.key(), row.stored())), || true)?;
+    to.ingest(space, batch.iter().map(|row| (row.key(), row.stored())), || usize::MAX)?;
     batch.clear();
     Ok(())
 }
