@@ -46,7 +46,10 @@ impl Pace {
         let now = Instant::now();
         let bytes = std::mem::take(&mut self.bytes);
         self.due = match BYTES_PER_S.get(behind) {
-            Some(rate) => self.due.max(now - SAVED_MAX) + Duration::from_micros(bytes * 1_000_000 / rate),
+            Some(rate) => {
+                let saved = now.checked_sub(SAVED_MAX).unwrap_or(now);
+                self.due.max(saved) + Duration::from_micros(bytes * 1_000_000 / rate)
+            }
             None => now,
         };
         if let Some(early) = self.due.checked_duration_since(now) {

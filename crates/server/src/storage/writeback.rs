@@ -73,3 +73,27 @@ impl Tables {
         Ok(grew)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn writes_what_grew_and_nothing_twice() {
+        let directory = std::env::temp_dir().join(format!("oort-writeback-{}", std::process::id()));
+        let tables = directory.join("keyspaces/1/tables");
+        fs::create_dir_all(&tables).unwrap();
+        let mut watched = Tables { keyspaces: directory.join("keyspaces"), known: BTreeMap::new() };
+        fs::write(tables.join("1"), [7; 100_000]).unwrap();
+        assert!(!watched.look().unwrap(), "what is there at first has been synced");
+        fs::write(tables.join("2"), [7; 10]).unwrap();
+        assert!(watched.look().unwrap());
+        assert!(!watched.look().unwrap());
+        fs::write(tables.join("2"), [7; 100_000]).unwrap();
+        fs::remove_file(tables.join("1")).unwrap();
+        assert!(watched.look().unwrap());
+        assert_eq!(watched.known, BTreeMap::from([(tables.join("2"), 100_000)]));
+        fs::remove_dir_all(&directory).unwrap();
+        assert!(watched.look().is_err(), "it says so, and the thread goes on");
+    }
+}
