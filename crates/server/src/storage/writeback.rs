@@ -53,19 +53,24 @@ struct Tables {
 impl Tables {
     /// Has what is new written. True if something was.
     fn look(&mut self) -> io::Result<bool> {
+        let keyspaces = fs::read_dir(&self.keyspaces)?;
         let is_first = self.known.is_empty();
         let before = std::mem::take(&mut self.known);
         let mut grew = false;
-        for keyspace in fs::read_dir(&self.keyspaces)? {
+        for keyspace in keyspaces {
             let Ok(tables) = fs::read_dir(keyspace?.path().join("tables")) else { continue };
             for table in tables {
                 let table = table?;
-                let (path, bytes) = (table.path(), table.metadata()?.len());
+                let path = table.path();
+                // A merge removes tables at any time. The others must stay known: for a table that is taken for new the
+                // advice would drop from memory what has long been written.
+                let Ok(bytes) = table.metadata().map(|metadata| metadata.len()) else { continue };
                 let written = before.get(&path).copied().unwrap_or(if is_first { bytes } else { 0 });
                 if let Some(new) = NonZeroU64::new(bytes.saturating_sub(written)) {
                     grew = true;
                     // Of pages that are still to be written this advice drops none, and begins to write them.
-                    rustix::fs::fadvise(File::open(&path)?, written, Some(new), Advice::DontNeed)?;
+                    let Ok(file) = File::open(&path) else { continue };
+                    let _ = rustix::fs::fadvise(file, written, Some(new), Advice::DontNeed);
                 }
                 self.known.insert(path, bytes);
             }
