@@ -75,29 +75,25 @@ impl Engine {
         self.keyspace(space).get(key)
     }
 
-    /// Writes rows, strictly ascending by key, durably: all of them or none. `None` deletes.
+    /// Writes the rows that `fill` brings durably: all of them or none.
     ///
-    /// Takes its time, less the further it is `behind`.
-    pub(super) fn ingest<'a>(
+    /// They come strictly ascending by key, and `None` deletes. Takes its time, less the further it is `behind`.
+    pub(super) fn load(
         &self,
         space: Space,
-        rows: impl Iterator<Item = (&'a [u8], Option<&'a [u8]>)>,
         behind: impl Fn() -> usize,
+        fill: impl FnOnce(&mut WriteRow) -> Result<(), EngineError>,
     ) -> Result<(), EngineError> {
-        let mut rows = rows.peekable();
-        if rows.peek().is_none() {
-            return Ok(());
-        }
         let mut ingestion = self.keyspace(space).start_ingestion().map_err(EngineError::Fjall)?;
         let mut pace = Pace::start();
-        for (key, stored) in rows {
+        fill(&mut |key, stored| {
             pace.wrote((key.len() + stored.map_or(0, <[u8]>::len)) as u64, behind());
             let written = match stored {
                 Some(stored) => ingestion.write(key, stored),
                 None => ingestion.write_tombstone(key),
             };
-            written.map_err(EngineError::Fjall)?;
-        }
+            written.map_err(EngineError::Fjall)
+        })?;
         ingestion.finish().map_err(EngineError::Fjall)
     }
 
@@ -206,6 +202,9 @@ pub(super) fn detail(error: &fjall::Error) -> String {
         error => format!("{error:?}"),
     }
 }
+
+/// Takes a key and what is stored under it.
+pub(super) type WriteRow<'a> = dyn FnMut(&[u8], Option<&[u8]>) -> Result<(), EngineError> + 'a;
 
 /// A scan over one keyspace.
 pub(super) struct Scan<'a> {

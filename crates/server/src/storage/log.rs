@@ -22,7 +22,8 @@
 //! we report damage: a needless repair costs time, an unnoticed loss costs the promise.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read};
+use std::hash::{BuildHasher, RandomState};
+use std::io::{self, BufRead, BufReader, Read};
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -42,6 +43,8 @@ const DIRECTORY: &str = "log";
 const FLUSHED: &str = "FLUSHED";
 /// Zeros are written and synced in pieces of this size: whoever syncs a record meanwhile waits for one of them.
 const PIECE_BYTES: usize = 1 << 20;
+/// A sealed segment is read in pieces of this size.
+const READ_BYTES: usize = 256 << 10;
 
 /// Number of a segment, from 1.
 pub(super) type SegmentNumber = u32;
@@ -50,7 +53,8 @@ pub(super) type SegmentNumber = u32;
 pub(super) struct Segment {
     number: SegmentNumber,
     file: File,
-    len_bytes: u64,
+    /// It is full when a record would end behind this.
+    limit_bytes: u64,
     end: u64,
     records: u64,
 }
@@ -69,10 +73,16 @@ impl Segment {
 
     fn create_at(path: &Path, number: SegmentNumber, len_bytes: u64) -> io::Result<Segment> {
         let file = OpenOptions::new().write(true).create(true).truncate(true).open(path)?;
-        let segment = Segment { number, file, len_bytes, end: 0, records: 0 };
+        let segment = Segment::blank(file, number, len_bytes);
         segment.zero(0..len_bytes)?;
         segment.file.sync_all()?;
         Ok(segment)
+    }
+
+    /// Up to a quarter of it stays empty: replicas take the same writes, and should not all flush them at once.
+    fn blank(file: File, number: SegmentNumber, len_bytes: u64) -> Segment {
+        let spared_bytes = RandomState::new().hash_one(number) % (len_bytes / 4).max(1);
+        Segment { number, file, limit_bytes: len_bytes - spared_bytes, end: 0, records: 0 }
     }
 
     /// Opens one that was made and never written to, unless it is of another size.
@@ -83,7 +93,7 @@ impl Segment {
     ) -> io::Result<Option<Segment>> {
         let file = OpenOptions::new().write(true).open(segment_path(directory, number))?;
         let is_whole = file.metadata()?.len() == len_bytes;
-        Ok(is_whole.then_some(Segment { number, file, len_bytes, end: 0, records: 0 }))
+        Ok(is_whole.then(|| Segment::blank(file, number, len_bytes)))
     }
 
     /// Makes the segment anew with `rows` in it, in the place of a file that is not to be trusted any more.
@@ -121,7 +131,7 @@ impl Segment {
 
     /// Whether a record fits. One that is too large for any segment fits into an empty one, which grows.
     pub(super) fn has_room(&self, record: &Record) -> bool {
-        self.end == 0 || self.end + record.len_bytes() as u64 <= self.len_bytes
+        self.end == 0 || self.end + record.len_bytes() as u64 <= self.limit_bytes
     }
 
     /// Writes a record, which is empty afterwards; the system has it then, the disk after [`Segment::sync`].
@@ -223,26 +233,7 @@ impl Contents {
         Ok(Contents::judge(fs::read(segment_path(directory, number))?, number, is_newest))
     }
 
-    /// The same for a sealed segment, calling `breathe` after every piece of it.
-    pub(super) fn read_gently(
-        directory: &Path,
-        number: SegmentNumber,
-        breathe: fn(),
-    ) -> io::Result<Contents> {
-        let mut file = File::open(segment_path(directory, number))?;
-        let mut data = Vec::with_capacity(file.metadata()?.len() as usize);
-        while (&mut file).take(PIECE_BYTES as u64).read_to_end(&mut data)? > 0 {
-            breathe();
-        }
-        Ok(Contents::judge_gently(data, number, false, breathe))
-    }
-
     fn judge(data: Vec<u8>, segment: SegmentNumber, is_newest: bool) -> Contents {
-        Contents::judge_gently(data, segment, is_newest, || {})
-    }
-
-    fn judge_gently(data: Vec<u8>, segment: SegmentNumber, is_newest: bool, breathe: fn()) -> Contents {
-        let mut breath_at = PIECE_BYTES;
         let mut payloads = Vec::new();
         let mut damage = Vec::new();
         let mut torn = None;
@@ -252,10 +243,6 @@ impl Contents {
             let expected = header(&data, at, segment).filter(|header| header.number == number);
             if let Some(payload) = expected.as_ref().and_then(|header| header.payload(&data, at)) {
                 at = payload.end.next_multiple_of(SECTOR_BYTES);
-                if at >= breath_at {
-                    breath_at = at + PIECE_BYTES;
-                    breathe();
-                }
                 number += 1;
                 payloads.push(payload);
                 continue;
@@ -285,24 +272,70 @@ impl Contents {
 
     /// The rows in the order of their writing; a key can come again. Ends early in a record that is not ours inside.
     pub(super) fn rows(&self) -> impl Iterator<Item = LoggedRow<'_>> {
-        self.payloads.iter().flat_map(|payload| {
-            let mut rest = &self.data[payload.clone()];
-            std::iter::from_fn(move || {
-                let (row, after) = parse_row(rest)?;
-                rest = after;
-                Some(row)
-            })
-        })
+        self.payloads.iter().flat_map(|payload| parse_rows(&self.data[payload.clone()]))
     }
 
     /// Overwrites a torn tail with zeros, durably: behind a newer segment it would be damage. Says what it cut.
     pub(super) fn cut(&self, directory: &Path, number: SegmentNumber) -> io::Result<Option<String>> {
         let Some(Range { start, end }) = self.torn.clone() else { return Ok(None) };
         let file = OpenOptions::new().write(true).open(segment_path(directory, number))?;
-        let segment = Segment { number, file, len_bytes: self.data.len() as u64, end: 0, records: 0 };
+        let segment = Segment::blank(file, number, self.data.len() as u64);
         segment.zero(start as u64..end as u64)?;
         Ok(Some(format!("log segment {number}, bytes {start} to {end}")))
     }
+}
+
+/// Shows the rows of a sealed segment in the order of their writing, reading it piece by piece. Returns whether it is
+/// whole; if not, [`Contents::read`] finds out what is wrong.
+///
+/// `rest` is called between pieces of work. O(bytes), and memory for the largest record. Errors: those of the file
+/// system.
+pub(super) fn visit_sealed(
+    directory: &Path,
+    segment: SegmentNumber,
+    mut rest: impl FnMut(),
+    mut visit: impl FnMut(LoggedRow),
+) -> io::Result<bool> {
+    let file = File::open(segment_path(directory, segment))?;
+    let mut left = usize::try_from(file.metadata()?.len()).unwrap_or(usize::MAX);
+    let mut reader = BufReader::with_capacity(READ_BYTES, file);
+    let mut head = [0; HEADER_BYTES];
+    let mut body = Vec::new();
+    let mut number = 1;
+    while left >= HEADER_BYTES {
+        reader.read_exact(&mut head)?;
+        let Some(header) = header(&head, 0, segment).filter(|header| header.number == number) else {
+            return Ok(number > 1 && is_zero(&head) && is_zero_to_the_end(&mut reader)?);
+        };
+        let record_bytes = header.record_bytes().checked_next_multiple_of(SECTOR_BYTES);
+        let Some(record_bytes) = record_bytes.filter(|bytes| *bytes <= left) else { return Ok(false) };
+        body.resize(record_bytes - HEADER_BYTES, 0);
+        reader.read_exact(&mut body)?;
+        let payload = &body[..header.payload_bytes];
+        if xxh3_64(payload) != header.checksum {
+            return Ok(false);
+        }
+        parse_rows(payload).for_each(&mut visit);
+        left -= record_bytes;
+        number += 1;
+        rest();
+    }
+    Ok(number > 1)
+}
+
+fn is_zero_to_the_end(reader: &mut impl BufRead) -> io::Result<bool> {
+    loop {
+        let bytes = reader.fill_buf()?;
+        if bytes.is_empty() || !is_zero(bytes) {
+            return Ok(bytes.is_empty());
+        }
+        let len_bytes = bytes.len();
+        reader.consume(len_bytes);
+    }
+}
+
+fn is_zero(bytes: &[u8]) -> bool {
+    bytes.iter().all(|byte| *byte == 0)
 }
 
 struct Header {
@@ -343,7 +376,15 @@ fn header(data: &[u8], at: usize, segment: SegmentNumber) -> Option<Header> {
 /// Whether one of the sectors of `range` is missing or all zeros.
 fn has_hole(data: &[u8], range: Range<usize>) -> bool {
     let sectors = data.get(range).map(|record| record.chunks(SECTOR_BYTES));
-    sectors.is_none_or(|mut sectors| sectors.any(|sector| sector.iter().all(|byte| *byte == 0)))
+    sectors.is_none_or(|mut sectors| sectors.any(is_zero))
+}
+
+fn parse_rows(mut rest: &[u8]) -> impl Iterator<Item = LoggedRow<'_>> {
+    std::iter::from_fn(move || {
+        let (row, after) = parse_row(rest)?;
+        rest = after;
+        Some(row)
+    })
 }
 
 fn parse_row(bytes: &[u8]) -> Option<(LoggedRow<'_>, &[u8])> {

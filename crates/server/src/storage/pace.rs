@@ -20,9 +20,33 @@ const STEP_BYTES: u64 = 64 << 10;
 /// Time that was not used is kept up to this much.
 const SAVED_MAX: Duration = Duration::from_millis(20);
 
-/// Lets others have the processor. Some kernels take it from nobody before his time slice is over, whoever waits.
-pub(super) fn breathe() {
-    std::thread::sleep(Duration::from_micros(50));
+/// How long work goes on before others get the processor. Some kernels take it from nobody before his time slice of
+/// some milliseconds is over, whoever waits.
+const TURN: Duration = Duration::from_micros(500);
+/// Length of a rest, in turns, of work that keeps up.
+const REST_TURNS: u32 = 3;
+const REST_MAX: Duration = Duration::from_millis(5);
+const REST_BEHIND: Duration = Duration::from_micros(50);
+
+/// Work that leaves the processor to others between its turns.
+pub(super) struct Turns {
+    started: Instant,
+}
+
+impl Turns {
+    pub(super) fn start() -> Turns {
+        Turns { started: Instant::now() }
+    }
+
+    /// Rests when the turn is over. `behind`: 0 if this work keeps up.
+    pub(super) fn rest_if_due(&mut self, behind: usize) {
+        let worked = self.started.elapsed();
+        if worked >= TURN {
+            let rest = if behind == 0 { (worked * REST_TURNS).min(REST_MAX) } else { REST_BEHIND };
+            std::thread::sleep(rest);
+            self.started = Instant::now();
+        }
+    }
 }
 
 /// One piece of work being paced.

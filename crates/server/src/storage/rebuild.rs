@@ -90,7 +90,9 @@ fn copy_rows(from: &Engine, to: &Engine) -> Result<Vec<String>, EngineError> {
 
 fn load(to: &Engine, space: Space, batch: &mut Vec<Row>) -> Result<(), EngineError> {
     to.wait_for_merges()?;
-    to.ingest(space, batch.iter().map(|row| (row.key(), row.stored())), || usize::MAX)?;
-    batch.clear();
-    Ok(())
+    if batch.is_empty() {
+        return Ok(());
+    }
+    let behind = || usize::MAX;
+    to.load(space, behind, |write| batch.drain(..).try_for_each(|row| write(row.key(), row.stored())))
 }
