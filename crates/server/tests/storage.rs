@@ -453,6 +453,8 @@ fn with_table(name: &str) -> (Directory, PathBuf) {
             number += 1;
         }
         store.sync(Durability::Buffered).unwrap();
+        // Tables are written without haste.
+        std::thread::sleep(Duration::from_millis(5));
         let tables = directory.0.join("rows/keyspaces/1/tables");
         // The file is in its place before it is complete: its directory of sections comes last.
         let tables = fs::read_dir(tables).into_iter().flatten().map(|entry| entry.unwrap().path());

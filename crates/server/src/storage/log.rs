@@ -2,11 +2,13 @@
 //!
 //! The log is a row of *segments*, files of a fixed size that are filled with zeros before they are used: an append
 //! then changes neither the size nor the blocks of a file, and a sync writes data only, at half the time. When a
-//! segment is full it is sealed, and the flusher writes its rows into the engine's tables; then the file goes.
+//! segment is full it is sealed, and the flusher writes its rows into the engine's tables; then the file is used again.
+//! If it were removed instead, a file system that discards freed blocks would keep every sync waiting meanwhile.
 //!
 //! ```text
 //!  <directory>/log/FLUSHED     number of the last segment whose rows are all in tables; missing: 0
 //!                  <n>.log     segments from FLUSHED + 1, without gaps; the greatest is the active one
+//!                  recycled    a segment that was flushed; the next one is made of it
 //!
 //!  segment: records, each at a multiple of 512 bytes, then zeros
 //!  record:  "oortlog2" | segment (8) | number in the segment, from 1 (8) | length of payload (8)
@@ -60,13 +62,21 @@ pub(super) struct Segment {
 }
 
 impl Segment {
-    /// Makes the file, filled with zeros and durable. Errors: those of the file system; no file is left then.
+    /// Makes the file, filled with zeros and durable. Errors: those of the file system; no segment is left then.
     pub(super) fn create(directory: &Path, number: SegmentNumber, len_bytes: u64) -> io::Result<Segment> {
         let path = segment_path(directory, number);
-        let segment = Segment::create_at(&path, number, len_bytes).inspect_err(|_| {
-            // What is left would be taken for an empty segment, which is harmless too.
-            let _ = fs::remove_file(&path);
-        })?;
+        let recycled = recycled_path(directory);
+        let segment = match Segment::open(&recycled, number, len_bytes) {
+            Ok(Some(segment)) => {
+                segment.zero(0..len_bytes)?;
+                fs::rename(&recycled, &path)?;
+                segment
+            }
+            _ => Segment::create_at(&path, number, len_bytes).inspect_err(|_| {
+                // What is left would be taken for an empty segment, which is harmless too.
+                let _ = fs::remove_file(&path);
+            })?,
+        };
         format::sync_directory(&log_path(directory))?;
         Ok(segment)
     }
@@ -91,7 +101,11 @@ impl Segment {
         number: SegmentNumber,
         len_bytes: u64,
     ) -> io::Result<Option<Segment>> {
-        let file = OpenOptions::new().write(true).open(segment_path(directory, number))?;
+        Segment::open(&segment_path(directory, number), number, len_bytes)
+    }
+
+    fn open(path: &Path, number: SegmentNumber, len_bytes: u64) -> io::Result<Option<Segment>> {
+        let file = OpenOptions::new().write(true).open(path)?;
         let is_whole = file.metadata()?.len() == len_bytes;
         Ok(is_whole.then(|| Segment::blank(file, number, len_bytes)))
     }
@@ -457,10 +471,10 @@ pub(super) fn list(directory: &Path) -> io::Result<Found> {
     Ok(Found { segments, flushed, lost })
 }
 
-/// Notes that the rows of a segment, and of all before it, are in tables, and removes its file.
+/// Notes that the rows of a segment, and of all before it, are in tables, and keeps its file for another one.
 pub(super) fn set_flushed(directory: &Path, number: SegmentNumber) -> io::Result<()> {
     format::replace(&log_path(directory).join(FLUSHED), &format!("{number}\n"))?;
-    remove(directory, number)
+    fs::rename(segment_path(directory, number), recycled_path(directory))
 }
 
 /// Removes a segment's file.
@@ -470,7 +484,8 @@ pub(super) fn remove(directory: &Path, number: SegmentNumber) -> io::Result<()> 
 
 /// Bytes of all segments, as the file system has allocated them.
 pub(super) fn size_bytes(directory: &Path) -> io::Result<u64> {
-    Ok(files(directory)?.map(|(_, size_bytes)| size_bytes).sum())
+    let recycled_bytes = fs::metadata(recycled_path(directory)).map_or(0, |file| file.len());
+    Ok(recycled_bytes + files(directory)?.map(|(_, size_bytes)| size_bytes).sum::<u64>())
 }
 
 fn files(directory: &Path) -> io::Result<impl Iterator<Item = (SegmentNumber, u64)>> {
@@ -484,6 +499,10 @@ fn files(directory: &Path) -> io::Result<impl Iterator<Item = (SegmentNumber, u6
 
 fn segment_path(directory: &Path, number: SegmentNumber) -> PathBuf {
     log_path(directory).join(format!("{number:08}.log"))
+}
+
+fn recycled_path(directory: &Path) -> PathBuf {
+    log_path(directory).join("recycled")
 }
 
 #[cfg(test)]
