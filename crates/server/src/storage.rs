@@ -78,7 +78,7 @@ pub struct StorageOptions {
 impl Default for StorageOptions {
     fn default() -> StorageOptions {
         StorageOptions {
-            cache_bytes: 80 << 20,
+            cache_bytes: 72 << 20,
             block_cache_bytes: 16 << 20,
             segment_bytes: 32 << 20,
             reserve_bytes: 64 << 20,

@@ -460,7 +460,7 @@ fn with_table(name: &str) -> (Directory, PathBuf) {
         let tables = fs::read_dir(tables).into_iter().flatten().map(|entry| entry.unwrap().path());
         let age = |path: &PathBuf| -> Option<u32> { path.file_name()?.to_str()?.parse().ok() };
         if let Some(oldest) = tables.min_by_key(age) {
-            if fs::metadata(&oldest).unwrap().len() > 200_000 {
+            if fs::metadata(&oldest).unwrap().len() > 120_000 {
                 break oldest;
             }
         }
