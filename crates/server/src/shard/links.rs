@@ -105,17 +105,18 @@ impl Links {
         None
     }
 
-    /// A peer dialled us: it is there, so dial it without waiting.
+    /// A peer dialled us: it is there, so dial it without waiting, also if nobody has told of it before.
     pub fn heard_of(&mut self, member: &Member, now_us: u64) {
         let target = self
             .targets
             .iter_mut()
             .find(|target| target.peer == Some(member.id) || target.address == member.addresses.peer);
-        if let Some(target) = target {
-            target.retry_us = RETRY_US_MIN;
-            if target.slot.is_none() {
-                target.dial_at_us = target.dial_at_us.min(now_us);
-            }
+        let Some(target) = target else {
+            return self.add(member.addresses.peer.clone(), Some(member.id), now_us);
+        };
+        target.retry_us = RETRY_US_MIN;
+        if target.slot.is_none() {
+            target.dial_at_us = target.dial_at_us.min(now_us);
         }
     }
 
