@@ -17,6 +17,7 @@ use oort_core::message::Message;
 use oort_core::mutation::Mutation;
 use oort_core::node::{Input, Node, Output};
 use oort_core::object::{Object, Version};
+use oort_core::placement::{RingNode, Strategy};
 use oort_core::ring::{Ring, RingState};
 use oort_core::store::{Change, Durability, Space, Store, StoreError, Visit};
 use oort_core::types::{ActorId, NodeId, Now, ObjectKey, Position, Rng};
@@ -124,7 +125,8 @@ fn message_decode_write(bencher: Bencher) {
 
 #[divan::bench]
 fn ring_lookup(bencher: Bencher) {
-    let ring = Ring::new(RingState::founding((1..=30).map(NodeId).collect(), 1024));
+    let nodes = (1..=30).map(|id| RingNode::new(NodeId(id))).collect();
+    let ring = Ring::new(RingState::founding(Strategy::EqualPartitions, 1024, nodes));
     bencher.bench_local(|| {
         let position = Position::of(black_box(b"user:1000:profile"));
         ring.preference_at(position)[..3].iter().fold(0, |sum, node| sum ^ node.0)

@@ -8,7 +8,8 @@ use serde::{Deserialize, Serialize};
 use crate::bucket::{BucketProperties, PropertyError};
 use crate::mutation::{Mutation, MutationError};
 use crate::object::Object;
-use crate::types::{ObjectKey, Position};
+use crate::ring::{RingChange, RingError};
+use crate::types::{NodeId, ObjectKey, Position};
 
 /// Pairs a request with its reply. Chosen by whoever sends the request, unique among those in flight.
 pub type RequestId = u64;
@@ -42,6 +43,8 @@ pub enum Operation {
     Scan(Scan),
     /// Sets a bucket's properties on all nodes.
     SetBucket { bucket: Bytes, properties: BucketProperties },
+    /// Changes which nodes hold what, or says what a change would move.
+    ChangeRing { change: RingChange, plan_only: bool },
 }
 
 impl Operation {
@@ -95,6 +98,29 @@ pub enum Reply {
     Page(Page),
     /// The properties are set here and on their way to all nodes.
     BucketSet,
+    /// The ring is changing here, and the news is on its way to all nodes; or what would change.
+    RingPlan(RingPlan),
+}
+
+/// What a change of the ring moves and where it ends. Shares are counted over the replicas of the default bucket.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct RingPlan {
+    /// Version of the ring in which data move.
+    pub version: u64,
+    /// Parts of the ring that get another first owner, and how many there are, in 1/16384 of the ring (its slots).
+    pub slots_moved: u32,
+    pub slots: u32,
+    /// For each node of either ring: replicas it holds before and after, and those it must be sent, in slots.
+    pub nodes: Vec<NodePlan>,
+}
+
+/// One node's part in a [`RingPlan`], in slots: each is 1/16384 of a copy of all data.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct NodePlan {
+    pub node: NodeId,
+    pub before: u32,
+    pub after: u32,
+    pub receives: u32,
 }
 
 /// The outcome of an update.
@@ -140,6 +166,8 @@ pub enum ClientError {
     Mutation(MutationError),
     /// Properties out of range. Nothing was changed.
     Property(PropertyError),
+    /// The ring cannot be changed so. Nothing was changed.
+    Ring(RingError),
     /// Too many requests are waiting. Nothing was changed; try again later.
     Busy { waiting: u64 },
     /// The node that ran the request was lost before it answered, or its disk failed. It may or may not have happened.
@@ -201,6 +229,7 @@ impl fmt::Display for ClientError {
             ClientError::InvalidContext => write!(f, "context lies in the far future"),
             ClientError::Mutation(error) => error.fmt(f),
             ClientError::Property(error) => error.fmt(f),
+            ClientError::Ring(error) => error.fmt(f),
             ClientError::Busy { waiting } => write!(f, "{waiting} requests are waiting: try again later"),
             ClientError::OutcomeUnknown => {
                 write!(f, "the coordinating node was lost or its disk failed: the write may or may not have happened")

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::bucket::BucketProperties;
+use crate::placement::{Strategy, WEIGHT_DEFAULT};
 
 /// Where a node can be reached, as `host:port` texts.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
@@ -41,6 +42,8 @@ pub enum Sabotage {
     CountDuplicates,
     /// A node that dropped handed-over objects keeps its actor.
     KeepActor,
+    /// A changed ring settles before data have moved.
+    SettleEarly,
 }
 
 /// A node's configuration. The defaults suit a cluster in one data centre.
@@ -57,6 +60,12 @@ pub struct NodeConfig {
     /// Partitions of the ring at creation, a power of two. Too few: uneven load in large clusters; too many: larger
     /// tables.
     pub partitions: u16,
+    /// How partitions are laid out, chosen at creation.
+    pub strategy: Strategy,
+    /// This node's share of the data in relation to the others', 1 to [`WEIGHT_MAX`](crate::placement::WEIGHT_MAX).
+    pub weight: u16,
+    /// What fails together with this node: replicas are spread over zones.
+    pub zone: String,
     pub sync: SyncMode,
     /// A request's time limit unless it brings its own, in milliseconds. Too small: slow disks become errors.
     pub timeout_ms: u32,
@@ -69,6 +78,9 @@ pub struct NodeConfig {
     pub gossip_ms: u64,
     /// Time between two comparisons of a partition with another owner, in milliseconds. 0 turns anti-entropy off.
     pub entropy_ms: u64,
+    /// Most bytes a second that are asked for while partitions move to this node. Too large: clients wait; too small:
+    /// changes of the ring take long.
+    pub transfer_bytes_per_s: u64,
     /// Most hints given back to an owner that have not been answered yet.
     pub handoff_window: usize,
     /// Readings further ahead of the own clock than this are refused, in milliseconds.
@@ -95,12 +107,16 @@ impl Default for NodeConfig {
             addresses: Addresses::default(),
             cluster_size: 1,
             partitions: 1024,
+            strategy: Strategy::EqualPartitions,
+            weight: WEIGHT_DEFAULT,
+            zone: String::new(),
             sync: SyncMode::Batch,
             timeout_ms: 1000,
             hedge_us: 5_000,
             suspect_ms: 50,
             gossip_ms: 500,
             entropy_ms: 250,
+            transfer_bytes_per_s: 64 << 20,
             handoff_window: 128,
             clock_skew_ms_max: 60_000,
             known_bytes: 48 << 20,

@@ -113,6 +113,8 @@ impl Get {
             ReadOutcome::Same => State::Answered(asked_with),
             ReadOutcome::Missing => State::Answered(0),
             ReadOutcome::Failed => State::Unreadable,
+            // Once the coordinator knows the newer ring it asks anew.
+            ReadOutcome::Stale => State::Asked(asked_with),
             ReadOutcome::Object(bytes) => match self.merge(bytes) {
                 Some(hash) => State::Answered(hash),
                 None => State::Failed,

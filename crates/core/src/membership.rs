@@ -5,7 +5,8 @@
 //! gossips some 40 bytes a round and link.
 //!
 //! The ring is founded once: when a node knows `cluster_size` members and has the smallest id among them, it writes the
-//! first [`RingState`]; everyone who hears of it keeps it, also across restarts.
+//! first [`RingState`]; everyone who hears of it keeps it, also across restarts. Later ones come from operators; of two
+//! states the one with the greater stamp wins. A member that was removed is forgotten, whoever still tells of it.
 //!
 //! Source: Dynamo §4.8.1, §4.8.2; van Renesse et al., "Efficient reconciliation and flow control for anti-entropy
 //! protocols" (scuttlebutt), 2008. Differs: a hash first.
@@ -20,11 +21,12 @@ use xxhash_rust::xxh3::Xxh3;
 use crate::bucket::{BucketEntry, BucketTable};
 use crate::causality::Dot;
 use crate::config::Addresses;
+use crate::placement::{RingNode, Strategy, WEIGHT_DEFAULT};
 use crate::ring::RingState;
 use crate::types::NodeId;
 
 /// The version of the peer protocol that this program speaks. Others are refused.
-pub const PROTOCOL: u16 = 2;
+pub const PROTOCOL: u16 = 3;
 /// The most members a table holds.
 pub const MEMBERS_MAX: usize = 2000;
 
@@ -38,6 +40,24 @@ pub struct Member {
     pub addresses: Addresses,
     /// The node said goodbye: it is down on purpose and will come back under the same id.
     pub stopped: bool,
+    /// What the node asks for when it joins the ring. What it has stands in the ring.
+    pub weight: u16,
+    pub zone: String,
+    /// Stamp of the last ring for which the node has all data that it is to hold.
+    pub moved: u64,
+}
+
+impl Member {
+    /// A node of the default weight that nobody has heard of yet.
+    pub fn new(id: NodeId, name: String, addresses: Addresses) -> Member {
+        let (weight, zone) = (WEIGHT_DEFAULT, String::new());
+        Member { id, version: 0, name, addresses, stopped: false, weight, zone, moved: 0 }
+    }
+
+    /// What the ring is to know of it.
+    pub fn ring_node(&self) -> RingNode {
+        RingNode { id: self.id, weight: self.weight, zone: self.zone.clone() }
+    }
 }
 
 /// How two nodes introduce themselves when a link opens.
@@ -94,7 +114,8 @@ pub enum Gossip {
     /// A hash of everything known. The receiver answers only if its own differs.
     Hash(u64),
     /// What the sender has, so that the receiver can send what is newer and ask for what is older.
-    Versions { members: Vec<(NodeId, u64)>, ring: Option<RingState>, buckets: Vec<(Bytes, Dot)>, reply: bool },
+    /// `ring`: the stamp of its state, 0 if it has none.
+    Versions { members: Vec<(NodeId, u64)>, ring: u64, buckets: Vec<(Bytes, Dot)>, reply: bool },
     /// Records the receiver lacks.
     Delta { members: Vec<Member>, ring: Option<RingState>, buckets: Vec<(Bytes, BucketEntry)> },
     /// Is anybody there? `mono_us` comes back; `wall_ms` lets the receiver compare clocks.
@@ -108,7 +129,7 @@ pub enum Gossip {
 pub struct Changes {
     pub members: Vec<NodeId>,
     pub ring: bool,
-    /// The ring that lost against another of the same version: the cluster was founded twice.
+    /// The ring that lost against another of the same version: two were founded, or two operators changed it at once.
     pub lost_ring: Option<RingState>,
     pub buckets: bool,
 }
@@ -154,7 +175,7 @@ impl Membership {
             hasher.write_u64(member.id.0);
             hasher.write_u64(member.version);
         }
-        hasher.write_u64(self.ring.as_ref().map_or(0, RingState::hash));
+        hasher.write_u64(self.ring_stamp());
         for (bucket, entry) in self.buckets.entries() {
             hasher.write(bucket);
             hasher.write_u64(entry.set_by.counter);
@@ -163,23 +184,23 @@ impl Membership {
         hasher.finish()
     }
 
+    /// The stamp of the ring's state, 0 if there is none.
+    pub fn ring_stamp(&self) -> u64 {
+        self.ring.as_ref().map_or(0, RingState::stamp)
+    }
+
     /// What this node has, for a peer whose hash differs.
     pub fn versions(&self, reply: bool) -> Gossip {
         Gossip::Versions {
             members: self.members.values().map(|m| (m.id, m.version)).collect(),
-            ring: self.ring.clone(),
+            ring: self.ring_stamp(),
             buckets: self.buckets.entries().map(|(bucket, entry)| (bucket.clone(), entry.set_by)).collect(),
             reply,
         }
     }
 
     /// What a peer with these versions lacks.
-    pub fn delta(
-        &self,
-        members: &[(NodeId, u64)],
-        ring: &Option<RingState>,
-        buckets: &[(Bytes, Dot)],
-    ) -> Gossip {
+    pub fn delta(&self, members: &[(NodeId, u64)], ring: u64, buckets: &[(Bytes, Dot)]) -> Gossip {
         let theirs: BTreeMap<NodeId, u64> = members.iter().copied().collect();
         let their_buckets: BTreeMap<&Bytes, Dot> =
             buckets.iter().map(|(bucket, dot)| (bucket, *dot)).collect();
@@ -190,7 +211,7 @@ impl Membership {
                 .filter(|m| theirs.get(&m.id).is_none_or(|version| *version < m.version))
                 .cloned()
                 .collect(),
-            ring: if *ring == self.ring { None } else { self.ring.clone() },
+            ring: self.ring.clone().filter(|_| ring < self.ring_stamp()),
             buckets: self
                 .buckets
                 .entries()
@@ -208,13 +229,13 @@ impl Membership {
         buckets: Vec<(Bytes, BucketEntry)>,
     ) -> Changes {
         let mut changes = Changes::default();
+        if let Some(ring) = ring {
+            self.merge_ring(ring, &mut changes);
+        }
         for member in members {
             if self.merge_member(&member) {
                 changes.members.push(member.id);
             }
-        }
-        if let Some(ring) = ring {
-            self.merge_ring(ring, &mut changes);
         }
         for (bucket, entry) in buckets {
             if entry.properties.check().is_ok() {
@@ -227,14 +248,14 @@ impl Membership {
     /// Founds the ring if that is this node's turn: it knows `cluster_size` members and has the smallest id among them.
     ///
     /// A `cluster_size` of 0 never founds. True if a ring was founded.
-    pub fn found_ring(&mut self, cluster_size: u16, partitions: u16) -> bool {
+    pub fn found_ring(&mut self, cluster_size: u16, strategy: Strategy, partitions: u16) -> bool {
         let is_first = self.members.keys().next() == Some(&self.me);
         if self.ring.is_some() || !is_first || cluster_size == 0 || self.members.len() < cluster_size as usize
         {
             return false;
         }
-        let nodes = self.members.keys().copied().take(cluster_size as usize).collect();
-        self.ring = Some(RingState::founding(nodes, partitions));
+        let nodes = self.members.values().map(Member::ring_node).take(cluster_size as usize).collect();
+        self.ring = Some(RingState::founding(strategy, partitions, nodes));
         true
     }
 
@@ -245,6 +266,9 @@ impl Membership {
                 self.update_own(member.version.saturating_add(1), |_| {});
                 return true;
             }
+            return false;
+        }
+        if self.ring.as_ref().is_some_and(|ring| ring.removed.contains(&member.id)) {
             return false;
         }
         let is_news = match self.members.get(&member.id) {
@@ -258,7 +282,7 @@ impl Membership {
     }
 
     fn merge_ring(&mut self, ring: RingState, changes: &mut Changes) {
-        if !ring.is_valid() || self.ring.as_ref().is_some_and(|held| *held >= ring) {
+        if !ring.is_valid() || ring.stamp() <= self.ring_stamp() {
             return;
         }
         if let Some(held) = self.ring.take() {
@@ -266,6 +290,8 @@ impl Membership {
                 changes.lost_ring = Some(held);
             }
         }
+        let me = self.me;
+        self.members.retain(|id, _| *id == me || !ring.removed.contains(id));
         self.ring = Some(ring);
         changes.ring = true;
     }

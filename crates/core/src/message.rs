@@ -25,6 +25,8 @@ pub enum Message {
         /// Hash of the object that this one was made from: whoever holds just that need not merge. 0: unknown.
         base: u64,
         hint_for: Option<NodeId>,
+        /// Of the coordinator's ring.
+        stamp: u64,
     },
     /// The answer to a write.
     Written {
@@ -36,6 +38,8 @@ pub enum Message {
         task: TaskId,
         key: ObjectKey,
         have: u64,
+        /// Of the coordinator's ring.
+        stamp: u64,
     },
     /// The answer to a read.
     ReadResult {
@@ -55,6 +59,8 @@ pub enum WriteOutcome {
     ClockSkew,
     /// The bytes are no object.
     Malformed,
+    /// The coordinator's ring is older than the replica's: other nodes may be the ones to ask.
+    Stale,
 }
 
 /// What a replica holds.
@@ -67,6 +73,8 @@ pub enum ReadOutcome {
     Missing,
     /// The row is corrupt.
     Failed,
+    /// The coordinator's ring is older than the replica's: other nodes may be the ones to ask.
+    Stale,
 }
 
 /// Messages off the data path.
@@ -100,12 +108,29 @@ pub enum Control {
     EntropyHash {
         partition: Partition,
         hash: u64,
+        stamp: u64,
     },
     /// My rows from `from` to `to` of a partition whose hash differs.
     EntropyRows {
         from: u64,
         to: u64,
         rows: Vec<(ObjectKey, u64)>,
+        stamp: u64,
+    },
+    /// What rows do you have from `from` to `to`? Asked by a node whose ring has this stamp; yours must not be older.
+    ListRange {
+        task: TaskId,
+        from: u64,
+        to: u64,
+        stamp: u64,
+    },
+    /// The answer: keys with the hashes of their objects, all of them up to `done_to`, inclusive, and the bytes of
+    /// those objects together.
+    RangeRows {
+        task: TaskId,
+        rows: Vec<(ObjectKey, u64)>,
+        bytes: u64,
+        done_to: u64,
     },
 }
 
@@ -117,17 +142,18 @@ const CONTROL: u8 = 5;
 
 impl Message {
     /// A write to an owner, whatever it holds.
-    pub fn write(task: TaskId, key: ObjectKey, object: Bytes) -> Message {
-        Message::Write { task, key, object, base: 0, hint_for: None }
+    pub fn write(task: TaskId, key: ObjectKey, object: Bytes, stamp: u64) -> Message {
+        Message::Write { task, key, object, base: 0, hint_for: None, stamp }
     }
 
     /// Appends the message's bytes. [`Message::decode`] reads them back.
     pub fn encode(&self, bytes: &mut Vec<u8>) {
         let mut out = Writer(bytes);
         match self {
-            Message::Write { task, key, object, base, hint_for } => {
+            Message::Write { task, key, object, base, hint_for, stamp } => {
                 out.u8(WRITE);
                 out.varint(*task);
+                out.fixed(*stamp);
                 out.bytes(key.row());
                 out.bytes(object);
                 out.fixed(*base);
@@ -144,11 +170,13 @@ impl Message {
                     WriteOutcome::ReadOnly => 1,
                     WriteOutcome::ClockSkew => 2,
                     WriteOutcome::Malformed => 3,
+                    WriteOutcome::Stale => 4,
                 });
             }
-            Message::Read { task, key, have } => {
+            Message::Read { task, key, have, stamp } => {
                 out.u8(READ);
                 out.varint(*task);
+                out.fixed(*stamp);
                 out.bytes(key.row());
                 out.fixed(*have);
             }
@@ -159,6 +187,7 @@ impl Message {
                     ReadOutcome::Same => out.u8(0),
                     ReadOutcome::Missing => out.u8(1),
                     ReadOutcome::Failed => out.u8(2),
+                    ReadOutcome::Stale => out.u8(4),
                     ReadOutcome::Object(object) => {
                         out.u8(3);
                         out.bytes(object);
@@ -178,6 +207,7 @@ impl Message {
         let message = match input.u8("kind")? {
             WRITE => Message::Write {
                 task: input.varint("task")?,
+                stamp: input.fixed("stamp")?,
                 key: decode_key(&mut input)?,
                 object: input.bytes("object")?,
                 base: input.fixed("base")?,
@@ -194,11 +224,13 @@ impl Message {
                     1 => WriteOutcome::ReadOnly,
                     2 => WriteOutcome::ClockSkew,
                     3 => WriteOutcome::Malformed,
+                    4 => WriteOutcome::Stale,
                     _ => return Err(DecodeError::Invalid { field: "write outcome" }),
                 },
             },
             READ => Message::Read {
                 task: input.varint("task")?,
+                stamp: input.fixed("stamp")?,
                 key: decode_key(&mut input)?,
                 have: input.fixed("hash")?,
             },
@@ -209,6 +241,7 @@ impl Message {
                     1 => ReadOutcome::Missing,
                     2 => ReadOutcome::Failed,
                     3 => ReadOutcome::Object(input.bytes("object")?),
+                    4 => ReadOutcome::Stale,
                     _ => return Err(DecodeError::Invalid { field: "read outcome" }),
                 },
             },

@@ -43,6 +43,14 @@ pub struct Metrics {
     pub entropy_differences: u64,
     /// Keys handed to repair by a comparison.
     pub entropy_keys: u64,
+    /// Keys fetched from other nodes because the ring changed.
+    pub transferred_keys: u64,
+    /// Bytes of their objects.
+    pub transferred_bytes: u64,
+    /// Keys dropped because the ring changed and all their owners hold them.
+    pub given_away_keys: u64,
+    /// Requests of this node that a replica refused because this node's ring was older.
+    pub stale_rings: u64,
     /// Writes refused because their dot lies absurdly far ahead.
     pub clock_refusals: u64,
     /// Times the node took a new actor because it had forgotten writes.
@@ -83,6 +91,10 @@ impl Metrics {
         total("entropy_rounds", "partitions compared with another owner", self.entropy_rounds);
         total("entropy_differences", "comparisons that found a difference", self.entropy_differences);
         total("entropy_keys", "keys handed to repair by a comparison", self.entropy_keys);
+        total("transferred_keys", "keys fetched because the ring changed", self.transferred_keys);
+        total("transferred_bytes", "bytes fetched because the ring changed", self.transferred_bytes);
+        total("given_away_keys", "keys dropped after their new owners had them", self.given_away_keys);
+        total("stale_rings", "requests refused because this node's ring was older", self.stale_rings);
         total("clock_refusals", "writes refused for a dot absurdly far ahead", self.clock_refusals);
         total("actor_renewals", "times the node took a new actor", self.actor_renewals);
         total("store_refusals", "times the store refused writes", self.store_refusals);

@@ -4,13 +4,14 @@
 //! disk, one [`Node::commit`], release the rest. Nothing an output claims is untrue after a power failure. The copies
 //! of a put become durable on all replicas at the same time, not one after the other.
 //!
-//! The submodules are one `impl Node` in five parts: `coordinate` runs gets and puts, `listing` scans, `overdue` goes
+//! The submodules are one `impl Node` in six parts: `coordinate` runs gets and puts, `listing` scans, `overdue` goes
 //! on without what came too late, `serve` answers other coordinators, `background` gossips, hands hints over and
-//! compares partitions. Follow a put from `coordinate::start_update`.
+//! compares partitions, `moving` changes the ring. Follow a put from `coordinate::start_update`.
 
 mod background;
 mod coordinate;
 mod listing;
+mod moving;
 mod overdue;
 mod serve;
 
@@ -37,6 +38,7 @@ use crate::ring::Ring;
 use crate::scan::Listing;
 use crate::store::{Durability, Store, StoreError};
 use crate::tasks::Tasks;
+use crate::transfer::{Incoming, Sweep};
 use crate::types::{NodeId, Now, ObjectKey, Rng};
 
 /// How many handed-over requests are remembered. Too few: one that the network brings twice, late, is run twice.
@@ -125,7 +127,7 @@ impl Output {
 fn claims_durability(result: &Result<Reply, ClientError>) -> bool {
     match result {
         Ok(Reply::Updated(updated)) => updated.applied,
-        Ok(Reply::BucketSet) => true,
+        Ok(Reply::BucketSet | Reply::RingPlan(_)) => true,
         _ => false,
     }
 }
@@ -137,8 +139,10 @@ pub enum Event {
         version: u64,
         nodes: usize,
         partitions: u16,
+        /// Data are being moved to these nodes; else they have them.
+        moving: bool,
     },
-    /// Two rings were founded; this one was given up.
+    /// Two rings were founded, or two operators changed the ring at once; this one was given up.
     RingLost {
         version: u64,
         nodes: usize,
@@ -197,6 +201,10 @@ enum Origin {
     Peer(NodeId, TaskId),
     /// Anti-entropy, which bounds how many repairs run at once.
     Repair,
+    /// A stream of rows to this node, by its number.
+    Transfer(u64),
+    /// An owner is given what this node holds of its keys.
+    GiveAway,
     /// Answered already, or never asked for.
     Nobody,
 }
@@ -217,11 +225,29 @@ enum Purpose {
 
 #[derive(Clone, Debug)]
 enum Work {
-    Get { get: Get, purpose: Purpose },
-    Put { put: Put, updated: Option<Updated> },
-    Forward { to: NodeId, operation: Operation },
+    Get {
+        get: Get,
+        purpose: Purpose,
+    },
+    Put {
+        put: Put,
+        updated: Option<Updated>,
+    },
+    Forward {
+        to: NodeId,
+        operation: Operation,
+    },
     Scan(Listing),
     Deliver(Delivery),
+    /// A page of a range that this node is to hold.
+    Fetch {
+        stream: u64,
+        source: NodeId,
+    },
+    /// A page of a range that others own.
+    Compare {
+        owner: NodeId,
+    },
 }
 
 #[derive(Clone, Debug)]
@@ -266,6 +292,17 @@ pub struct Node {
     tasks: Tasks<Task>,
     handoff: Handoff,
     entropy: Entropy,
+    incoming: Option<Incoming>,
+    sweep: Sweep,
+    /// When data may be moved again, in `mono_us`.
+    resume_moving_us: u64,
+    /// Everything for the ring of this stamp is here, as of the end of this turn.
+    moved_in_turn: Option<(u64, u64)>,
+    /// Who has something to fetch before the ring of this stamp settles.
+    gaining: Option<(u64, BTreeSet<NodeId>)>,
+    asked_for_ring_us: u64,
+    /// Turns that were committed.
+    turns: u64,
     /// How far this node's wall clock is ahead of each peer's, in milliseconds.
     clock_ahead_ms: BTreeMap<NodeId, i64>,
     /// The wall clock jumped ahead and no peer has confirmed it yet.
@@ -320,13 +357,7 @@ impl Node {
         let found: Option<Membership> = load_meta(replica.store_mut(), MEMBERSHIP_ROW)
             .map_err(|error| OpenError::from_meta(error, "membership"))?;
         let mut membership = found.filter(|membership| membership.me == me).unwrap_or_else(|| {
-            let own = Member {
-                id: me,
-                version: 0,
-                name: String::new(),
-                addresses: config.addresses.clone(),
-                stopped: false,
-            };
+            let own = Member::new(me, String::new(), config.addresses.clone());
             Membership::new(own, BucketTable::new(config.bucket_defaults.clone()))
         });
         membership.buckets.set_defaults(config.bucket_defaults.clone());
@@ -334,6 +365,8 @@ impl Node {
             own.name = config.name.clone();
             own.addresses = config.addresses.clone();
             own.stopped = false;
+            own.weight = config.weight;
+            own.zone.clone_from(&config.zone);
         });
         let handoff = Handoff::new(replica.count_hints());
         let mut node = Node {
@@ -343,6 +376,13 @@ impl Node {
             tasks: Tasks::new(rng.next_u64() as u32),
             handoff,
             entropy: Entropy::default(),
+            incoming: None,
+            sweep: Sweep::default(),
+            resume_moving_us: 0,
+            moved_in_turn: None,
+            gaining: None,
+            asked_for_ring_us: 0,
+            turns: 0,
             clock_ahead_ms: BTreeMap::new(),
             clock_is_doubtful: false,
             clock_was_ahead: false,
@@ -366,6 +406,7 @@ impl Node {
             config,
         };
         node.metrics.hints_pending = node.handoff.pending();
+        node.begin_moving();
         Ok(node)
     }
 
@@ -424,7 +465,9 @@ impl Node {
             return;
         }
         self.last_durable_us = now.mono_us;
+        self.turns += 1;
         if let Err(error) = self.replica.sync(Durability::Durable) {
+            self.moved_in_turn = None;
             self.replica.must_renew("the disk failed to keep writes");
             // The store has it and the peers may have heard of it: nobody can say that nothing was changed.
             out.iter_mut().for_each(|output| output.deny(&ClientError::OutcomeUnknown));
@@ -435,6 +478,7 @@ impl Node {
     /// When a [`Input::Tick`] is due at the latest, in `mono_us`. Ask again after every turn.
     pub fn next_wakeup(&self) -> u64 {
         let mut at = self.next_round_us.min(self.next_entropy_us);
+        at = at.min(self.next_move_us().unwrap_or(u64::MAX));
         for deadline in
             [self.tasks.next_deadline_us(), self.detector.next_deadline_us()].into_iter().flatten()
         {
@@ -546,6 +590,7 @@ impl Node {
         let wants_answer = match &message {
             Message::Write { task, .. } => *task != 0,
             Message::Read { .. } => true,
+            Message::Control(Control::ListRange { .. }) => true,
             Message::Control(Control::Gossip(Gossip::Ping { .. })) => true,
             _ => false,
         };
@@ -575,7 +620,7 @@ impl Node {
                 let message = Message::Control(Control::Forwarded { task, result });
                 out.push(Output::Send { to, message });
             }
-            Origin::Repair | Origin::Nobody => {}
+            Origin::Repair | Origin::Transfer(_) | Origin::GiveAway | Origin::Nobody => {}
         }
     }
 
@@ -586,6 +631,9 @@ impl Node {
         self.metrics.store_refusals += 1;
         self.handoff = Handoff::new(self.replica.count_hints());
         self.drop_deliveries();
+        // Rows that were fetched in this turn are gone again.
+        self.moved_in_turn = None;
+        self.begin_moving();
         let refusal = ClientError::ReadOnly { detail: detail.clone() };
         let undone = std::mem::take(&mut self.turn_puts);
         out.retain(|output| {
@@ -659,6 +707,7 @@ impl Node {
             let Some(task) = self.tasks.remove(id) else { continue };
             match task.origin {
                 Origin::Repair => self.entropy.end_repair(),
+                Origin::Transfer(stream) => self.transfer_repaired(stream, false),
                 origin => self.finish(origin, Err(refusal.clone()), out),
             }
         }

@@ -4,6 +4,9 @@
 //! is down has its place filled by the next fallback, which keeps a hint for it. Who has not acknowledged at the end is
 //! owed a hint by the coordinator, so that every replica gets the write without a reader's help.
 //!
+//! While data move to other owners a put needs its quorum twice: of those who answer reads now, and of those who will.
+//! A copy counts for whoever it is for: its holder, or the primary that its holder stands in for.
+//!
 //! Source: Dynamo §4.5, §4.6.
 
 use bytes::Bytes;
@@ -36,12 +39,49 @@ pub struct Put {
     pub base: u64,
     needed: Needed,
     copies: Vec<Copy>,
+    moving: Option<Box<Moving>>,
+}
+
+/// Whose copies count for which quorum while data move.
+#[derive(Clone, Debug)]
+struct Moving {
+    serving: Vec<NodeId>,
+    coming: Vec<NodeId>,
+    needed_coming: Needed,
 }
 
 impl Put {
     /// A put that nobody holds yet. `base`: hash of the object it was made from, 0 if there was none.
     pub fn new(key: ObjectKey, object: Bytes, base: u64, needed: Needed) -> Put {
-        Put { key, object, base, needed, copies: Vec::with_capacity(3) }
+        Put { key, object, base, needed, copies: Vec::with_capacity(3), moving: None }
+    }
+
+    /// Data move from `serving` to `coming`: both must hold enough copies.
+    pub fn needs_both(&mut self, serving: &[NodeId], coming: &[NodeId], needed_coming: Needed) {
+        let (serving, coming) = (serving.to_vec(), coming.to_vec());
+        self.moving = Some(Box::new(Moving { serving, coming, needed_coming }));
+    }
+
+    /// The ring has changed: from now on `needed` copies count, whoever holds them, but those in the place of nodes
+    /// that are not among `primaries`.
+    pub fn settle_on(&mut self, primaries: &[NodeId], needed: Needed) {
+        self.needed = needed;
+        self.moving = None;
+        self.copies.retain(|copy| primaries.contains(&copy.hint_for.unwrap_or(copy.node)));
+    }
+
+    /// True if somebody holds, or is asked to hold, the copy of this primary.
+    pub fn is_for(&self, primary: NodeId) -> bool {
+        let is_for = |copy: &Copy| copy.hint_for.unwrap_or(copy.node) == primary;
+        self.copies.iter().any(|copy| is_for(copy) && copy.state != State::Failed)
+    }
+
+    /// `node` keeps a hint for `owner`, which counts as its copy if it is one of those that data move to and no other.
+    pub fn hold_for_coming(&mut self, node: NodeId, owner: NodeId) {
+        let Some(moving) = &self.moving else { return };
+        if moving.coming.contains(&owner) && !moving.serving.contains(&owner) {
+            self.hold(node, Some(owner));
+        }
     }
 
     /// Counts the coordinator's own copy, durable when this turn's outputs leave.
@@ -90,22 +130,38 @@ impl Put {
 
     /// Whether it is enough.
     pub fn progress(&self) -> Progress {
-        let (total, primaries) = self.count(|state| state == State::Acknowledged);
-        if total >= self.needed.total && primaries >= self.needed.primaries {
+        if self.is_enough(|state| state == State::Acknowledged) {
             return Progress::Done;
         }
-        let (total, primaries) = self.count(|state| state != State::Failed);
-        match total >= self.needed.total && primaries >= self.needed.primaries {
+        match self.is_enough(|state| state != State::Failed) {
             true => Progress::Waiting,
             false => Progress::Impossible,
         }
     }
 
-    fn count(&self, counts: impl Fn(State) -> bool) -> (u8, u8) {
+    fn is_enough(&self, counts: impl Fn(State) -> bool) -> bool {
+        let suffices = |needed: Needed, group: Option<&[NodeId]>| {
+            let (total, primaries) = self.count(&counts, group);
+            total >= needed.total && primaries >= needed.primaries
+        };
+        match &self.moving {
+            None => suffices(self.needed, None),
+            Some(moving) => {
+                suffices(self.needed, Some(&moving.serving))
+                    && suffices(moving.needed_coming, Some(&moving.coming))
+            }
+        }
+    }
+
+    /// Copies for members of `group`, or all; and how many of them the members hold themselves.
+    fn count(&self, counts: impl Fn(State) -> bool, group: Option<&[NodeId]>) -> (u8, u8) {
         let (mut total, mut primaries) = (0, 0);
         for copy in self.copies.iter().filter(|copy| counts(copy.state)) {
-            total += 1;
-            primaries += copy.hint_for.is_none() as u8;
+            let stands_for = copy.hint_for.unwrap_or(copy.node);
+            if group.is_none_or(|group| group.contains(&stands_for)) {
+                total += 1;
+                primaries += copy.hint_for.is_none() as u8;
+            }
         }
         (total, primaries)
     }
@@ -117,7 +173,7 @@ impl Put {
 
     /// Number of durable copies.
     pub fn acknowledged(&self) -> u8 {
-        self.count(|state| state == State::Acknowledged).0
+        self.count(|state| state == State::Acknowledged, None).0
     }
 
     /// Number of nodes given a copy.
@@ -171,5 +227,25 @@ mod tests {
         put.ask(NodeId(4), Some(NodeId(2)));
         put.acknowledge(NodeId(4));
         assert_eq!(put.progress(), Progress::Impossible);
+    }
+
+    #[test]
+    fn while_data_move_both_quorums_must_be_reached() {
+        let [a, b, c, d] = [1, 2, 3, 4].map(NodeId);
+        let mut put = put(2, 0);
+        put.needs_both(&[a, b, c], &[b, c, d], Needed { total: 2, primaries: 0 });
+        put.hold(a, None);
+        [b, c, d].into_iter().for_each(|node| put.ask(node, None));
+        put.acknowledge(d);
+        assert_eq!(put.progress(), Progress::Waiting, "one of the old owners, one of the new");
+        put.fail(c);
+        put.acknowledge(b);
+        assert_eq!(put.progress(), Progress::Done);
+        put.settle_on(&[b, c, d], Needed { total: 3, primaries: 0 });
+        assert_eq!(
+            (put.progress(), put.acknowledged()),
+            (Progress::Impossible, 2),
+            "a's copy counts no more"
+        );
     }
 }

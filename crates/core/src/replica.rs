@@ -18,7 +18,7 @@ use crate::store::{Durability, Space, Store, StoreError};
 use crate::types::{ActorId, NodeId, Now, ObjectKey, Rng};
 
 /// The version of the records in the meta space that this program writes and reads.
-pub const META_FORMAT: u8 = 1;
+pub const META_FORMAT: u8 = 2;
 
 const IDENTITY_ROW: &[u8] = b"identity";
 
@@ -429,6 +429,11 @@ impl Replica {
         self.needs_durable
     }
 
+    /// Has the next sync reach the disk.
+    pub fn request_durable(&mut self) {
+        self.needs_durable = true;
+    }
+
     /// Hands everything stored since the last call to the engine, as one batch, and to the disk if `durability` says
     /// so.
     ///
@@ -460,6 +465,9 @@ impl Replica {
     /// Records a corrupt row, found by a read or a scan: what the actor wrote there may be forgotten.
     pub fn note_corruption(&mut self, detail: String) {
         self.corrupt.push(detail);
+        // What is remembered of a row that cannot be read any more must not pass for the row. Which rows a damaged
+        // block had, nobody knows.
+        self.known.clear();
         // Also after a restart: by then the row may have been replaced, and nothing else would tell.
         self.must_renew("a corrupt row was found");
     }

@@ -10,6 +10,9 @@ use oort_core::detector::Health;
 use oort_core::membership::{Refusal, PROTOCOL};
 use oort_core::mutation::{Basis, Condition, Expiry, Mutation};
 use oort_core::node::Event;
+use oort_core::placement::RingNode;
+use oort_core::ring::RingChange;
+use oort_core::store::Space;
 use oort_core::types::Position;
 use support::{key, Cluster, Crash};
 
@@ -392,6 +395,94 @@ fn a_crash_does_not_change_the_ring() {
     cluster.kill(3);
     cluster.advance(60_000);
     assert_eq!(cluster.node(0).ring().unwrap().state(), &ring);
+}
+
+/// Source: Dynamo §4.8.1, §4.9: an explicit join; the new node receives the keys of its ranges, the old ones drop them.
+#[test]
+fn a_node_that_joins_gets_its_share_and_one_that_leaves_hands_it_over() {
+    let mut cluster = Cluster::with(4, |config| config.cluster_size = 3);
+    let key = |i: usize| format!("key{i}");
+    (0..300).for_each(|i| drop(cluster.put(i % 4, &key(i), "v").unwrap()));
+    let inside = cluster.node(0).ring().unwrap().nodes().to_vec();
+    let new = (0..4).find(|&i| !inside.contains(&cluster.id(i))).unwrap();
+    let rows = |cluster: &Cluster, i: usize| cluster.machines[i].disk.lock().rows(Space::Data).count();
+    assert_eq!((0..4).map(|i| rows(&cluster, i)).sum::<usize>(), 900);
+    let (other, joining) = ((new + 1) % 4, cluster.id(new));
+    cluster.change_ring(other, RingChange::Join { node: RingNode::new(joining) }).unwrap();
+    // Writes go on while data move.
+    (300..400).for_each(|i| drop(cluster.put(i % 4, &key(i), "v").unwrap()));
+    cluster.advance(20_000);
+    for i in 0..4 {
+        let ring = cluster.node(i).ring().unwrap();
+        assert_eq!((ring.state().version, ring.nodes().len(), ring.is_moving()), (3, 4, false), "node {i}");
+        assert!((150..450).contains(&rows(&cluster, i)), "node {i} holds {}", rows(&cluster, i));
+    }
+    assert_eq!(
+        (0..4).map(|i| rows(&cluster, i)).sum::<usize>(),
+        1200,
+        "three copies of each key, and no more"
+    );
+    (0..400).for_each(|i| assert_eq!(cluster.values((i + 1) % 4, &key(i)), ["v"]));
+    cluster.change_ring(new, RingChange::Leave { node: cluster.id(other) }).unwrap();
+    cluster.advance(20_000);
+    assert_eq!(rows(&cluster, other), 0, "everything was handed over");
+    cluster.kill(other);
+    (0..400).for_each(|i| assert_eq!(cluster.values(new, &key(i)), ["v"]));
+}
+
+/// Source: Dynamo §4.8.1; the copies of a node that never comes back are made anew from the others.
+#[test]
+fn a_removed_node_is_replaced_from_the_other_replicas_and_its_hints_go_to_the_new_owners() {
+    let mut cluster = Cluster::new(5);
+    let key = |i: usize| format!("key{i}");
+    (0..200).for_each(|i| drop(cluster.put(i % 5, &key(i), "v").unwrap()));
+    cluster.kill(4);
+    (200..300).for_each(|i| drop(cluster.put(i % 4, &key(i), "v").unwrap()));
+    let dead = cluster.id(4);
+    cluster.change_ring(0, RingChange::Remove { node: dead }).unwrap();
+    cluster.advance(30_000);
+    let rows = |i: usize| cluster.machines[i].disk.lock().rows(Space::Data).count();
+    let hints = |i: usize| cluster.machines[i].disk.lock().rows(Space::Hints).count();
+    assert_eq!((0..4).map(rows).sum::<usize>(), 900, "three copies of each key again");
+    assert_eq!((0..4).map(hints).sum::<usize>(), 0);
+    for i in 0..4 {
+        assert!(!cluster.node(i).membership().members.contains_key(&dead));
+        assert!(!cluster.node(i).ring().unwrap().is_moving());
+    }
+}
+
+/// Source: DESIGN §3. Two operators on both sides of a split: one outcome, nothing lost, the loser is told.
+#[test]
+fn of_two_rings_made_at_once_one_wins_everywhere() {
+    let mut cluster = Cluster::with(6, |config| config.cluster_size = 4);
+    let inside = cluster.node(0).ring().unwrap().nodes().to_vec();
+    let (mut left, mut right): (Vec<usize>, Vec<usize>) = (Vec::new(), Vec::new());
+    for i in 0..6 {
+        let is_inside = inside.contains(&cluster.id(i));
+        let same =
+            |side: &[usize]| side.iter().filter(|&&j| inside.contains(&cluster.id(j)) == is_inside).count();
+        if same(&left) <= same(&right) {
+            left.push(i)
+        } else {
+            right.push(i)
+        }
+    }
+    (0..100).for_each(|i| drop(cluster.put(i % 6, &format!("key{i}"), "v").unwrap()));
+    cluster.split(&left, &right);
+    for side in [&left, &right] {
+        let new = side.iter().copied().find(|&i| !inside.contains(&cluster.id(i))).unwrap();
+        cluster.change_ring(side[0], RingChange::Join { node: RingNode::new(cluster.id(new)) }).unwrap();
+        cluster.put(side[0], "both", &format!("{new}")).unwrap();
+    }
+    cluster.heal();
+    cluster.advance(40_000);
+    let state = cluster.node(0).ring().unwrap().state().clone();
+    assert!(state.old.is_none() && state.version == 3, "{state:?}");
+    (0..6).for_each(|i| assert_eq!(cluster.node(i).ring().unwrap().state(), &state));
+    let told = cluster.events.iter().filter(|(_, event)| matches!(event, Event::RingLost { .. })).count();
+    assert!(told >= 1, "{:?}", cluster.events);
+    (0..100).for_each(|i| assert_eq!(cluster.values(i % 6, &format!("key{i}")), ["v"]));
+    assert_eq!(cluster.values(left[0], "both").len(), 2, "writes of both sides are kept");
 }
 
 /// Source: Dynamo §4.8.3. A stop is told, so nobody waits for the node that went.

@@ -111,11 +111,11 @@ fn dots_from_an_absurdly_fast_clock_are_refused() {
     let mut cluster = Cluster::new(3);
     cluster.put(0, "cart", "v").unwrap();
     let object = object_at(far_ahead(3_600_000)).encode();
-    cluster.inject(1, 0, Message::write(0, key("cart"), object));
+    cluster.inject(1, 0, Message::write(0, key("cart"), object, u64::MAX));
     assert_eq!(cluster.node(0).metrics().clock_refusals, 1);
     assert_eq!(cluster.values(0, "cart"), ["v"]);
     let object = object_at(far_ahead(30_000)).encode();
-    cluster.inject(1, 0, Message::write(0, key("cart"), object));
+    cluster.inject(1, 0, Message::write(0, key("cart"), object, u64::MAX));
     assert_eq!(cluster.node(0).metrics().clock_refusals, 1, "an honest skew is tolerated");
     cluster.put(0, "cart", "w").unwrap();
     assert_eq!(cluster.values(0, "cart"), ["w"], "and the next dot is greater still");
@@ -373,9 +373,9 @@ fn a_directory_of_another_cluster_or_format_is_refused() {
     write(&mut cluster, b"membership", &[200, 1, 2, 3]);
     let error = open(&cluster, "oort").unwrap();
     assert_eq!(error, OpenError::ForeignFormat { found: 200 });
-    let text = "the directory's records have format version 200, this program reads version 1";
+    let text = "the directory's records have format version 200, this program reads version 2";
     assert_eq!(error.to_string(), text);
-    write(&mut cluster, b"membership", &[1]);
+    write(&mut cluster, b"membership", &[2]);
     assert_eq!(open(&cluster, "oort"), Some(OpenError::Malformed { record: "membership" }));
     write(&mut cluster, b"identity", &[]);
     assert_eq!(open(&cluster, "oort"), Some(OpenError::Malformed { record: "identity" }));
@@ -449,17 +449,22 @@ fn extreme_numbers_from_a_peer_do_no_harm() {
     let (from, to) = (Position(u64::MAX), Position(0));
     let scan = Scan { bucket: "default".into(), from, to, limit: u32::MAX, count_only: false };
     cluster.inject(1, 0, Message::Control(Control::ScanRange { task: u64::MAX, scan }));
+    let stamp = cluster.node(0).ring().unwrap().stamp();
+    for stamp in [0, stamp, u64::MAX] {
+        let (task, from, to) = (1, u64::MAX, 0);
+        cluster.inject(1, 0, Message::Control(Control::ListRange { task, from, to, stamp }));
+    }
     let (from, to, rows) = (u64::MAX, 0, Vec::new());
-    cluster.inject(1, 0, Message::Control(Control::EntropyRows { from, to, rows }));
+    cluster.inject(1, 0, Message::Control(Control::EntropyRows { from, to, rows, stamp }));
     let (partition, hash) = (Partition(u16::MAX), 0);
-    cluster.inject(1, 0, Message::Control(Control::EntropyHash { partition, hash }));
+    cluster.inject(1, 0, Message::Control(Control::EntropyHash { partition, hash, stamp }));
     for task in [0, 1, u64::MAX] {
         let outcome = WriteOutcome::Durable;
         cluster.inject(1, 0, Message::Written { task, outcome });
         let outcome = ReadOutcome::Object("no object".into());
         cluster.inject(1, 0, Message::ReadResult { task, outcome });
         let object = "no object".into();
-        cluster.inject(1, 0, Message::write(task, key("cart"), object));
+        cluster.inject(1, 0, Message::write(task, key("cart"), object, stamp));
     }
     cluster.advance(2_000);
     cluster.put(0, "cart", "v").unwrap();

@@ -14,7 +14,8 @@ use oort_core::mutation::{
     Basis, Circumstances, Condition, Expiry, ExpiryCondition, Mutation, MutationError,
 };
 use oort_core::object::{Object, Value, Version};
-use oort_core::ring::{Ring, RingState, PREFERENCE_MAX};
+use oort_core::placement::{Layout, Placement, RingNode, Strategy as Strategy6, PREFERENCE_MAX};
+use oort_core::ring::{Ring, RingState};
 use oort_core::scan::Listing;
 use oort_core::types::{slot, ActorId, NodeId, ObjectKey, Partition, Position, SLOTS};
 use proptest::collection::vec;
@@ -341,8 +342,12 @@ proptest! {
     ) {
         let partitions = 1u16 << power;
         let nodes: Vec<NodeId> = ids.iter().copied().map(NodeId).collect();
-        let ring = Ring::new(RingState::founding(nodes.clone(), partitions));
-        let again = Ring::new(RingState::founding(nodes.iter().rev().copied().collect(), partitions));
+        let founding = |nodes: Vec<NodeId>| {
+            let nodes = nodes.into_iter().map(RingNode::new).collect();
+            Ring::new(RingState::founding(Strategy6::EqualPartitions, partitions, nodes))
+        };
+        let ring = founding(nodes.clone());
+        let again = founding(nodes.iter().rev().copied().collect());
         let mut owned = vec![0usize; nodes.len()];
         for partition in (0..partitions).map(Partition) {
             let list = ring.preference_list(partition);
@@ -359,6 +364,61 @@ proptest! {
         let partition = ring.partition_of(position);
         prop_assert!(partition.start(partitions) <= position && position <= partition.end(partitions));
         prop_assert_eq!(ring.preference_at(position), ring.preference_list(partition));
+    }
+
+    /// Source: DESIGN §3: distinct nodes, distinct zones while there are enough, balance, and few moves, whatever
+    /// operators did before.
+    #[test]
+    fn layouts_stay_balanced_and_move_little_over_many_changes(
+        power in 4u32..10, changes in vec((0u8..5, any::<u64>(), 1u16..400, 0u8..4), 1..60),
+    ) {
+        let q = 1u16 << power;
+        let zone = |number: u8| format!("zone{number}");
+        let first = vec![RingNode::new(NodeId(7)), RingNode { zone: zone(1), ..RingNode::new(NodeId(8)) }];
+        let mut layout = Layout::founding(Strategy6::EqualPartitions, q, first);
+        for (kind, id, weight, number) in changes {
+            let mut nodes = layout.nodes.clone();
+            let place = id as usize % nodes.len();
+            match kind {
+                0..=2 => nodes.push(RingNode { id: NodeId(id), weight, zone: zone(number) }),
+                3 if nodes.len() > 1 => { nodes.remove(place); }
+                _ => nodes[place].weight = weight,
+            }
+            let changed = layout.change(nodes);
+            prop_assert!(changed.is_valid());
+            let owners = |layout: &Layout| -> Vec<NodeId> {
+                let placement = Placement::new(layout, 1);
+                (0..q).map(|p| placement.preference_list(Partition(p))[0]).collect()
+            };
+            let (before, after) = (owners(&layout), owners(&changed));
+            let count = |owners: &[NodeId], id: NodeId| owners.iter().filter(|owner| **owner == id).count();
+            let total: f64 = changed.nodes.iter().map(|node| node.weight as f64).sum();
+            let mut needed = 0;
+            for node in &changed.nodes {
+                let (had, has) = (count(&before, node.id), count(&after, node.id));
+                let ideal = q as f64 * node.weight as f64 / total;
+                prop_assert!((has as f64 - ideal).abs() < 1.0, "{has} of {ideal}");
+                needed += has.saturating_sub(had);
+            }
+            let moved = before.iter().zip(&after).filter(|(a, b)| a != b).count();
+            prop_assert_eq!(moved, needed, "no partition moves that need not");
+            let zones: std::collections::BTreeSet<&String> =
+                changed.nodes.iter().map(|node| &node.zone).collect();
+            let placement = Placement::new(&changed, PREFERENCE_MAX);
+            for p in (0..q).map(Partition) {
+                let list = placement.preference_list(p);
+                for n in 1..=list.len().min(5) {
+                    let mut distinct = list[..n].to_vec();
+                    distinct.sort_unstable();
+                    distinct.dedup();
+                    prop_assert_eq!(distinct.len(), n);
+                    let of: std::collections::BTreeSet<&String> =
+                        list[..n].iter().map(|id| &changed.node(*id).unwrap().zone).collect();
+                    prop_assert_eq!(of.len(), n.min(zones.len()), "copies share a zone without need");
+                }
+            }
+            layout = changed;
+        }
     }
 
     #[test]
@@ -523,30 +583,30 @@ fn messages() -> impl Strategy<Value = Message> {
         Just(WriteOutcome::Durable),
         Just(WriteOutcome::ReadOnly),
         Just(WriteOutcome::ClockSkew),
-        Just(WriteOutcome::Malformed)
+        Just(WriteOutcome::Malformed),
+        Just(WriteOutcome::Stale)
     ];
     let reads = prop_oneof![
         Just(ReadOutcome::Same),
         Just(ReadOutcome::Missing),
         Just(ReadOutcome::Failed),
+        Just(ReadOutcome::Stale),
         small_bytes().prop_map(ReadOutcome::Object)
     ];
     prop_oneof![
-        (any::<u64>(), keys.clone(), small_bytes(), any::<u64>(), any::<Option<u64>>()).prop_map(
-            |(task, key, object, base, hint)| Message::Write {
+        (any::<u64>(), keys.clone(), small_bytes(), any::<[u64; 2]>(), any::<Option<u64>>()).prop_map(
+            |(task, key, object, [base, stamp], hint)| Message::Write {
                 task,
                 key,
                 object,
                 base,
-                hint_for: hint.map(NodeId)
+                hint_for: hint.map(NodeId),
+                stamp
             }
         ),
         (any::<u64>(), outcomes).prop_map(|(task, outcome)| Message::Written { task, outcome }),
-        (any::<u64>(), keys.clone(), any::<u64>()).prop_map(|(task, key, have)| Message::Read {
-            task,
-            key,
-            have
-        }),
+        (any::<u64>(), keys.clone(), any::<[u64; 2]>())
+            .prop_map(|(task, key, [have, stamp])| { Message::Read { task, key, have, stamp } }),
         (any::<u64>(), reads).prop_map(|(task, outcome)| Message::ReadResult { task, outcome }),
         (controls(), keys).prop_map(|(control, key)| Message::Control(control(key))),
     ]
@@ -572,7 +632,7 @@ fn controls() -> impl Strategy<Value = fn(ObjectKey) -> Control> {
         done_to: 9,
     };
     let entropy: fn(ObjectKey) -> Control =
-        |key| Control::EntropyRows { from: 0, to: u64::MAX, rows: vec![(key, 7)] };
+        |key| Control::EntropyRows { from: 0, to: u64::MAX, rows: vec![(key, 7)], stamp: 3 };
     let hash: fn(ObjectKey) -> Control = |_| Control::Gossip(Gossip::Hash(5));
     prop_oneof![Just(forward), Just(forwarded), Just(failed), Just(rows), Just(entropy), Just(hash)]
 }

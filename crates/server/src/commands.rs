@@ -21,6 +21,7 @@ pub mod rename;
 pub mod listing;
 pub mod versions;
 pub mod buckets;
+pub mod ring;
 pub mod connection;
 pub mod clients;
 pub mod server;

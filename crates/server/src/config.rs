@@ -41,6 +41,8 @@ pub struct Config {
     pub log: String,
     /// Used only if `node.sync` is an interval; kept apart because the two options may come in any order.
     sync_interval_ms: u64,
+    /// Used only if `node.strategy` has tokens; kept apart for the same reason.
+    tokens: u16,
 }
 
 impl Default for Config {
@@ -59,6 +61,7 @@ impl Default for Config {
             storage: StorageOptions::default(),
             log: "info".into(),
             sync_interval_ms: 100,
+            tokens: 100,
         }
     }
 }

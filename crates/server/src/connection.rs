@@ -227,6 +227,6 @@ pub fn reach_of(request: &Request, is_here: impl Fn(&oort_core::types::ObjectKey
             Reach::Direct(hash_of(key.row()))
         }
         Operation::Update { key, .. } => Reach::Remote(hash_of(key.row())),
-        Operation::Scan(_) | Operation::SetBucket { .. } => Reach::Everything,
+        Operation::Scan(_) | Operation::SetBucket { .. } | Operation::ChangeRing { .. } => Reach::Everything,
     }
 }

@@ -847,12 +847,17 @@ fn resident_bytes() -> u64 {
 
 fn log(event: &Event) {
     match event {
-        Event::RingFormed { version, nodes, partitions } => {
+        Event::RingFormed { version, nodes, partitions, moving: false } => {
             info!(version, nodes, partitions, "the ring is formed")
         }
-        Event::RingLost { version, nodes } => {
-            error!(version, nodes, "another ring of the same version won: the cluster was founded twice")
+        Event::RingFormed { version, nodes, partitions, moving: true } => {
+            info!(version, nodes, partitions, "the ring changes: data are moving")
         }
+        Event::RingLost { version, nodes } => error!(
+            version,
+            nodes,
+            "another ring of the same version won: the cluster was founded twice, or two operators changed it at once"
+        ),
         Event::MemberChanged { member } => {
             let (address, stopped) = (&member.addresses.peer, member.stopped);
             info!(id = %member.id, name = member.name, address, stopped, "member")

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use oort_core::bucket::DEFAULT_BUCKET;
 use oort_core::config::Addresses;
 use oort_core::detector::Health;
-use oort_core::ring::{Ring, Strategy};
+use oort_core::placement::RingNode;
+use oort_core::ring::Ring;
 use oort_core::types::{NodeId, Partition};
 use serde_json::{json, Value};
 
@@ -38,6 +39,10 @@ pub fn json(inside: &Inside) -> Value {
                 "addresses": addresses(&member.addresses),
                 "health": health(node.health(member.id)),
                 "stopped": member.stopped,
+                "in_ring": in_ring(node.ring(), member.id),
+                "weight": ring_node(node.ring(), member.id).map_or(member.weight, |node| node.weight),
+                "zone": ring_node(node.ring(), member.id).map_or(&member.zone, |node| &node.zone),
+                "has_moved": node.ring().is_some_and(|ring| member.moved == ring.stamp()),
                 "partitions": owned.get(&member.id).copied().unwrap_or(0),
                 "rtt_us": node.rtt_us(member.id),
             })
@@ -56,6 +61,9 @@ pub fn json(inside: &Inside) -> Value {
             "connections": inside.connections,
             "requests_in_flight": node.requests_in_flight(),
             "store_bytes": node.store_bytes(),
+            "ranges_to_fetch": node.moving_progress().0,
+            "ranges_fetched": node.moving_progress().1,
+            "bytes_fetched": node.metrics().transferred_bytes,
         },
         "members": members,
         "ring": node.ring().map(ring),
@@ -81,11 +89,28 @@ fn ring(ring: &Ring) -> Value {
     json!({
         "version": ring.state().version,
         "partitions": ring.partitions(),
-        "strategy": match ring.state().strategy {
-            Strategy::EqualPartitions => 3,
-        },
+        "strategy": ring.state().layout.strategy.number(),
+        "moving": ring.is_moving(),
         "nodes": ring.nodes().len(),
     })
+}
+
+/// What the ring that is there, or is coming, says of a node.
+fn ring_node(ring: Option<&Ring>, id: NodeId) -> Option<&RingNode> {
+    ring?.state().layout.node(id)
+}
+
+/// `yes`, `no`, or on its way: `joining`, `leaving`.
+fn in_ring(ring: Option<&Ring>, id: NodeId) -> &'static str {
+    let Some(state) = ring.map(Ring::state) else { return "no" };
+    let will_be = state.layout.node(id).is_some();
+    let was = state.old.as_ref().map_or(will_be, |old| old.node(id).is_some());
+    match (was, will_be) {
+        (true, true) => "yes",
+        (false, false) => "no",
+        (false, true) => "joining",
+        (true, false) => "leaving",
+    }
 }
 
 fn owned_partitions(ring: &Ring) -> BTreeMap<NodeId, u32> {

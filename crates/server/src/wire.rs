@@ -200,7 +200,7 @@ mod tests {
     fn hello() -> Hello {
         let addresses =
             Addresses { peer: "127.0.0.1:1".into(), redis: "127.0.0.1:2".into(), http: "127.0.0.1:3".into() };
-        let member = Member { id: NodeId(7), version: 3, name: "n".into(), addresses, stopped: false };
+        let member = Member { version: 3, ..Member::new(NodeId(7), "n".into(), addresses) };
         Hello { protocol: PROTOCOL, cluster: "c".into(), member, wall_ms: 5 }
     }
 
@@ -249,9 +249,10 @@ mod tests {
                               value in prop::collection::vec(any::<u8>(), 0..512), owner in any::<Option<u64>>()) {
             let key = ObjectKey::new(b"b", &key).unwrap();
             let object = Bytes::from(value);
+            let hint_for = owner.map(NodeId);
             let messages = [
-                Message::Write { task, key: key.clone(), object: object.clone(), base: 5, hint_for: owner.map(NodeId) },
-                Message::Read { task, key, have: task },
+                Message::Write { task, key: key.clone(), object: object.clone(), base: 5, hint_for, stamp: 6 },
+                Message::Read { task, key, have: task, stamp: 6 },
                 Message::ReadResult { task, outcome: ReadOutcome::Object(object) },
             ];
             let mut bytes = Vec::new();

@@ -277,6 +277,20 @@ fn garbage_on_any_port_is_refused_and_harms_nobody() {
 }
 
 #[test]
+fn a_node_that_nobody_expected_joins_through_any_seed() {
+    let mut cluster = Cluster::start(2, &[]);
+    cluster.nodes[0].call(&["SET", "before", "it came"]);
+    let third = cluster.add(1, &[]);
+    let fourth = cluster.add(third, &[]);
+    cluster.wait_until_whole();
+    assert_eq!(cluster.nodes[fourth].call(&["GET", "before"]), Value::text("it came"));
+    // It knows the others by itself: the seed may die.
+    cluster.nodes[third].kill();
+    assert_eq!(cluster.nodes[fourth].call(&["SET", "after", "it went"]), Value::OK);
+    assert_eq!(cluster.nodes[1].call(&["GET", "after"]), Value::text("it went"));
+}
+
+#[test]
 fn a_node_of_another_cluster_is_refused_by_name() {
     let cluster = Cluster::start(1, &["--cluster", "ours"]);
     let dir = TempDir::new();

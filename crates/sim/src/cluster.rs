@@ -405,7 +405,10 @@ impl Cluster {
     /// Sends an operation off.
     fn submit(&mut self, client: usize, planned: Planned) -> RequestId {
         let Planned { machine, operation, timeout_ms, seen } = planned;
-        let nodes = self.machines.len() as u8;
+        let rings = self.nodes().filter_map(|node| node.ring());
+        let nodes = rings
+            .max_by_key(|ring| ring.stamp())
+            .map_or(self.machines.len(), |ring| ring.nodes().len()) as u8;
         let (n, r, w) = match key_of(&operation) {
             Some(key) => {
                 let properties = self.workload.properties(key);
@@ -495,7 +498,7 @@ impl Cluster {
                 }
             }
             Ok(Reply::Page(page)) => self.trace.mix_number(page.count),
-            Ok(Reply::BucketSet) => {}
+            Ok(Reply::BucketSet | Reply::RingPlan(_)) => {}
             Err(failure) => {
                 error = failure.to_string();
                 outcome = match failure {

@@ -36,11 +36,13 @@ pub enum Fault {
     DiskFull,
     /// A stored row becomes unreadable, while an equal copy exists elsewhere.
     Corrupt,
+    /// An operator has a node join or leave the ring, or changes a weight: no misbehaviour, but a strain.
+    Ring,
 }
 
 impl Fault {
     /// All faults, in the order of their names in help texts.
-    pub const ALL: [Fault; 12] = [
+    pub const ALL: [Fault; 13] = [
         Fault::Delay,
         Fault::Loss,
         Fault::Duplicate,
@@ -53,6 +55,7 @@ impl Fault {
         Fault::Slow,
         Fault::DiskFull,
         Fault::Corrupt,
+        Fault::Ring,
     ];
 
     /// The name used in `--faults`.
@@ -70,6 +73,7 @@ impl Fault {
             Fault::Slow => "slow",
             Fault::DiskFull => "disk-full",
             Fault::Corrupt => "corrupt",
+            Fault::Ring => "ring",
         }
     }
 

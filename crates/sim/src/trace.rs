@@ -124,6 +124,7 @@ pub fn show_operation(operation: &Operation) -> String {
         Operation::SetBucket { bucket, properties } => {
             format!("set bucket {} {properties:?}", bucket.escape_ascii())
         }
+        Operation::ChangeRing { change, .. } => format!("ring {change:?}"),
     }
 }
 
@@ -191,6 +192,6 @@ pub fn show_message(message: &Message, name: NameDot) -> String {
 pub fn key_of(operation: &Operation) -> Option<&ObjectKey> {
     match operation {
         Operation::Get { key, .. } | Operation::Update { key, .. } => Some(key),
-        Operation::Scan(_) | Operation::SetBucket { .. } => None,
+        Operation::Scan(_) | Operation::SetBucket { .. } | Operation::ChangeRing { .. } => None,
     }
 }

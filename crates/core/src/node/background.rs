@@ -9,13 +9,13 @@ use super::serve::end_of;
 use super::{Event, Node, Origin, Output, Task, Work};
 use crate::bucket::{BucketEntry, BucketProperties, PropertyError, BUCKETS_MAX};
 use crate::client::{ClientError, Reply};
+use crate::config::NodeConfig;
 use crate::detector::Health;
 use crate::entropy::ROWS_MAX;
 use crate::handoff::Delivery;
 use crate::membership::{Changes, Gossip, Hello};
 use crate::message::{Control, Message, TaskId, WriteOutcome};
 use crate::object::Object;
-use crate::ring::Ring;
 use crate::store::Space;
 use crate::types::{NodeId, Now, ObjectKey, Partition, Position};
 
@@ -29,7 +29,7 @@ impl Node {
             self.has_announced = true;
             let known: Vec<NodeId> = self.membership.members.keys().copied().collect();
             self.connect(&known, out);
-            self.found_ring(out);
+            self.found_ring(now, out);
         }
         while let Some(id) = self.tasks.next_due(now.mono_us) {
             self.task_due(now, id, out);
@@ -51,6 +51,7 @@ impl Node {
             }
         }
         self.start_repairs(now, out);
+        self.move_data(now, out);
     }
 
     /// One round of gossip: probes to all peers, a hash of the tables to one.
@@ -63,17 +64,18 @@ impl Node {
             let peer = up[self.rng.below(up.len() as u64) as usize];
             self.tell(peer, Gossip::Hash(self.membership.hash()), out);
         }
-        self.found_ring(out);
+        self.found_ring(now, out);
+        self.turn_over_hints();
         for owner in self.handoff.owners() {
             self.hand_over(now, owner, out);
         }
     }
 
-    fn peers_up(&self) -> Vec<NodeId> {
+    pub(super) fn peers_up(&self) -> Vec<NodeId> {
         self.membership.members.keys().copied().filter(|&id| self.detector.health(id) == Health::Up).collect()
     }
 
-    fn tell(&mut self, to: NodeId, gossip: Gossip, out: &mut Vec<Output>) {
+    pub(super) fn tell(&mut self, to: NodeId, gossip: Gossip, out: &mut Vec<Output>) {
         out.push(Output::Send { to, message: Message::Control(Control::Gossip(gossip)) });
     }
 
@@ -90,7 +92,7 @@ impl Node {
         let changed = self.detector.link_up(peer);
         self.compare_clock(now, peer, hello.wall_ms, out);
         let changes = self.membership.merge(vec![hello.member], None, Vec::new());
-        self.membership_changed(changes, out);
+        self.membership_changed(now, changes, out);
         self.ping(now, peer, out);
         let versions = self.membership.versions(true);
         self.tell(peer, versions, out);
@@ -152,7 +154,7 @@ impl Node {
                 }
             }
             Gossip::Versions { members, ring, buckets, reply } => {
-                let delta = self.membership.delta(&members, &ring, &buckets);
+                let delta = self.membership.delta(&members, ring, &buckets);
                 self.tell(from, delta, out);
                 if reply {
                     let versions = self.membership.versions(false);
@@ -162,8 +164,8 @@ impl Node {
             Gossip::Delta { members, ring, buckets } => {
                 let has_stopped = members.iter().any(|member| member.id == from && member.stopped);
                 let changes = self.membership.merge(members, ring, buckets);
-                self.membership_changed(changes, out);
-                self.found_ring(out);
+                self.membership_changed(now, changes, out);
+                self.found_ring(now, out);
                 if has_stopped {
                     self.link_down(now, from, out);
                 }
@@ -179,7 +181,7 @@ impl Node {
         }
     }
 
-    fn membership_changed(&mut self, changes: Changes, out: &mut Vec<Output>) {
+    pub(super) fn membership_changed(&mut self, now: Now, changes: Changes, out: &mut Vec<Output>) {
         if changes.is_empty() {
             return;
         }
@@ -190,10 +192,13 @@ impl Node {
             out.push(Output::Event(Event::MemberChanged { member }));
         }
         if let Some(lost) = &changes.lost_ring {
-            out.push(Output::Event(Event::RingLost { version: lost.version, nodes: lost.nodes.len() }));
+            out.push(Output::Event(Event::RingLost {
+                version: lost.version,
+                nodes: lost.layout.nodes.len(),
+            }));
         }
         if changes.ring {
-            self.ring_changed(out);
+            self.ring_changed(now, out);
         }
     }
 
@@ -204,24 +209,12 @@ impl Node {
         }
     }
 
-    fn found_ring(&mut self, out: &mut Vec<Output>) {
-        if self.membership.found_ring(self.config.cluster_size, self.config.partitions) {
+    fn found_ring(&mut self, now: Now, out: &mut Vec<Output>) {
+        let NodeConfig { cluster_size, strategy, partitions, .. } = self.config;
+        if self.membership.found_ring(cluster_size, strategy, partitions) {
             self.membership_is_dirty = true;
-            self.ring_changed(out);
-            for peer in self.peers_up() {
-                let ring = self.membership.ring.clone();
-                self.tell(peer, Gossip::Delta { members: Vec::new(), ring, buckets: Vec::new() }, out);
-            }
+            self.ring_changed(now, out);
         }
-    }
-
-    fn ring_changed(&mut self, out: &mut Vec<Output>) {
-        let Some(state) = self.membership.ring.clone() else {
-            return;
-        };
-        let (version, nodes, partitions) = (state.version, state.nodes.len(), state.partitions);
-        self.ring = Some(Ring::new(state));
-        out.push(Output::Event(Event::RingFormed { version, nodes, partitions }));
     }
 
     pub(super) fn set_bucket(
@@ -329,6 +322,10 @@ impl Node {
             owed.after = if hints.len() < free { None } else { hints.last().map(|(key, _)| key.clone()) };
         }
         for (key, mark) in hints {
+            if !self.holds(owner, &key) {
+                self.turn_over(owner, &key);
+                continue;
+            }
             match self.replica.load_object(&key) {
                 Some((_, Some(object))) => self.deliver(now, Delivery { owner, key, mark }, object, out),
                 Some((_, None)) => self.remove_hint(owner, &key),
@@ -351,7 +348,8 @@ impl Node {
         if let Some(owed) = self.handoff.owed_mut(owner) {
             owed.in_flight += 1;
         }
-        self.send(now, owner, Message::write(id, key, object), out);
+        let stamp = self.stamp();
+        self.send(now, owner, Message::write(id, key, object, stamp), out);
     }
 
     pub(super) fn delivered(
@@ -388,6 +386,9 @@ impl Node {
     }
 
     pub(super) fn delivery_lost(&mut self, id: TaskId) {
+        if !matches!(self.tasks.get_mut(id), Some(Task { work: Work::Deliver(_), .. })) {
+            return;
+        }
         if let Some(Task { work: Work::Deliver(delivery), .. }) = self.tasks.remove(id) {
             if let Some(owed) = self.handoff.owed_mut(delivery.owner) {
                 owed.in_flight = owed.in_flight.saturating_sub(1);
@@ -404,16 +405,14 @@ impl Node {
         }
     }
 
-    fn remove_hint(&mut self, owner: NodeId, key: &ObjectKey) {
+    pub(super) fn remove_hint(&mut self, owner: NodeId, key: &ObjectKey) {
         self.replica.remove_hint(owner, key);
         self.handoff.removed(owner);
     }
 
     /// Drops an object this node only kept for others, once nobody is owed it.
-    fn drop_if_foreign(&mut self, key: &ObjectKey) {
-        let Some(ring) = &self.ring else { return };
-        let n = self.replicas_of(key);
-        if ring.preference_at(key.position())[..n].contains(&self.membership.me) {
+    pub(super) fn drop_if_foreign(&mut self, key: &ObjectKey) {
+        if self.ring.is_none() || self.holds(self.membership.me, key) {
             return;
         }
         let owners = self.handoff.owners();
@@ -458,10 +457,15 @@ impl Node {
         }
         self.metrics.entropy_rounds += 1;
         let hash = self.partition_hash(partition, peer);
-        self.send(now, peer, Message::Control(Control::EntropyHash { partition, hash }), out);
+        self.send(
+            now,
+            peer,
+            Message::Control(Control::EntropyHash { partition, hash, stamp: self.stamp() }),
+            out,
+        );
     }
 
-    fn replicas_max(&self) -> usize {
+    pub(super) fn replicas_max(&self) -> usize {
         let own = self.buckets().entries().map(|(_, entry)| entry.properties.n).max().unwrap_or(0);
         own.max(self.buckets().properties(b"").n) as usize
     }
@@ -501,9 +505,9 @@ impl Node {
     /// A hash of all rows of a partition that this node and `peer` both replicate. Independent of their order.
     fn partition_hash(&mut self, partition: Partition, peer: NodeId) -> u64 {
         let Some(ring) = &self.ring else { return 0 };
-        let q = ring.partitions();
+        let (from, to) = (ring.start(partition), ring.end(partition));
         let mut sum = 0u64;
-        self.shared_rows(partition.start(q), partition.end(q), peer, |_, hash| sum = sum.wrapping_add(hash));
+        self.shared_rows(from, to, peer, |_, hash| sum = sum.wrapping_add(hash));
         sum
     }
 
@@ -516,27 +520,31 @@ impl Node {
         out: &mut Vec<Output>,
     ) {
         let Some(ring) = &self.ring else { return };
-        let q = ring.partitions();
-        if partition.0 >= q || self.partition_hash(partition, from) == hash {
+        if partition.0 >= ring.partitions() {
+            return;
+        }
+        let (first, last) = (ring.start(partition), ring.end(partition));
+        if self.partition_hash(partition, from) == hash {
             return;
         }
         self.metrics.entropy_differences += 1;
-        let mut start = partition.start(q).0;
+        let (mut start, stamp) = (first.0, self.stamp());
         let mut rows = Vec::new();
         let mut all = Vec::new();
-        self.shared_rows(partition.start(q), partition.end(q), from, |key, hash| all.push((key, hash)));
+        self.shared_rows(first, last, from, |key, hash| all.push((key, hash)));
         for (key, hash) in all {
             // A position is never split over two messages.
             if rows.len() >= ROWS_MAX && key.position().0 > start {
                 let to = key.position().0 - 1;
-                let message = Control::EntropyRows { from: start, to, rows: std::mem::take(&mut rows) };
+                let message =
+                    Control::EntropyRows { from: start, to, rows: std::mem::take(&mut rows), stamp };
                 self.send(now, from, Message::Control(message), out);
                 start = to + 1;
             }
             rows.push((key, hash));
         }
-        let to = partition.end(q).0;
-        self.send(now, from, Message::Control(Control::EntropyRows { from: start, to, rows }), out);
+        let message = Control::EntropyRows { from: start, to: last.0, rows, stamp };
+        self.send(now, from, Message::Control(message), out);
     }
 
     pub(super) fn entropy_rows(
@@ -568,7 +576,7 @@ impl Node {
         }
         while let Some((key, peer)) = self.entropy.start_repair() {
             match self.detector.health(peer) {
-                Health::Up => self.start_repair(now, key, peer, out),
+                Health::Up => self.repair_with(now, Origin::Repair, key, peer, out),
                 _ => self.entropy.end_repair(),
             }
         }

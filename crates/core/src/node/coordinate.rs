@@ -102,6 +102,10 @@ impl Node {
                 };
                 self.finish(origin, result, out);
             }
+            Operation::ChangeRing { change, plan_only } => {
+                let result = self.change_ring(now, change, plan_only, out);
+                self.finish(origin, result, out);
+            }
         }
     }
 
@@ -212,12 +216,19 @@ impl Node {
         self.tasks.wake_at(deadline_us.min(now.mono_us + self.config.hedge_us), id);
     }
 
-    /// Repairs one key by reading it here and at `peer`.
-    pub(super) fn start_repair(&mut self, now: Now, key: ObjectKey, peer: NodeId, out: &mut Vec<Output>) {
+    /// Repairs one key by reading it here and at `peer`, for whoever counts such repairs.
+    pub(super) fn repair_with(
+        &mut self,
+        now: Now,
+        origin: Origin,
+        key: ObjectKey,
+        peer: NodeId,
+        out: &mut Vec<Output>,
+    ) {
         let candidates = [self.id(), peer].map(|node| Candidate { node, is_primary: true }).to_vec();
         let needed = Needed { total: 2, primaries: 0 };
         let deadline_us = now.mono_us + self.config.timeout_ms as u64 * 1000;
-        self.start_get_from(now, Origin::Repair, key, needed, Purpose::Repair, candidates, deadline_us, out);
+        self.start_get_from(now, origin, key, needed, Purpose::Repair, candidates, deadline_us, out);
     }
 
     /// Asks up to `count` more replicas. True if there was one to ask.
@@ -229,7 +240,8 @@ impl Node {
             let Some((node, have)) = get.ask_next() else { return asked > 0 };
             let key = get.key.clone();
             if node != self.membership.me {
-                self.send(now, node, Message::Read { task: id, key, have }, out);
+                let stamp = self.stamp();
+                self.send(now, node, Message::Read { task: id, key, have, stamp }, out);
                 continue;
             }
             let outcome = match self.replica.load(&key) {
@@ -252,6 +264,10 @@ impl Node {
         outcome: ReadOutcome,
         out: &mut Vec<Output>,
     ) {
+        if outcome == ReadOutcome::Stale {
+            self.metrics.stale_rings += 1;
+            return self.ask_for_ring(now, from, out);
+        }
         match self.tasks.get_mut(id) {
             Some(Task { work: Work::Get { get, .. }, .. }) => match get.answer(from, &outcome) {
                 true => {
@@ -320,8 +336,9 @@ impl Node {
             self.repair(now, &key, bytes, stale, out);
         }
         match (origin, purpose) {
-            (Origin::Nobody, _) => {}
+            (Origin::Nobody | Origin::GiveAway, _) => {}
             (Origin::Repair, _) => self.entropy.end_repair(),
+            (Origin::Transfer(stream), _) => self.transfer_repaired(stream, true),
             (_, Purpose::Update { mutation, quorum, want }) => {
                 let update = Update { key, mutation, quorum, want };
                 self.apply_update(now, origin, update, Some(merged), deadline_us, out);
@@ -351,7 +368,7 @@ impl Node {
                 self.replica.merge_in(now, key, &bytes, self.is_lww(key));
                 continue;
             }
-            let message = Message::write(0, key.clone(), bytes.clone());
+            let message = Message::write(0, key.clone(), bytes.clone(), self.stamp());
             self.send(now, node, message, out);
         }
     }
@@ -378,6 +395,11 @@ impl Node {
             Origin::Repair => {
                 self.restore_what_can_be(now, get, out);
                 return self.entropy.end_repair();
+            }
+            Origin::GiveAway => return self.restore_what_can_be(now, get, out),
+            Origin::Transfer(stream) => {
+                self.restore_what_can_be(now, get, out);
+                return self.transfer_repaired(stream, false);
             }
             Origin::Client(_) | Origin::Peer(..) => {}
         }
@@ -583,10 +605,15 @@ impl Node {
         out: &mut Vec<Output>,
     ) {
         let me = self.membership.me;
-        let n = self.replicas_of(&put.key);
         let key = put.key.clone();
-        let primaries: Vec<NodeId> = self.placed_ring().preference_at(key.position())[..n].to_vec();
-        if primaries.contains(&me) {
+        let (primaries, coming) = self.owners(&key);
+        if let Some(coming) = &coming {
+            let Needed { total, primaries: own } = put.needed();
+            let there = coming.len() as u8;
+            let needed = Needed { total: total.min(there), primaries: own.min(there) };
+            put.needs_both(&primaries, coming, needed);
+        }
+        if primaries.contains(&me) || coming.as_ref().is_some_and(|coming| coming.contains(&me)) {
             put.hold(me, None);
         } else {
             let absent = primaries.iter().copied().find(|&node| self.health(node) == Health::Down);
@@ -597,16 +624,46 @@ impl Node {
         let work = Work::Put { put, updated: Some(updated) };
         let id = self.tasks.insert(Task { origin, started_us: now.mono_us, deadline_us, work });
         self.turn_puts.push((id, origin));
-        for primary in primaries.into_iter().filter(|&node| node != me) {
-            if self.detector.is_reachable(primary) {
-                self.ask_copy(now, id, primary, None, out);
-            } else {
-                self.stand_in(now, id, primary, out);
-            }
-        }
+        self.ask_owners(now, id, &primaries, coming.as_deref(), out);
         if !self.advance_put(now, id, out) {
             self.tasks.wake_at(deadline_us, id);
         }
+    }
+
+    /// Asks those owners of a put's key to store it that were not asked yet, or others in their place.
+    pub(super) fn ask_owners(
+        &mut self,
+        now: Now,
+        id: TaskId,
+        serving: &[NodeId],
+        coming: Option<&[NodeId]>,
+        out: &mut Vec<Output>,
+    ) {
+        let coming = coming.unwrap_or_default().iter().filter(|node| !serving.contains(node));
+        for owner in serving.iter().chain(coming).copied() {
+            let Some(Task { work: Work::Put { put, .. }, .. }) = self.tasks.get_mut(id) else {
+                return;
+            };
+            if owner == self.membership.me || put.is_for(owner) {
+                continue;
+            }
+            if self.detector.is_reachable(owner) {
+                self.ask_copy(now, id, owner, None, out);
+            } else {
+                self.stand_in(now, id, owner, out);
+            }
+        }
+    }
+
+    /// Repeats a write with this node's ring of today.
+    pub(super) fn ask_again(&mut self, now: Now, id: TaskId, node: NodeId, out: &mut Vec<Output>) {
+        let stamp = self.stamp();
+        let Some(Task { work: Work::Put { put, .. }, .. }) = self.tasks.get_mut(id) else {
+            return;
+        };
+        let hint_for = put.owed_through(node).filter(|owner| *owner != node);
+        let (key, object, base) = (put.key.clone(), put.object.clone(), put.base);
+        self.send(now, node, Message::Write { task: id, key, object, base, hint_for, stamp }, out);
     }
 
     pub(super) fn ask_copy(
@@ -621,8 +678,7 @@ impl Node {
             return;
         };
         put.ask(node, hint_for);
-        let (key, object, base) = (put.key.clone(), put.object.clone(), put.base);
-        self.send(now, node, Message::Write { task: id, key, object, base, hint_for }, out);
+        self.ask_again(now, id, node, out);
     }
 
     /// `owner` misses the write: gives its copy to the next fallback, or if there is none, remembers it here.
@@ -630,8 +686,11 @@ impl Node {
         if let Some(fallback) = self.free_fallback(id) {
             return self.ask_copy(now, id, fallback, Some(owner), out);
         }
+        let me = self.membership.me;
         if let Some(Task { work: Work::Put { put, .. }, .. }) = self.tasks.get_mut(id) {
             let key = put.key.clone();
+            // A hint is enough of a copy for a node that does not answer reads yet.
+            put.hold_for_coming(me, owner);
             self.add_hint(owner, &key);
         }
     }
@@ -640,8 +699,11 @@ impl Node {
     pub(super) fn free_fallback(&mut self, id: TaskId) -> Option<NodeId> {
         let Some(Task { work: Work::Put { put, .. }, .. }) = self.tasks.get_mut(id) else { return None };
         let key = put.key.clone();
-        let n = self.replicas_of(&key);
-        let fallbacks: Vec<NodeId> = self.placed_ring().preference_at(key.position())[n..].to_vec();
+        let n = self.buckets().properties(key.bucket()).n as usize;
+        let ring = self.placed_ring();
+        let (serving, coming) = (ring.preference_at(key.position()), ring.coming_at(key.position()));
+        let behind = serving.iter().skip(n).chain(coming.unwrap_or_default().iter().skip(n));
+        let fallbacks: Vec<NodeId> = behind.copied().collect();
         let Some(Task { work: Work::Put { put, .. }, .. }) = self.tasks.get_mut(id) else { return None };
         let (me, detector) = (self.membership.me, &self.detector);
         fallbacks.into_iter().find(|&f| f != me && detector.is_reachable(f) && !put.involves(f))
@@ -657,6 +719,12 @@ impl Node {
     ) {
         if id == 0 {
             return;
+        }
+        if outcome == WriteOutcome::Stale {
+            // What is outstanding is asked anew when the newer ring is known.
+            self.metrics.stale_rings += 1;
+            self.ask_for_ring(now, from, out);
+            return self.delivery_lost(id);
         }
         match self.tasks.get_mut(id) {
             Some(Task { work: Work::Put { put, .. }, .. }) => {

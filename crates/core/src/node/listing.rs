@@ -85,7 +85,7 @@ impl Node {
         while partition < last && choose(Partition(partition.0 + 1)) == nodes {
             partition.0 += 1;
         }
-        let to = partition.end(ring.partitions()).min(scan.to);
+        let to = ring.end(partition).min(scan.to);
         (nodes.len() == r).then_some((to, nodes))
     }
 

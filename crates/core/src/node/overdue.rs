@@ -30,6 +30,7 @@ impl Node {
             Work::Forward { .. } => self.expire_forward(id, out),
             Work::Scan(_) => self.fail_scan(now, id, out),
             Work::Deliver(_) => self.delivery_lost(id),
+            Work::Fetch { .. } | Work::Compare { .. } => self.rows_are_late(id),
         }
     }
 
@@ -95,6 +96,11 @@ impl Node {
                 Work::Forward { to, .. } if *to == peer => self.reroute(now, id, is_lost, out),
                 Work::Scan(listing) if listing.waits_for(peer) => self.advance_scan(now, id, out),
                 Work::Deliver(delivery) if is_lost && delivery.owner == peer => self.delivery_lost(id),
+                Work::Fetch { source: other, .. } | Work::Compare { owner: other }
+                    if is_lost && *other == peer =>
+                {
+                    self.rows_are_late(id)
+                }
                 _ => {}
             }
         }

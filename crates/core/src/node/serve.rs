@@ -5,7 +5,7 @@ use bytes::Bytes;
 use super::coordinate::Hop;
 use super::{Node, Origin, Output};
 use crate::client::Scan;
-use crate::message::{Control, Message, TaskId, WriteOutcome};
+use crate::message::{Control, Message, ReadOutcome, TaskId, WriteOutcome};
 use crate::object::Object;
 use crate::replica::Merge;
 use crate::store::Space;
@@ -18,11 +18,24 @@ impl Node {
     pub(super) fn message(&mut self, now: Now, from: NodeId, message: Message, out: &mut Vec<Output>) {
         self.heard(now, from, out);
         match message {
-            Message::Write { task, key, object, base, hint_for } => {
+            Message::Write { task, stamp, .. } if stamp < self.stamp() => {
+                self.tell_ring(from, out);
+                if task != 0 {
+                    self.send(now, from, Message::Written { task, outcome: WriteOutcome::Stale }, out);
+                }
+            }
+            Message::Read { task, stamp, .. } if stamp < self.stamp() => {
+                self.tell_ring(from, out);
+                self.send(now, from, Message::ReadResult { task, outcome: ReadOutcome::Stale }, out);
+            }
+            Message::Write { task, key, object, base, hint_for, stamp } => {
+                if stamp > self.stamp() {
+                    self.ask_for_ring(now, from, out);
+                }
                 self.serve_write(now, from, task, &key, &object, base, hint_for, out)
             }
             Message::Written { task, outcome } => self.written(now, from, task, outcome, out),
-            Message::Read { task, key, have } => self.serve_read(now, from, task, &key, have, out),
+            Message::Read { task, key, have, .. } => self.serve_read(now, from, task, &key, have, out),
             Message::ReadResult { task, outcome } => self.read_result(now, from, task, outcome, out),
             Message::Control(control) => self.control(now, from, control, out),
         }
@@ -48,9 +61,20 @@ impl Node {
             Control::ScanRows { task, rows, count, done_to } => {
                 self.scan_rows(now, from, task, rows, count, done_to, out)
             }
-            Control::EntropyHash { partition, hash } => self.entropy_hash(now, from, partition, hash, out),
-            Control::EntropyRows { from: first, to, rows } => {
+            // Nodes with different rings take different rows for shared.
+            Control::EntropyHash { stamp, .. } | Control::EntropyRows { stamp, .. }
+                if stamp != self.stamp() => {}
+            Control::EntropyHash { partition, hash, .. } => {
+                self.entropy_hash(now, from, partition, hash, out)
+            }
+            Control::EntropyRows { from: first, to, rows, .. } => {
                 self.entropy_rows(now, from, first, to, rows, out)
+            }
+            Control::ListRange { task, from: first, to, stamp } => {
+                self.serve_list_range(now, from, task, first, to, stamp, out)
+            }
+            Control::RangeRows { task, rows, bytes, done_to } => {
+                self.range_rows(now, from, task, rows, bytes, done_to, out)
             }
         }
     }

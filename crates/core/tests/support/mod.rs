@@ -17,6 +17,7 @@ use oort_core::message::Message;
 use oort_core::mutation::Mutation;
 use oort_core::node::{Event, Input, Node, Output};
 use oort_core::object::Object;
+use oort_core::ring::RingChange;
 use oort_core::store::{Change, Durability, MemoryStore, Space, Store, StoreError, Visit};
 use oort_core::types::{NodeId, Now, ObjectKey, Position};
 
@@ -436,6 +437,10 @@ impl Cluster {
         let mut texts: Vec<String> = siblings.iter().map(|sibling| text(&sibling.value)).collect();
         texts.sort();
         texts
+    }
+
+    pub fn change_ring(&mut self, i: usize, change: RingChange) -> Result<Reply, ClientError> {
+        self.run(i, Operation::ChangeRing { change, plan_only: false })
     }
 
     pub fn set_bucket(&mut self, i: usize, bucket: &'static [u8], properties: BucketProperties) {

@@ -38,12 +38,17 @@ impl NodeArguments {
             true => self.node.clone(),
             false => format!("{}:6379", self.node),
         };
-        let client = Client::connect(&address, Duration::from_millis(self.wait_ms))?;
-        Ok(Node { client, address })
+        Node::at(&address, Duration::from_millis(self.wait_ms))
     }
 }
 
 impl Node {
+    /// Connects to the node at `address`, as `host:port`.
+    pub fn at(address: &str, timeout: Duration) -> Result<Node, Failure> {
+        let client = Client::connect(address, timeout)?;
+        Ok(Node { client, address: address.to_owned() })
+    }
+
     /// Sends one command. A refusal becomes a failure.
     pub fn call<A: AsRef<[u8]>>(&mut self, command: &[A]) -> Result<Value, Failure> {
         match self.client.call(command)? {

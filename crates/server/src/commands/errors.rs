@@ -45,7 +45,8 @@ pub fn error_value(error: &ClientError) -> Value {
         ClientError::InvalidQuorum { .. }
         | ClientError::InvalidTimeout { .. }
         | ClientError::InvalidContext
-        | ClientError::Property(_) => "ERR",
+        | ClientError::Property(_)
+        | ClientError::Ring(_) => "ERR",
     };
     refusal(format!("{prefix} {error}"))
 }

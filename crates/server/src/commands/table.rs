@@ -3,7 +3,7 @@
 //! A command is found by its length and bytes in a hash table that is computed when the program is compiled.
 
 use super::{
-    buckets, clients, cluster, connection, describe, keys, listing, rename, server, strings, versions,
+    buckets, clients, cluster, connection, describe, keys, listing, rename, ring, server, strings, versions,
 };
 use super::{Call, Outcome};
 
@@ -263,9 +263,10 @@ const COMMAND: [Spec; 5] = [
 ];
 
 #[rustfmt::skip]
-const CLUSTERS: [Spec; 2] = [
+const CLUSTERS: [Spec; 3] = [
     container("cluster", "CLUSTER subcommand [argument ...]", &CLUSTER),
     container("bucket", "BUCKET subcommand [argument ...]", &BUCKET),
+    container("ring", "RING subcommand [argument ...]", &RING),
 ];
 
 #[rustfmt::skip]
@@ -280,6 +281,16 @@ const CLUSTER: [Spec; 10] = [
     spec("shards", "CLUSTER SHARDS", 2, STALE, NO_KEYS, cluster::shards, "Slots by the nodes that hold them."),
     spec("slots", "CLUSTER SLOTS", 2, STALE, NO_KEYS, cluster::slots, "Ranges of slots and the nodes that hold them."),
     spec("status", "CLUSTER STATUS", 2, STALE, NO_KEYS, cluster::status, "Nodes, their health and the ring, as JSON."),
+];
+
+#[rustfmt::skip]
+const RING: [Spec; 6] = [
+    spec("join", "RING JOIN node [PLAN]", -3, ADMIN, NO_KEYS, ring::join, "Has a member hold data."),
+    spec("leave", "RING LEAVE node [PLAN]", -3, ADMIN, NO_KEYS, ring::leave, "Has a node hand over its data and hold none."),
+    spec("remove", "RING REMOVE node [PLAN]", -3, ADMIN, NO_KEYS, ring::remove, "Makes the copies of a node that is gone for good anew."),
+    spec("replace", "RING REPLACE old new [PLAN]", -4, ADMIN, NO_KEYS, ring::replace, "Has a member take the place of another node."),
+    spec("weight", "RING WEIGHT node weight [PLAN]", -4, ADMIN, NO_KEYS, ring::weight, "Changes a node's share of the data, 1 to 1000."),
+    spec("zone", "RING ZONE node zone [PLAN]", -4, ADMIN, NO_KEYS, ring::zone, "Changes what a node fails together with."),
 ];
 
 #[rustfmt::skip]

@@ -8,7 +8,7 @@ use oort_core::bucket::{Conflict, N_MAX, VALUE_BYTES_LIMIT};
 use oort_core::client::TIMEOUT_MS_MAX;
 use oort_core::config::SyncMode;
 use oort_core::membership::MEMBERS_MAX;
-use oort_core::ring::PARTITIONS_MAX;
+use oort_core::placement::{Strategy, PARTITIONS_MAX, WEIGHT_MAX, ZONE_BYTES_MAX};
 use toml::de::DeValue;
 
 use super::{text, Config};
@@ -65,6 +65,19 @@ const REQUESTS: &str = "Requests";
 const PEERS: &str = "Peers and repair";
 const BUCKETS: &str = "Buckets";
 const LOGS: &str = "Logs";
+
+fn strategy(number: u64, tokens: u64) -> Strategy {
+    let tokens = tokens as u16;
+    match number {
+        1 => Strategy::TokenRanges { tokens },
+        2 => Strategy::TokensAndPartitions { tokens },
+        _ => Strategy::EqualPartitions,
+    }
+}
+
+fn tokens(config: &Config) -> u64 {
+    config.tokens.into()
+}
 
 /// Every option, in the order in which people read them.
 pub const OPTIONS: &[ConfigOption] = &[
@@ -138,6 +151,63 @@ pub const OPTIONS: &[ConfigOption] = &[
             range: 1..=PARTITIONS_MAX as u64,
             get: |c| c.node.partitions.into(),
             set: |c, v| c.node.partitions = v as u16,
+        },
+    },
+    ConfigOption {
+        key: "strategy",
+        group: CLUSTER,
+        value_name: "NUMBER",
+        doc: "How the ring is laid out when the cluster is founded; fixed from then on. 1: random tokens, partitions \
+              between them; 2: random tokens, equal partitions; 3: equal partitions, dealt out evenly. Strategies 1 \
+              and 2 balance worse and are there to compare.",
+        access: Number {
+            range: 1..=3,
+            get: |c| c.node.strategy.number().into(),
+            set: |c, v| c.node.strategy = strategy(v, tokens(c)),
+        },
+    },
+    ConfigOption {
+        key: "tokens",
+        group: CLUSTER,
+        value_name: "COUNT",
+        doc: "Random tokens of a node of weight 100 in strategies 1 and 2, when the cluster is founded. Too few: load \
+              differs between nodes. Too many: in strategy 1 so many more partitions, with more work for each.",
+        access: Number {
+            range: 1..=1024,
+            get: |c| tokens(c),
+            set: |c, v| {
+                c.tokens = v as u16;
+                c.node.strategy = strategy(c.node.strategy.number().into(), v);
+            },
+        },
+    },
+    ConfigOption {
+        key: "weight",
+        group: CLUSTER,
+        value_name: "NUMBER",
+        doc: "This node's share of the data in relation to the others', when it joins the ring; RING WEIGHT changes it \
+              later. Too small for its disk: space is unused. Too large: it is the first to be full.",
+        access: Number {
+            range: 1..=WEIGHT_MAX as u64,
+            get: |c| c.node.weight.into(),
+            set: |c, v| c.node.weight = v as u16,
+        },
+    },
+    ConfigOption {
+        key: "zone",
+        group: CLUSTER,
+        value_name: "NAME",
+        doc: "What fails together with this node (a rack, a room), when it joins the ring; RING ZONE changes it later. \
+              Copies are spread over zones: with fewer zones than copies, some share one.",
+        access: Text {
+            get: |c| c.node.zone.clone(),
+            set: |c, v| match v.len() {
+                0..=ZONE_BYTES_MAX => {
+                    c.node.zone = v.to_owned();
+                    Ok(())
+                }
+                _ => Err(format!("at most {ZONE_BYTES_MAX} bytes")),
+            },
         },
     },
     ConfigOption {
@@ -390,6 +460,18 @@ pub const OPTIONS: &[ConfigOption] = &[
             range: 0..=3_600_000,
             get: |c| c.node.entropy_ms,
             set: |c, v| c.node.entropy_ms = v,
+        },
+    },
+    ConfigOption {
+        key: "transfer_bytes_per_s",
+        group: PEERS,
+        value_name: "BYTES",
+        doc: "Most bytes a second that this node fetches when the ring changes, in bytes or with a unit. Too small: \
+              changes take long. Too large: clients wait while they go on.",
+        access: Bytes {
+            range: 1 << 10..=1 << 40,
+            get: |c| c.node.transfer_bytes_per_s,
+            set: |c, v| c.node.transfer_bytes_per_s = v,
         },
     },
     ConfigOption {

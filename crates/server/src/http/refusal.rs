@@ -99,7 +99,8 @@ impl From<ClientError> for Refusal {
             ClientError::InvalidQuorum { .. }
             | ClientError::InvalidTimeout { .. }
             | ClientError::InvalidContext
-            | ClientError::Property(_) => Refusal::bad_request(text),
+            | ClientError::Property(_)
+            | ClientError::Ring(_) => Refusal::bad_request(text),
             ClientError::Mutation(reason) => match reason {
                 MutationError::ValueTooLarge { .. } | MutationError::ObjectTooLarge { .. } => {
                     Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, text)

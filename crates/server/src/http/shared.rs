@@ -122,6 +122,7 @@ impl Shared {
             Reply::Updated(_) => "an update's outcome",
             Reply::Page(_) => "a page of keys",
             Reply::BucketSet => "a bucket's confirmation",
+            Reply::RingPlan(_) => "a plan of the ring",
         };
         tracing::error!(kind, "the node's reply does not fit the request");
         Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, format!("unexpected reply: {kind}"))

@@ -131,7 +131,7 @@ pub fn eventually<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
 /// Nodes that were started one by one with `oort start`.
 pub struct Cluster {
     pub nodes: Vec<Node>,
-    _dir: TempDir,
+    dir: TempDir,
 }
 
 pub struct Node {
@@ -172,10 +172,33 @@ impl Cluster {
             }
         };
         let nodes = (0..count).map(node).collect();
-        let mut cluster = Cluster { nodes, _dir: dir };
+        let mut cluster = Cluster { nodes, dir };
         cluster.nodes.iter_mut().for_each(Node::start);
         cluster.wait_until_whole();
         cluster
+    }
+
+    /// Starts one more node, whom nobody expects, and which is told of node `seed` only. Returns its index.
+    pub fn add(&mut self, seed: usize, flags: &[&str]) -> usize {
+        let base = free_ports(3);
+        let [redis, http, peer] = [0, 1, 2].map(|offset| format!("127.0.0.1:{}", base + offset));
+        let number = self.nodes.len() + 1;
+        let own = [
+            ("--name", format!("node{number}")),
+            ("--dir", self.dir.path().join(format!("data{number}")).display().to_string()),
+            ("--redis", redis.clone()),
+            ("--http", http.clone()),
+            ("--peer", peer.clone()),
+            ("--join", self.nodes[seed].peer.clone()),
+        ];
+        let own = own.into_iter().flat_map(|(flag, value)| [flag.to_owned(), value]);
+        let flags = own.chain(flags.iter().map(|flag| flag.to_string())).collect();
+        let log = self.dir.path().join(format!("log{number}"));
+        let mut node = Node { redis, http, peer, flags, log, process: None };
+        node.start();
+        eventually("the new node serves", || node.sees_all(number).then_some(()));
+        self.nodes.push(node);
+        number - 1
     }
 
     /// Waits until every node sees every other.

@@ -15,7 +15,7 @@ use oort_core::types::{ObjectKey, Rng};
 
 use super::{Cluster, Event, OPERATOR};
 use crate::check::{judge, FinalState};
-use crate::faults::{Faults, Plan};
+use crate::faults::{Fault, Faults, Plan};
 use crate::history::{dots_of, History, Outcome, Violation};
 use crate::machine::Machine;
 use crate::network::Network;
@@ -105,6 +105,10 @@ impl Cluster {
         let mut rng = Rng::new(setup.seed);
         let nodes = setup.nodes.unwrap_or(3 + rng.below(5) as usize);
         let mut config = draw_config(nodes, &mut rng);
+        if setup.faults.contains(Fault::Ring) && nodes > 3 {
+            // Some machines are not in the ring at first.
+            config.cluster_size -= Rng::new(setup.seed).below(nodes as u64 - 2) as u16;
+        }
         if let Some(tweak) = setup.tweak {
             tweak(&mut config);
         }
@@ -172,7 +176,7 @@ impl Cluster {
         matches!(self.config.sync, SyncMode::Interval { .. })
     }
 
-    fn nodes(&self) -> impl Iterator<Item = &oort_core::node::Node> {
+    pub(super) fn nodes(&self) -> impl Iterator<Item = &oort_core::node::Node> {
         self.machines.iter().filter_map(|machine| machine.node.as_ref())
     }
 
@@ -201,7 +205,7 @@ impl Cluster {
         self.now_us = until_us;
     }
 
-    fn operator(&mut self, machine: usize, operation: Operation) -> RequestId {
+    pub(super) fn operator(&mut self, machine: usize, operation: Operation) -> RequestId {
         self.submit(OPERATOR, Planned { machine, operation, timeout_ms: Some(5_000), seen: Vec::new() })
     }
 
@@ -258,13 +262,13 @@ impl Cluster {
     fn convergence_bound_us(&self) -> u64 {
         // Each pair of owners compares a partition about once in this time; silent peers are probed every 32 rounds.
         let comparisons = self.config.partitions as u64 * self.machines.len() as u64;
-        2 * comparisons * self.config.entropy_ms * 1000 + 40 * self.config.gossip_ms * 1000 + 20_000_000
+        2 * comparisons * self.config.entropy_ms * 1000 + 40 * self.config.gossip_ms * 1000 + 60_000_000
     }
 
     /// The machines that hold the replicas of `key`.
     pub(super) fn primaries(&self, key: &ObjectKey) -> Vec<usize> {
         let n = self.workload.properties(key).n as usize;
-        let ring = self.nodes().find_map(|node| node.ring());
+        let ring = self.nodes().filter_map(|node| node.ring()).max_by_key(|ring| ring.stamp());
         let list = ring.map_or(&[][..], |ring| ring.preference_at(key.position()));
         list.iter().take(n).map(|id| self.by_id[id]).collect()
     }
@@ -299,9 +303,18 @@ impl Cluster {
         self.nodes().all(|node| ids().all(|id| node.health(id) == Health::Up))
     }
 
+    /// True if all nodes know the same ring and no data move.
+    fn is_settled(&self) -> bool {
+        let mut stamps = self.nodes().filter_map(|node| node.ring()).map(|ring| ring.stamp());
+        let first = stamps.next();
+        stamps.all(|stamp| Some(stamp) == first)
+            && self.nodes().filter_map(|node| node.ring()).all(|ring| !ring.is_moving())
+    }
+
     fn has_converged(&self) -> bool {
         self.nodes().count() == self.machines.len()
             && self.is_healthy()
+            && self.is_settled()
             && self.machines.iter().all(|machine| {
                 !machine.is_stopping && !machine.is_stalled(self.now_us) && machine.waiting.is_empty()
             })
@@ -317,6 +330,10 @@ impl Cluster {
             }
             if !self.is_healthy() && index == 0 {
                 let detail = "some node still takes another for down".to_string();
+                self.history.violations.push(Violation { checker: "formation", key: None, detail });
+            }
+            if !self.is_settled() && index == 0 {
+                let detail = "the ring did not settle".to_string();
                 self.history.violations.push(Violation { checker: "formation", key: None, detail });
             }
             let hints = machine.disk.count(Space::Hints);

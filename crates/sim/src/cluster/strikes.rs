@@ -1,8 +1,11 @@
 //! Things that go wrong at points in time, and how they end.
 
+use oort_core::client::Operation;
 use oort_core::object::Object;
+use oort_core::placement::RingNode;
+use oort_core::ring::RingChange;
 use oort_core::store::Space;
-use oort_core::types::ObjectKey;
+use oort_core::types::{NodeId, ObjectKey, Rng};
 
 use super::{Cluster, Ending, Event};
 use crate::faults::{Fault, Plan, Timing};
@@ -66,6 +69,7 @@ impl Cluster {
             Fault::Slow => self.slow_down(machine, lasts_us),
             Fault::DiskFull => self.fill_disk(machine, lasts_us),
             Fault::Corrupt => self.corrupt(machine),
+            Fault::Ring => self.change_ring(machine),
             Fault::Delay | Fault::Loss | Fault::Duplicate | Fault::Reorder => false,
         };
         if has_struck {
@@ -185,6 +189,36 @@ impl Cluster {
     fn fill_disk(&mut self, machine: usize, lasts_us: u64) -> bool {
         self.machines[machine].disk.set_full(true);
         self.at(self.now_us + lasts_us, Event::FreeDisk { machine });
+        true
+    }
+
+    /// An operator changes the ring through `machine`.
+    fn change_ring(&mut self, machine: usize) -> bool {
+        let Some(state) =
+            self.machines[machine].node.as_ref().and_then(|node| Some(node.ring()?.state().clone()))
+        else {
+            return false;
+        };
+        let inside: Vec<NodeId> = state.layout.nodes.iter().map(|node| node.id).collect();
+        let outside = |id: &NodeId| !inside.contains(id);
+        let outside: Vec<NodeId> =
+            self.machines.iter().filter_map(|machine| machine.id).filter(outside).collect();
+        let pick = |ids: &[NodeId], rng: &mut Rng| ids[rng.below(ids.len() as u64) as usize];
+        let change = match self.rng.below(4) {
+            0 | 1 if !outside.is_empty() => {
+                RingChange::Join { node: RingNode::new(pick(&outside, &mut self.rng)) }
+            }
+            2 if !outside.is_empty() => RingChange::Replace {
+                old: pick(&inside, &mut self.rng),
+                new: RingNode::new(pick(&outside, &mut self.rng)),
+            },
+            0..=2 if inside.len() > 3 => RingChange::Leave { node: pick(&inside, &mut self.rng) },
+            _ => RingChange::Weight {
+                node: pick(&inside, &mut self.rng),
+                weight: [50, 100, 200][self.rng.below(3) as usize],
+            },
+        };
+        self.operator(machine, Operation::ChangeRing { change, plan_only: false });
         true
     }
 

@@ -6,13 +6,14 @@ use std::collections::BTreeMap;
 use bytes::{Bytes, BytesMut};
 use oort_core::bucket::{BucketEntry, BucketTable};
 use oort_core::causality::Dot;
-use oort_core::client::{ClientError, Operation, Page, Reply, Request, Updated};
+use oort_core::client::{ClientError, Operation, Page, Reply, Request, RingPlan, Updated};
 use oort_core::config::{Addresses, NodeConfig};
 use oort_core::detector::Health;
 use oort_core::membership::{Member, Membership};
 use oort_core::metrics::Metrics;
 use oort_core::mutation::Circumstances;
 use oort_core::object::Object;
+use oort_core::placement::Strategy;
 use oort_core::ring::{Ring, RingState};
 use oort_core::types::{ActorId, NodeId, ObjectKey, Position};
 
@@ -129,6 +130,12 @@ impl Fake {
                 self.node.membership.buckets.merge(bucket, BucketEntry { set_by, properties });
                 Ok(Reply::BucketSet)
             }
+            Operation::ChangeRing { change, .. } => {
+                let state = self.node.ring.as_ref().ok_or(ClientError::NotReady)?.state();
+                let version = state.change(&change).map_err(ClientError::Ring)?.version;
+                let (slots_moved, slots, nodes) = (1, 16384, Vec::new());
+                Ok(Reply::RingPlan(RingPlan { version, slots_moved, slots, nodes }))
+            }
         }
     }
 
@@ -161,11 +168,11 @@ impl FakeNode {
         for (id, host) in [(2, "10.0.0.2"), (3, "[::1]")] {
             membership.members.insert(NodeId(id), member(id, host));
         }
-        let ids = membership.members.keys().copied().collect();
+        let nodes = membership.members.values().map(Member::ring_node).collect();
         FakeNode {
             config,
             membership,
-            ring: Some(Ring::new(RingState::founding(ids, 16))),
+            ring: Some(Ring::new(RingState::founding(Strategy::EqualPartitions, 16, nodes))),
             down: None,
             metrics: Metrics::default(),
             others: Vec::new(),
@@ -177,7 +184,7 @@ impl FakeNode {
 fn member(id: u64, host: &str) -> Member {
     let address = |port: u64| format!("{host}:{}", port + id);
     let addresses = Addresses { peer: address(7945), redis: address(6378), http: address(8097) };
-    Member { id: NodeId(id), version: 1, name: format!("node-{id}"), addresses, stopped: false }
+    Member { version: 1, ..Member::new(NodeId(id), format!("node-{id}"), addresses) }
 }
 
 impl View for FakeNode {

@@ -1,0 +1,645 @@
+//! Changing the ring: taking the change, moving data, settling, and giving away what is others' now.
+//!
+//! `docs/ring-change.md` says in which phase who is asked, and why no acknowledged write can be missed.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+
+use super::serve::end_of;
+use super::{Event, Node, Origin, Output, Task, Work};
+use crate::client::{ClientError, NodePlan, Reply, RingPlan};
+use crate::detector::Health;
+use crate::get::Needed;
+use crate::membership::Gossip;
+use crate::message::{Control, Message, TaskId};
+use crate::replica::hash_of;
+use crate::ring::{Ring, RingChange, RingState};
+use crate::store::Space;
+use crate::transfer::{gaining, Incoming, Range, SweepPage, PAGE_ROWS, VERIFIED_MAX};
+use crate::types::{NodeId, Now, ObjectKey, Position, SLOTS};
+
+/// A node asks for a newer ring at most this often, in microseconds.
+const ASK_RING_US: u64 = 5_000;
+/// Hints of an owner that does not own any more are turned over so many at a time.
+const TURNED_OVER_MAX: usize = 256;
+/// Rows dropped in one go.
+const DROPPED_MAX: usize = 512;
+/// Steps of a move are at least this far apart, in microseconds.
+const STEP_US: u64 = 100;
+/// A page of the sweep, and a page fetched while clients wait, is followed by a pause of this many microseconds.
+const PAUSE_US: u64 = 2_000;
+
+impl Node {
+    /// The stamp of this node's ring, 0 if it knows none.
+    pub(super) fn stamp(&self) -> u64 {
+        self.ring.as_ref().map_or(0, Ring::stamp)
+    }
+
+    /// An operator's change, or what it would move.
+    pub(super) fn change_ring(
+        &mut self,
+        now: Now,
+        change: RingChange,
+        plan_only: bool,
+        out: &mut Vec<Output>,
+    ) -> Result<Reply, ClientError> {
+        let state = self.placed_ring().state().change(&change).map_err(ClientError::Ring)?;
+        let ring = Ring::new(state.clone());
+        let plan = self.plan(&ring);
+        if !plan_only {
+            self.install_ring(now, state, out);
+        }
+        Ok(Reply::RingPlan(plan))
+    }
+
+    fn plan(&self, ring: &Ring) -> RingPlan {
+        let n = self.buckets().properties(b"").n as usize;
+        let mut nodes: BTreeMap<NodeId, NodePlan> = BTreeMap::new();
+        let mut slots_moved = 0;
+        for slot in 0..SLOTS {
+            let position = Position::first_of_slot(slot);
+            let old = ring.preference_at(position);
+            let new = ring.coming_at(position).unwrap_or(old);
+            slots_moved += (old[0] != new[0]) as u32;
+            let (old, new) = (&old[..n.min(old.len())], &new[..n.min(new.len())]);
+            for &node in old.iter().chain(new) {
+                nodes.entry(node).or_insert(NodePlan { node, before: 0, after: 0, receives: 0 });
+            }
+            for (&id, plan) in &mut nodes {
+                let (had, has) = (old.contains(&id), new.contains(&id));
+                plan.before += had as u32;
+                plan.after += has as u32;
+                plan.receives += (has && !had) as u32;
+            }
+        }
+        let version = ring.state().version;
+        RingPlan { version, slots_moved, slots: SLOTS as u32, nodes: nodes.into_values().collect() }
+    }
+
+    /// Takes over a ring made here and tells everybody.
+    pub(super) fn install_ring(&mut self, now: Now, state: RingState, out: &mut Vec<Output>) {
+        let changes = self.membership.merge(Vec::new(), Some(state), Vec::new());
+        self.membership_changed(now, changes, out);
+    }
+
+    /// The ring has changed: what was asked of the old one's nodes is asked of the new one's.
+    pub(super) fn ring_changed(&mut self, now: Now, out: &mut Vec<Output>) {
+        let Some(state) = self.membership.ring.clone() else {
+            return;
+        };
+        let (version, nodes) = (state.version, state.layout.nodes.len());
+        let (partitions, moving) = (state.layout.partitions, state.old.is_some());
+        self.ring = Some(Ring::new(state));
+        out.push(Output::Event(Event::RingFormed { version, nodes, partitions, moving }));
+        // The news must be everywhere before requests that are stamped with it are.
+        for peer in self.peers_up() {
+            let ring = self.membership.ring.clone();
+            self.tell(peer, Gossip::Delta { members: Vec::new(), ring, buckets: Vec::new() }, out);
+        }
+        self.begin_moving();
+        for id in self.tasks.ids() {
+            self.replan(now, id, out);
+        }
+    }
+
+    /// Looks what this node has to fetch, or to give away.
+    pub(super) fn begin_moving(&mut self) {
+        let Some(ring) = &self.ring else { return };
+        self.resume_moving_us = 0;
+        if ring.is_moving() {
+            self.incoming = Some(Incoming::new(ring, self.membership.me, &self.sizes()));
+        } else {
+            self.incoming = None;
+            if ring.state().version > 1 {
+                self.sweep.start();
+            }
+        }
+    }
+
+    /// The numbers of replicas that buckets have.
+    fn sizes(&self) -> Vec<usize> {
+        let mut sizes: Vec<usize> = self.quorums().into_iter().map(|(n, _)| n).collect();
+        sizes.dedup();
+        sizes
+    }
+
+    /// Each `n` and `w` that a bucket has.
+    fn quorums(&self) -> Vec<(usize, usize)> {
+        let own = self.buckets().entries().map(|(_, entry)| &entry.properties);
+        let all = own.chain([self.buckets().properties(b"")]);
+        let mut quorums: Vec<(usize, usize)> = all.map(|p| (p.n as usize, p.w as usize)).collect();
+        quorums.sort_unstable();
+        quorums.dedup();
+        quorums
+    }
+
+    /// Asks anew what may have been asked of the wrong nodes, or was refused.
+    fn replan(&mut self, now: Now, id: TaskId, out: &mut Vec<Output>) {
+        let Some(task) = self.tasks.get_mut(id) else { return };
+        match &task.work {
+            Work::Get { .. } if matches!(task.origin, Origin::Client(_) | Origin::Peer(..)) => {
+                let Some(Task { origin, deadline_us, work: Work::Get { get, purpose }, .. }) =
+                    self.tasks.remove(id)
+                else {
+                    return;
+                };
+                let replicas = self.replicas_of(&get.key) as u8;
+                let Needed { total, primaries } = get.needed();
+                let needed = Needed { total: total.min(replicas), primaries: primaries.min(replicas) };
+                self.start_get(now, origin, get.key, needed, purpose, deadline_us, out);
+            }
+            Work::Put { .. } => self.replan_put(now, id, out),
+            _ => {}
+        }
+    }
+
+    fn replan_put(&mut self, now: Now, id: TaskId, out: &mut Vec<Output>) {
+        let Some(Task { work: Work::Put { put, .. }, .. }) = self.tasks.get_mut(id) else { return };
+        let (key, needed) = (put.key.clone(), put.needed());
+        let (serving, coming) = self.owners(&key);
+        let at_most = |needed: Needed, owners: &[NodeId]| Needed {
+            total: needed.total.min(owners.len() as u8),
+            primaries: needed.primaries.min(owners.len() as u8),
+        };
+        let Some(Task { work: Work::Put { put, .. }, .. }) = self.tasks.get_mut(id) else { return };
+        match &coming {
+            Some(coming) => put.needs_both(&serving, coming, at_most(needed, coming)),
+            None => put.settle_on(&serving, at_most(needed, &serving)),
+        }
+        let outstanding: Vec<NodeId> = put.outstanding().collect();
+        for node in outstanding {
+            self.ask_again(now, id, node, out);
+        }
+        self.ask_owners(now, id, &serving, coming.as_deref(), out);
+        self.advance_put(now, id, out);
+    }
+
+    /// The primaries of a key now and, while data move, after that.
+    pub(super) fn owners(&self, key: &ObjectKey) -> (Vec<NodeId>, Option<Vec<NodeId>>) {
+        let n = self.buckets().properties(key.bucket()).n as usize;
+        let first = |list: &[NodeId]| list[..n.min(list.len())].to_vec();
+        let ring = self.placed_ring();
+        let position = key.position();
+        (first(ring.preference_at(position)), ring.coming_at(position).map(first))
+    }
+
+    /// A peer's ring is newer, or it says so: asks it for its own.
+    pub(super) fn ask_for_ring(&mut self, now: Now, peer: NodeId, out: &mut Vec<Output>) {
+        if now.mono_us >= self.asked_for_ring_us + ASK_RING_US {
+            self.asked_for_ring_us = now.mono_us;
+            let versions = self.membership.versions(true);
+            self.tell(peer, versions, out);
+        }
+    }
+
+    /// A peer's ring is older: tells it this one.
+    pub(super) fn tell_ring(&mut self, peer: NodeId, out: &mut Vec<Output>) {
+        let ring = self.membership.ring.clone();
+        self.tell(peer, Gossip::Delta { members: Vec::new(), ring, buckets: Vec::new() }, out);
+    }
+
+    // Fetching
+
+    /// Whatever moves data and is due.
+    pub(super) fn move_data(&mut self, now: Now, out: &mut Vec<Output>) {
+        if self.ring.is_none() || self.read_only.is_some() || self.stopping {
+            return;
+        }
+        self.announce_moved(now, out);
+        self.settle(now, out);
+        if now.mono_us < self.resume_moving_us {
+            return;
+        }
+        if self.incoming.is_some() {
+            self.fetch(now, out);
+        }
+        self.sweep(now, out);
+    }
+
+    /// When [`Node::move_data`] has something to do, in `mono_us`.
+    pub(super) fn next_move_us(&self) -> Option<u64> {
+        let ring = self.ring.as_ref().filter(|_| self.read_only.is_none() && !self.stopping)?;
+        let fetches = self.incoming.as_ref().is_some_and(|incoming| !incoming.ready().is_empty());
+        let walks = self.sweep.page.is_none() && self.sweep.next.is_some();
+        let sweeps = !ring.is_moving() && (walks || !self.sweep.verified.is_empty());
+        let announces = self.moved_in_turn.is_some();
+        // Not in the turn that just was: one step at a time.
+        let soon_us = self.last_now.mono_us + STEP_US;
+        (fetches || sweeps || announces).then_some(self.resume_moving_us.max(soon_us))
+    }
+
+    fn fetch(&mut self, now: Now, out: &mut Vec<Output>) {
+        let Some(mut incoming) = self.incoming.take() else { return };
+        let quorums = self.quorums();
+        incoming.complete(|range| self.suffices(range, &quorums));
+        incoming.start_streams(|node| self.health(node) == Health::Up);
+        for number in incoming.ready() {
+            let Some(stream) = incoming.stream(number) else { continue };
+            let (from, to, source) = (stream.next.0, stream.to.0, stream.source);
+            let task = self.expect_rows(now, Work::Fetch { stream: number, source });
+            incoming.asked(number, task);
+            self.list_range_of(now, source, task, from, to, out);
+        }
+        if incoming.is_complete()
+            && self.moved_in_turn.is_none()
+            && self.membership.own().moved != self.stamp()
+        {
+            // What was fetched in this turn must be durable before anybody hears that it is here.
+            self.moved_in_turn = Some((self.turns, self.stamp()));
+            self.replica.request_durable();
+        }
+        self.incoming = Some(incoming);
+    }
+
+    /// Whether a range has been fetched from enough old owners: from all that can be reached, and from so many that no
+    /// acknowledged write can be on the others alone. Nodes that were removed do not come back to be asked.
+    fn suffices(&self, range: &Range, quorums: &[(usize, usize)]) -> bool {
+        let removed = &self.placed_ring().state().removed;
+        let may_come_back = |node: &&NodeId| !removed.contains(node);
+        let is_waiting = |node: &NodeId| !range.done.contains(node) && self.health(*node) != Health::Down;
+        if range.old.iter().filter(may_come_back).any(is_waiting) {
+            return false;
+        }
+        quorums.iter().all(|&(n, w)| {
+            let old = &range.old[..n.min(range.old.len())];
+            let available = old.iter().filter(may_come_back).count();
+            let needed = (old.len() + 1).saturating_sub(w).min(available);
+            old.iter().filter(|node| range.done.contains(node)).count() >= needed
+        })
+    }
+
+    fn expect_rows(&mut self, now: Now, work: Work) -> TaskId {
+        let deadline_us = now.mono_us + self.config.timeout_ms as u64 * 1000;
+        let id =
+            self.tasks.insert(Task { origin: Origin::Nobody, started_us: now.mono_us, deadline_us, work });
+        self.tasks.wake_at(deadline_us, id);
+        id
+    }
+
+    fn list_range_of(
+        &mut self,
+        now: Now,
+        node: NodeId,
+        task: TaskId,
+        from: u64,
+        to: u64,
+        out: &mut Vec<Output>,
+    ) {
+        let stamp = self.stamp();
+        self.send(now, node, Message::Control(Control::ListRange { task, from, to, stamp }), out);
+    }
+
+    /// A peer asks for the rows of a range.
+    #[allow(clippy::too_many_arguments)] // The fields of one message.
+    pub(super) fn serve_list_range(
+        &mut self,
+        now: Now,
+        peer: NodeId,
+        task: TaskId,
+        from: u64,
+        to: u64,
+        stamp: u64,
+        out: &mut Vec<Output>,
+    ) {
+        if self.stamp() < stamp {
+            // Listing before this node knows the ring would promise too much: later writes might come behind it.
+            return self.ask_for_ring(now, peer, out);
+        }
+        if self.stamp() > stamp {
+            return self.tell_ring(peer, out);
+        }
+        let (mut rows, mut bytes, mut done_to) = (Vec::new(), 0, to);
+        let mut corrupt = Vec::new();
+        let (first, last) = (from.to_be_bytes(), end_of(Position(to)));
+        self.replica.store_mut().scan(Space::Data, &first, &last, &mut |row, value| {
+            let Ok(key) = ObjectKey::from_row(Bytes::copy_from_slice(row)) else { return true };
+            let position = key.position().0;
+            if rows.len() >= PAGE_ROWS
+                && rows.last().is_some_and(|(key, _): &(ObjectKey, u64)| key.position().0 < position)
+            {
+                done_to = position - 1;
+                return false;
+            }
+            match value {
+                Ok(value) => {
+                    bytes += value.len() as u64;
+                    rows.push((key, Node::row_hash(row, value)));
+                }
+                Err(error) => corrupt.push(error.to_string()),
+            }
+            true
+        });
+        corrupt.into_iter().for_each(|detail| self.replica.note_corruption(detail));
+        let message = Control::RangeRows { task, rows, bytes, done_to };
+        self.send(now, peer, Message::Control(message), out);
+    }
+
+    /// The rows of a range, as a peer has them.
+    #[allow(clippy::too_many_arguments)] // The fields of one message.
+    pub(super) fn range_rows(
+        &mut self,
+        now: Now,
+        peer: NodeId,
+        task: TaskId,
+        rows: Vec<(ObjectKey, u64)>,
+        bytes: u64,
+        done_to: u64,
+        out: &mut Vec<Output>,
+    ) {
+        match self.tasks.get_mut(task).map(|task| &task.work) {
+            Some(Work::Fetch { stream, source }) if *source == peer => {
+                let stream = *stream;
+                self.tasks.remove(task);
+                self.fetched(now, peer, stream, task, rows, bytes, done_to, out);
+            }
+            Some(Work::Compare { owner }) if *owner == peer => {
+                self.tasks.remove(task);
+                self.compared(now, peer, task, rows, done_to, out);
+            }
+            _ => self.metrics.late_messages += 1,
+        }
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn fetched(
+        &mut self,
+        now: Now,
+        source: NodeId,
+        stream: u64,
+        task: TaskId,
+        rows: Vec<(ObjectKey, u64)>,
+        bytes: u64,
+        done_to: u64,
+        out: &mut Vec<Output>,
+    ) {
+        let listed = rows.len().max(1) as u64;
+        let differing: Vec<ObjectKey> = rows
+            .into_iter()
+            .filter(|(key, hash)| self.is_mine(key) && self.own_hash(key) != Some(*hash))
+            .map(|(key, _)| key)
+            .collect();
+        let moved_bytes = bytes * differing.len() as u64 / listed;
+        let Some(incoming) = &mut self.incoming else { return };
+        if !incoming.page(stream, task, differing.len(), done_to) {
+            return;
+        }
+        incoming.bytes += moved_bytes;
+        self.metrics.transferred_bytes += moved_bytes;
+        self.metrics.transferred_keys += differing.len() as u64;
+        // Clients come first: the more of them wait, the longer the pause. Source: Dynamo §6.5.
+        let budget_us = moved_bytes * 1_000_000 / self.config.transfer_bytes_per_s.max(1);
+        let busy_us = PAUSE_US * (self.requests_in_flight as u64 / 8).min(8);
+        self.resume_moving_us = self.resume_moving_us.max(now.mono_us) + budget_us + busy_us;
+        for key in differing {
+            self.repair_with(now, Origin::Transfer(stream), key, source, out);
+        }
+    }
+
+    /// Whether this node is to hold a key, now or after the move.
+    fn is_mine(&self, key: &ObjectKey) -> bool {
+        self.holds(self.membership.me, key)
+    }
+
+    /// Whether a node is to hold a key, now or after the move.
+    pub(super) fn holds(&self, node: NodeId, key: &ObjectKey) -> bool {
+        let n = self.buckets().properties(key.bucket()).n as usize;
+        self.placed_ring().holds(node, key.position(), n)
+    }
+
+    /// The hash by which listings compare the object under `key`; `None` if there is none that can be read.
+    fn own_hash(&mut self, key: &ObjectKey) -> Option<u64> {
+        match self.replica.load(key) {
+            crate::replica::Held::Object(bytes) => Some(Node::row_hash(key.row(), &bytes)),
+            _ => None,
+        }
+    }
+
+    /// A key that a stream waits for was repaired, or not.
+    pub(super) fn transfer_repaired(&mut self, stream: u64, is_repaired: bool) {
+        if let Some(incoming) = &mut self.incoming {
+            incoming.repaired(stream, is_repaired);
+        }
+    }
+
+    /// Rows did not come in time.
+    pub(super) fn rows_are_late(&mut self, id: TaskId) {
+        match self.tasks.remove(id).map(|task| task.work) {
+            Some(Work::Fetch { stream, .. }) => {
+                if let Some(incoming) = &mut self.incoming {
+                    incoming.give_up(stream);
+                }
+            }
+            Some(Work::Compare { .. }) => {
+                self.sweep.again = true;
+                self.end_sweep_page();
+            }
+            _ => {}
+        }
+    }
+
+    /// Says that everything is here, once it is durable.
+    fn announce_moved(&mut self, now: Now, out: &mut Vec<Output>) {
+        let Some((turn, stamp)) = self.moved_in_turn.filter(|(turn, _)| *turn < self.turns) else { return };
+        debug_assert!(turn < self.turns, "the turn is over");
+        self.moved_in_turn = None;
+        if stamp != self.stamp() {
+            return;
+        }
+        self.membership.update_own(now.wall_ms, |own| own.moved = stamp);
+        self.membership_is_dirty = true;
+        for peer in self.peers_up() {
+            let members = vec![self.membership.own().clone()];
+            self.tell(peer, Gossip::Delta { members, ring: None, buckets: Vec::new() }, out);
+        }
+    }
+
+    /// Ends the move when all nodes that had to fetch something have said that they are done.
+    fn settle(&mut self, now: Now, out: &mut Vec<Output>) {
+        let Some(ring) = self.ring.as_ref().filter(|ring| ring.is_moving()) else { return };
+        if self.gaining.as_ref().is_none_or(|(stamp, _)| *stamp != ring.stamp()) {
+            self.gaining = Some((ring.stamp(), gaining(ring, &self.sizes())));
+        }
+        let Some((stamp, nodes)) = &self.gaining else { return };
+        let has_moved = |node| self.membership.members.get(node).is_some_and(|member| member.moved == *stamp);
+        let is_over = nodes.iter().all(has_moved);
+        #[cfg(feature = "sabotage")]
+        let is_over = is_over || self.config.sabotage == crate::config::Sabotage::SettleEarly;
+        if is_over {
+            let settled = ring.state().settled();
+            self.install_ring(now, settled, out);
+        }
+    }
+
+    // Giving away
+
+    /// Looks for rows that others own, one page at a time, and drops those that all their owners hold.
+    fn sweep(&mut self, now: Now, out: &mut Vec<Output>) {
+        self.drop_verified();
+        let is_stable = self.ring.as_ref().is_some_and(|ring| !ring.is_moving());
+        let Some(from) = self.sweep.next.filter(|_| is_stable && self.sweep.page.is_none()) else { return };
+        if self.sweep.verified.len() >= VERIFIED_MAX {
+            return;
+        }
+        let (rows, to) = self.strays(from);
+        let Some((first, _)) = rows.first() else {
+            self.sweep.next = to.0.checked_add(1).map(Position);
+            return self.end_sweep_if_over();
+        };
+        let n = self.replicas_max().min(self.placed_ring().nodes().len());
+        let mut owners = self.placed_ring().preference_at(first.position())[..n].to_vec();
+        // Of another bucket's keys there this node may be an owner.
+        owners.retain(|owner| *owner != self.membership.me);
+        if owners.iter().any(|owner| self.health(*owner) != Health::Up) {
+            self.sweep.again = true;
+            self.sweep.next = to.0.checked_add(1).map(Position);
+            return self.end_sweep_if_over();
+        }
+        let mut page = SweepPage { rows, to, asked: BTreeMap::new(), answers: BTreeMap::new() };
+        for owner in owners {
+            let task = self.expect_rows(now, Work::Compare { owner });
+            page.asked.insert(task, owner);
+            self.list_range_of(now, owner, task, from.0, to.0, out);
+        }
+        self.sweep.page = Some(page);
+        self.resume_moving_us = now.mono_us + PAUSE_US;
+    }
+
+    /// Rows from `from` on that this node does not own and that nobody is owed, up to the end of their partition or
+    /// of a page; and how far it looked.
+    fn strays(&mut self, from: Position) -> (Vec<(ObjectKey, u64)>, Position) {
+        let Some(ring) = &self.ring else { return (Vec::new(), Position(u64::MAX)) };
+        let (me, buckets) = (self.membership.me, &self.membership.buckets);
+        let (mut rows, mut visited, mut last) = (Vec::new(), 0, from);
+        let mut to = Position(u64::MAX);
+        let limit = end_of(to);
+        self.replica.store_mut().scan(Space::Data, &from.0.to_be_bytes(), &limit, &mut |row, value| {
+            let Ok(key) = ObjectKey::from_row(Bytes::copy_from_slice(row)) else { return true };
+            let position = key.position();
+            if position > last && (rows.len() >= PAGE_ROWS / 4 || visited >= 4 * PAGE_ROWS || position > to) {
+                to = Position(position.0 - 1);
+                return false;
+            }
+            (last, visited) = (position, visited + 1);
+            let n = buckets.properties(key.bucket()).n as usize;
+            if ring.holds(me, position, n) {
+                return true;
+            }
+            if let Ok(value) = value {
+                // One page asks the owners of one partition.
+                to = to.min(ring.end(ring.partition_of(position)));
+                rows.push((key, Node::row_hash(row, value)));
+            }
+            true
+        });
+        let hinted = self.handoff.owners();
+        rows.retain(|(key, _)| hinted.iter().all(|owner| self.replica.hint_mark(*owner, key).is_none()));
+        (rows, to)
+    }
+
+    /// An owner's rows for the sweep's page.
+    fn compared(
+        &mut self,
+        now: Now,
+        owner: NodeId,
+        task: TaskId,
+        rows: Vec<(ObjectKey, u64)>,
+        done_to: u64,
+        out: &mut Vec<Output>,
+    ) {
+        let Some(page) = &mut self.sweep.page else { return };
+        if page.asked.remove(&task).is_none() {
+            return;
+        }
+        page.answers.insert(owner, rows.into_iter().collect());
+        // The owner has more rows there than a page lists: the rest comes with the next one.
+        page.to = page.to.min(Position(done_to));
+        if !page.asked.is_empty() {
+            return;
+        }
+        let Some(page) = self.end_sweep_page() else { return };
+        for (key, hash) in page.rows.into_iter().filter(|(key, _)| key.position() <= page.to) {
+            let n = self.replicas_of(&key);
+            let owners = self.placed_ring().preference_at(key.position())[..n].to_vec();
+            let holds =
+                |owner: &NodeId| page.answers.get(owner).and_then(|rows| rows.get(&key)) == Some(&hash);
+            match owners.into_iter().find(|owner| !holds(owner)) {
+                None => self.sweep.verified.push((key, hash)),
+                Some(owner) => {
+                    self.sweep.again = true;
+                    self.repair_with(now, Origin::GiveAway, key, owner, out);
+                }
+            }
+        }
+        self.end_sweep_if_over();
+    }
+
+    /// Goes on behind the page.
+    fn end_sweep_page(&mut self) -> Option<SweepPage> {
+        let page = self.sweep.page.take()?;
+        for task in page.asked.keys() {
+            self.tasks.remove(*task);
+        }
+        self.sweep.next = page.to.0.checked_add(1).map(Position);
+        self.end_sweep_if_over();
+        Some(page)
+    }
+
+    fn end_sweep_if_over(&mut self) {
+        if self.sweep.next.is_none() && std::mem::take(&mut self.sweep.again) {
+            self.sweep.next = Some(Position(0));
+            self.resume_moving_us = self.last_now.mono_us + self.config.gossip_ms * 1000;
+        }
+    }
+
+    fn drop_verified(&mut self) {
+        let rest = self.sweep.verified.len().saturating_sub(DROPPED_MAX);
+        for (key, hash) in self.sweep.verified.split_off(rest) {
+            let is_owed =
+                self.handoff.owners().iter().any(|owner| self.replica.hint_mark(*owner, &key).is_some());
+            if is_owed || self.is_mine(&key) {
+                continue;
+            }
+            let Some((object, Some(bytes))) = self.replica.load_object(&key) else { continue };
+            if hash_of(&bytes) ^ hash_of(key.row()).rotate_left(32) == hash {
+                self.metrics.given_away_keys += 1;
+                self.replica.drop_handed_over(&key, &object);
+            } else {
+                self.sweep.start();
+            }
+        }
+    }
+
+    // Hints
+
+    /// What was kept for nodes that have left the ring is owed to the owners of today.
+    pub(super) fn turn_over_hints(&mut self) {
+        let Some(ring) = &self.ring else { return };
+        let state = ring.state();
+        let is_in = |owner: NodeId| {
+            state.layout.node(owner).is_some()
+                || state.old.as_ref().is_some_and(|old| old.node(owner).is_some())
+        };
+        let gone: Vec<NodeId> = self.handoff.owners().into_iter().filter(|owner| !is_in(*owner)).collect();
+        for owner in gone {
+            for (key, _) in self.replica.hints(owner, None, TURNED_OVER_MAX) {
+                self.turn_over(owner, &key);
+            }
+        }
+    }
+
+    /// `owner` does not own `key` any more: those who do are owed it.
+    pub(super) fn turn_over(&mut self, owner: NodeId, key: &ObjectKey) {
+        let (serving, coming) = self.owners(key);
+        for other in serving.into_iter().chain(coming.into_iter().flatten()) {
+            self.add_hint(other, key);
+        }
+        self.remove_hint(owner, key);
+        self.drop_if_foreign(key);
+    }
+
+    /// Ranges to fetch for the ring that is coming and those that are here; (0, 0) when nothing moves.
+    pub fn moving_progress(&self) -> (usize, usize) {
+        self.incoming.as_ref().map_or((0, 0), Incoming::progress)
+    }
+}

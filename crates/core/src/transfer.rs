@@ -1,0 +1,294 @@
+//! Moving data between two rings: what a node still has to fetch, and what it holds that is others' now.
+//!
+//! **Fetching.** While the ring moves, a node fetches each range that it is to hold and does not hold yet from
+//! every old owner it can reach: page by page the other lists keys and hashes, and each key that differs is read
+//! from both and merged, as in anti-entropy. So nothing is overwritten, what is here already is not sent again, and
+//! an interrupted move goes on where it was by comparing. The source must know the moving ring: from then on it
+//! takes no more writes from coordinators that do not, so nothing can come behind the listing.
+//!
+//! **Giving away.** In a stable ring a node looks through its rows for those it does not own. It compares them with
+//! their owners, gives each what it lacks, and drops a row when all of them hold just that.
+//!
+//! Pure bookkeeping; `node/moving.rs` sends. Source: Dynamo §4.9, §6.2. Differs: see `docs/ring-change.md`.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::message::TaskId;
+use crate::ring::Ring;
+use crate::types::{NodeId, ObjectKey, Position};
+
+/// Ranges fetched side by side.
+pub const STREAMS_MAX: usize = 4;
+/// The most rows that one page lists; a position is never split.
+pub const PAGE_ROWS: usize = 256;
+/// The most rows that wait for being dropped at once.
+pub const VERIFIED_MAX: usize = 16_384;
+
+/// A range to fetch.
+#[derive(Clone, Debug)]
+pub struct Range {
+    pub from: Position,
+    /// Inclusive.
+    pub to: Position,
+    /// The preference list before the change.
+    pub old: Vec<NodeId>,
+    /// Those of them whose rows are all here.
+    pub done: Vec<NodeId>,
+    in_work: bool,
+    is_complete: bool,
+}
+
+/// What is being done about one range and source.
+#[derive(Clone, Debug)]
+pub struct Stream {
+    range: usize,
+    pub source: NodeId,
+    pub next: Position,
+    pub to: Position,
+    phase: Phase,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Phase {
+    /// The next page is to be asked for.
+    Ready,
+    Asked(TaskId),
+    /// Keys of the page are being repaired; `failed`: one of them could not be.
+    Repairing {
+        left: usize,
+        failed: bool,
+        done_to: u64,
+    },
+}
+
+/// Everything a node has to fetch for one ring.
+#[derive(Clone, Debug, Default)]
+pub struct Incoming {
+    ranges: Vec<Range>,
+    streams: BTreeMap<u64, Stream>,
+    streams_made: u64,
+    pub bytes: u64,
+    pub keys: u64,
+}
+
+/// Whether `node` must fetch something in a segment, for buckets of one of the sizes `ns`.
+fn gains(node: NodeId, old: &[NodeId], new: &[NodeId], ns: &[usize]) -> bool {
+    let place = |list: &[NodeId]| list.iter().position(|other| *other == node).unwrap_or(usize::MAX);
+    let (new, old) = (place(new), place(old));
+    ns.iter().any(|&n| new < n && old >= n)
+}
+
+/// The nodes that have something to fetch before `ring` can settle, for buckets of the sizes `ns`.
+pub fn gaining(ring: &Ring, ns: &[usize]) -> BTreeSet<NodeId> {
+    let n_max = ns.iter().copied().max().unwrap_or(0);
+    let mut nodes = BTreeSet::new();
+    for segment in ring.segments() {
+        let candidates = segment.new.iter().copied().take(n_max);
+        nodes.extend(candidates.filter(|node| gains(*node, segment.old, segment.new, ns)));
+    }
+    nodes
+}
+
+impl Incoming {
+    /// What `me` has to fetch for buckets of the sizes `ns`.
+    pub fn new(ring: &Ring, me: NodeId, ns: &[usize]) -> Incoming {
+        let n_max = ns.iter().copied().max().unwrap_or(0);
+        let mut ranges: Vec<Range> = Vec::new();
+        for segment in ring.segments() {
+            if !gains(me, segment.old, segment.new, ns) {
+                continue;
+            }
+            let old: Vec<NodeId> =
+                segment.old.iter().copied().take(n_max).filter(|node| *node != me).collect();
+            match ranges.last_mut() {
+                Some(last) if last.to.0.checked_add(1) == Some(segment.from.0) && last.old == old => {
+                    last.to = segment.to
+                }
+                _ => {
+                    let (from, to) = (segment.from, segment.to);
+                    let (in_work, is_complete) = (false, false);
+                    ranges.push(Range { from, to, old, done: Vec::new(), in_work, is_complete });
+                }
+            }
+        }
+        Incoming { ranges, ..Incoming::default() }
+    }
+
+    /// Ranges, and how many of them are here.
+    pub fn progress(&self) -> (usize, usize) {
+        (self.ranges.len(), self.ranges.iter().filter(|range| range.is_complete).count())
+    }
+
+    /// True if everything is here.
+    pub fn is_complete(&self) -> bool {
+        self.ranges.iter().all(|range| range.is_complete)
+    }
+
+    /// Marks ranges complete for which `suffices` says so; asks only about those that nothing is being done about.
+    pub fn complete(&mut self, suffices: impl Fn(&Range) -> bool) {
+        for range in self.ranges.iter_mut().filter(|range| !range.in_work && !range.is_complete) {
+            range.is_complete = suffices(range);
+        }
+    }
+
+    /// Starts streams from sources that are `up`, as many as may run.
+    pub fn start_streams(&mut self, up: impl Fn(NodeId) -> bool) {
+        for (index, range) in self.ranges.iter_mut().enumerate() {
+            if self.streams.len() >= STREAMS_MAX {
+                return;
+            }
+            if range.in_work || range.is_complete {
+                continue;
+            }
+            let source = range.old.iter().copied().find(|node| !range.done.contains(node) && up(*node));
+            let Some(source) = source else { continue };
+            range.in_work = true;
+            self.streams_made += 1;
+            let stream = Stream { range: index, source, next: range.from, to: range.to, phase: Phase::Ready };
+            self.streams.insert(self.streams_made, stream);
+        }
+    }
+
+    /// The streams that wait for their next page to be asked for.
+    pub fn ready(&self) -> Vec<u64> {
+        let is_ready = |(_, stream): &(&u64, &Stream)| stream.phase == Phase::Ready;
+        self.streams.iter().filter(is_ready).map(|(number, _)| *number).collect()
+    }
+
+    /// A stream that is under way.
+    pub fn stream(&self, number: u64) -> Option<&Stream> {
+        self.streams.get(&number)
+    }
+
+    /// The next page of a stream was asked for by `task`.
+    pub fn asked(&mut self, number: u64, task: TaskId) {
+        if let Some(stream) = self.streams.get_mut(&number) {
+            stream.phase = Phase::Asked(task);
+        }
+    }
+
+    /// A page came, and `left` of its keys are being repaired. False if nobody waits for it.
+    pub fn page(&mut self, number: u64, task: TaskId, left: usize, done_to: u64) -> bool {
+        match self.streams.get_mut(&number) {
+            Some(stream) if stream.phase == Phase::Asked(task) => {
+                stream.phase = Phase::Repairing { left, failed: false, done_to };
+                self.turn_page(number);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// One key of the current page was repaired, or could not be.
+    pub fn repaired(&mut self, number: u64, is_repaired: bool) {
+        self.keys += is_repaired as u64;
+        if let Some(Stream { phase: Phase::Repairing { left, failed, .. }, .. }) =
+            self.streams.get_mut(&number)
+        {
+            *left = left.saturating_sub(1);
+            *failed |= !is_repaired;
+        }
+        self.turn_page(number);
+    }
+
+    fn turn_page(&mut self, number: u64) {
+        let Some(stream) = self.streams.get_mut(&number) else { return };
+        let Phase::Repairing { left: 0, failed, done_to } = stream.phase else { return };
+        stream.phase = Phase::Ready;
+        match done_to.checked_add(1).filter(|_| done_to < stream.to.0) {
+            // The same page once more: what could be repaired does not differ any more.
+            _ if failed => {}
+            Some(next) => stream.next = Position(next),
+            None => {
+                let (range, source) = (stream.range, stream.source);
+                self.streams.remove(&number);
+                self.ranges[range].done.push(source);
+                self.ranges[range].in_work = false;
+            }
+        }
+    }
+
+    /// Gives up a stream, for now: its source does not answer.
+    pub fn give_up(&mut self, number: u64) {
+        if let Some(stream) = self.streams.remove(&number) {
+            self.ranges[stream.range].in_work = false;
+        }
+    }
+}
+
+/// A walk over a node's rows for those it does not own.
+#[derive(Clone, Debug, Default)]
+pub struct Sweep {
+    /// Where the walk goes on; `None`: no walk is under way.
+    pub next: Option<Position>,
+    /// Another walk is needed: this one met rows that it could not drop.
+    pub again: bool,
+    /// Rows that all their owners hold, with the hashes of their objects.
+    pub verified: Vec<(ObjectKey, u64)>,
+    pub page: Option<SweepPage>,
+}
+
+/// Rows being compared with their owners.
+#[derive(Clone, Debug)]
+pub struct SweepPage {
+    pub rows: Vec<(ObjectKey, u64)>,
+    pub to: Position,
+    pub asked: BTreeMap<TaskId, NodeId>,
+    /// What the owners hold of it.
+    pub answers: BTreeMap<NodeId, BTreeMap<ObjectKey, u64>>,
+}
+
+impl Sweep {
+    /// Begins a walk, or has another one follow.
+    pub fn start(&mut self) {
+        match self.next {
+            Some(_) => self.again = true,
+            None => *self = Sweep { next: Some(Position(0)), ..Sweep::default() },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::placement::{RingNode, Strategy};
+    use crate::ring::{RingChange, RingState};
+
+    fn moving() -> Ring {
+        let nodes = (1..=3).map(|id| RingNode::new(NodeId(id))).collect();
+        let state = RingState::founding(Strategy::EqualPartitions, 16, nodes);
+        Ring::new(state.change(&RingChange::Join { node: RingNode::new(NodeId(4)) }).unwrap())
+    }
+
+    #[test]
+    fn only_the_new_node_fetches_when_three_become_four() {
+        let ring = moving();
+        assert_eq!(gaining(&ring, &[3]), BTreeSet::from([NodeId(4)]));
+        assert!(Incoming::new(&ring, NodeId(1), &[3]).is_complete());
+        assert!(!Incoming::new(&ring, NodeId(4), &[3]).is_complete());
+    }
+
+    #[test]
+    fn a_page_that_failed_is_asked_for_again() {
+        let ring = moving();
+        let mut incoming = Incoming::new(&ring, NodeId(4), &[3]);
+        incoming.start_streams(|node| node == NodeId(2));
+        let number = incoming.ready()[0];
+        let first = incoming.stream(number).unwrap().clone();
+        assert_eq!(first.source, NodeId(2));
+        incoming.asked(number, 7);
+        assert!(!incoming.page(number, 8, 0, 0), "another task's answer");
+        assert!(incoming.page(number, 7, 2, first.next.0));
+        incoming.repaired(number, true);
+        incoming.repaired(number, false);
+        assert_eq!(incoming.stream(number).unwrap().next, first.next);
+        incoming.asked(number, 9);
+        assert!(incoming.page(number, 9, 0, first.next.0));
+        assert_eq!(incoming.stream(number).unwrap().next.0, first.next.0 + 1);
+        incoming.asked(number, 10);
+        assert!(incoming.page(number, 10, 0, first.to.0));
+        assert!(incoming.stream(number).is_none(), "the range is done with this source");
+        incoming.complete(|range| range.done == [NodeId(2)]);
+        assert_eq!(incoming.progress().1, 1);
+    }
+}

@@ -1,0 +1,116 @@
+//! `RING`: changing which nodes hold what.
+//!
+//! A node is named by its id or, if only one member has it, by its name. With `PLAN` at the end nothing is changed. The
+//! answer is what moves; the move itself goes on in the background, see `CLUSTER STATUS`.
+
+use oort_core::client::{NodePlan, Operation, Reply, RingPlan};
+use oort_core::membership::Member;
+use oort_core::ring::RingChange;
+use oort_core::types::NodeId;
+
+use super::errors::{refusal, shortened, wrong_arity};
+use super::plan::{Finish, Given};
+use super::{one, Call, Outcome};
+use crate::resp::Value;
+
+/// `RING JOIN node [PLAN]`
+pub fn join(call: &mut Call) -> Outcome {
+    let node = member(call, 2)?.ring_node();
+    change(call, 3, RingChange::Join { node })
+}
+
+/// `RING LEAVE node [PLAN]`
+pub fn leave(call: &mut Call) -> Outcome {
+    let node = node(call, 2)?;
+    change(call, 3, RingChange::Leave { node })
+}
+
+/// `RING REMOVE node [PLAN]`
+pub fn remove(call: &mut Call) -> Outcome {
+    let node = node(call, 2)?;
+    change(call, 3, RingChange::Remove { node })
+}
+
+/// `RING REPLACE old new [PLAN]`
+pub fn replace(call: &mut Call) -> Outcome {
+    let (old, new) = (node(call, 2)?, member(call, 3)?.ring_node());
+    change(call, 4, RingChange::Replace { old, new })
+}
+
+/// `RING WEIGHT node weight [PLAN]`
+pub fn weight(call: &mut Call) -> Outcome {
+    let node = node(call, 2)?;
+    let text = call.arg(3);
+    let number = std::str::from_utf8(text).ok().and_then(|text| text.parse::<u16>().ok());
+    let weight = number.ok_or_else(|| {
+        let text = shortened(text, 64);
+        refusal(format!("ERR weight is '{text}': it must be a number from 1 to 1000"))
+    })?;
+    change(call, 4, RingChange::Weight { node, weight })
+}
+
+/// `RING ZONE node zone [PLAN]`
+pub fn zone(call: &mut Call) -> Outcome {
+    let node = node(call, 2)?;
+    let zone = std::str::from_utf8(call.arg(3)).map_err(|_| refusal("ERR a zone's name is text"))?;
+    let zone = zone.to_string();
+    change(call, 4, RingChange::Zone { node, zone })
+}
+
+/// Carries the change out, or plans it if that is what stands after the first `arity` arguments.
+fn change(call: &Call, arity: usize, change: RingChange) -> Outcome {
+    let plan_only = match call.count() - arity {
+        0 => false,
+        1 if call.arg(arity).eq_ignore_ascii_case(b"plan") => true,
+        _ => return Err(wrong_arity(call.container, call.spec)),
+    };
+    one(Operation::ChangeRing { change, plan_only }, Finish::new(|reply: Reply, _: Given| show(reply)))
+}
+
+fn show(reply: Reply) -> Value {
+    let Reply::RingPlan(RingPlan { version, slots_moved, slots, nodes }) = reply else {
+        return Value::OK;
+    };
+    let number = |number: u32| Value::Integer(number.into());
+    let node = |NodePlan { node, before, after, receives }: NodePlan| {
+        Value::Map(vec![
+            (Value::name("node"), Value::text(node.to_string())),
+            (Value::name("before"), number(before)),
+            (Value::name("after"), number(after)),
+            (Value::name("receives"), number(receives)),
+        ])
+    };
+    Value::Map(vec![
+        (Value::name("version"), Value::Integer(version as i64)),
+        (Value::name("slots"), number(slots)),
+        (Value::name("slots_moved"), number(slots_moved)),
+        (Value::name("nodes"), Value::Array(nodes.into_iter().map(node).collect())),
+    ])
+}
+
+/// The member that an argument names.
+fn member(call: &Call, index: usize) -> Result<Member, Value> {
+    let text = call.arg(index);
+    let members = || call.view.membership().members.values();
+    let by_id = members().find(|member| member.id.to_string().as_bytes() == text);
+    let mut by_name = members().filter(|member| member.name.as_bytes() == text);
+    match (by_id, by_name.next(), by_name.next()) {
+        (Some(member), ..) | (None, Some(member), None) => Ok(member.clone()),
+        (None, Some(_), Some(_)) => {
+            Err(refusal(format!("ERR several nodes are called '{}': give an id", shortened(text, 128))))
+        }
+        (None, None, _) => Err(refusal(format!("ERR unknown node '{}'", shortened(text, 128)))),
+    }
+}
+
+/// The id of a member, or of a node that nobody tells of any more.
+fn node(call: &Call, index: usize) -> Result<NodeId, Value> {
+    let text = std::str::from_utf8(call.arg(index)).unwrap_or_default();
+    match member(call, index) {
+        Ok(member) => Ok(member.id),
+        Err(error) => match u64::from_str_radix(text, 16) {
+            Ok(id) if text.len() == 16 => Ok(NodeId(id)),
+            _ => Err(error),
+        },
+    }
+}
