@@ -1,22 +1,19 @@
-//! Comparing partitions with their other owners, so that replicas converge without a reader's help.
+//! Where the comparing of partitions with their other owners stands, and which keys wait to be mended.
 //!
-//! Round after round, one partition this node holds is summed up as one hash and sent to another of its owners. If
-//! theirs differs, they answer with their rows' hashes, and each differing key is repaired like a stale read: both
-//! sides merge. Nothing is overwritten blindly.
+//! Round after round, each partition that this node holds is compared with each of its other owners, see
+//! `node/entropy.rs`. A key that differs is repaired like a stale read: both sides merge. Nothing is overwritten
+//! blindly.
 //!
-//! Source: Dynamo §4.7. Differs: one hash over a scanned partition instead of a maintained tree; the walk is slow and
-//! cheap.
+//! Source: Dynamo §4.7.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
-use crate::types::{NodeId, ObjectKey, Partition};
+use crate::types::{NodeId, Now, ObjectKey, Partition};
 
 /// The most keys waiting for repair; what does not fit is found again in the next round.
 pub const REPAIRS_WAITING_MAX: usize = 10_000;
 /// The most repairs in flight.
 pub const REPAIRS_IN_FLIGHT_MAX: usize = 32;
-/// The most rows listed in one message.
-pub const ROWS_MAX: usize = 4096;
 
 /// Where the rounds stand.
 #[derive(Clone, Debug, Default)]
@@ -25,6 +22,11 @@ pub struct Entropy {
     next_owner: usize,
     waiting: BTreeSet<(ObjectKey, NodeId)>,
     in_flight: usize,
+    /// Whether the last comparison found no difference.
+    results: BTreeMap<(Partition, NodeId), bool>,
+    round_done_us: Option<u64>,
+    /// The leaf of the hash tree that is checked next.
+    pub check_from: usize,
 }
 
 impl Entropy {
@@ -33,6 +35,7 @@ impl Entropy {
     /// `others(partition)`: the other owners if this node holds the partition, else nothing.
     pub fn next(
         &mut self,
+        now: Now,
         partitions: u16,
         owners_max: usize,
         others: impl Fn(Partition) -> Vec<NodeId>,
@@ -43,12 +46,36 @@ impl Entropy {
             self.next_partition = (partition.0 + 1) % partitions;
             if self.next_partition == 0 {
                 self.next_owner = (self.next_owner + 1) % owners_max.max(1);
+                if self.next_owner == 0 {
+                    self.round_done_us = Some(now.mono_us);
+                }
             }
             if let Some(peer) = others(partition).get(owner) {
                 return Some((partition, *peer));
             }
         }
         None
+    }
+
+    /// Notes what a comparison with another owner found; one that could not be made finds a difference.
+    pub fn compared(&mut self, partition: Partition, owner: NodeId, is_same: bool) {
+        self.results.insert((partition, owner), is_same);
+    }
+
+    /// The ring has changed: other partitions, or other owners.
+    pub fn forget_results(&mut self) {
+        self.results.clear();
+        self.round_done_us = None;
+    }
+
+    /// How many comparisons found no difference, and how many there were, each pair counted once.
+    pub fn in_sync(&self) -> (u64, u64) {
+        (self.results.values().filter(|is_same| **is_same).count() as u64, self.results.len() as u64)
+    }
+
+    /// When all partitions had been compared with all owners, in `mono_us`.
+    pub fn round_done_us(&self) -> Option<u64> {
+        self.round_done_us
     }
 
     /// Notes a key that differs from `peer`'s.

@@ -20,6 +20,7 @@ pub mod membership;
 pub mod message;
 pub mod metrics;
 pub mod known;
+pub mod tree;
 pub mod replica;
 pub mod get;
 pub mod put;

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::client::{ClientError, Operation, Reply, Scan};
 use crate::codec::{DecodeError, Reader, Writer};
 use crate::membership::Gossip;
-use crate::types::{NodeId, ObjectKey, Partition};
+use crate::types::{NodeId, ObjectKey};
 
 /// Pairs a message with its answer: the sender's number for what it is doing, unique while it runs.
 pub type TaskId = u64;
@@ -104,13 +104,15 @@ pub enum Control {
         count: u64,
         done_to: u64,
     },
-    /// A hash of all rows of a partition that we both hold.
-    EntropyHash {
-        partition: Partition,
-        hash: u64,
+    /// The sums of all rows that we both replicate in a range of leaves of the hash tree, `from` to `to`, inclusive: of
+    /// as many parts of it as there are sums. Without sums: all of mine are the same as yours.
+    EntropySums {
+        from: u32,
+        to: u32,
+        sums: Vec<u64>,
         stamp: u64,
     },
-    /// My rows from `from` to `to` of a partition whose hash differs.
+    /// My rows from `from` to `to`, a leaf of which our sums differ.
     EntropyRows {
         from: u64,
         to: u64,

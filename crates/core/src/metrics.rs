@@ -43,6 +43,16 @@ pub struct Metrics {
     pub entropy_differences: u64,
     /// Keys handed to repair by a comparison.
     pub entropy_keys: u64,
+    /// Bytes of sums and lists of rows sent in comparisons.
+    pub entropy_bytes: u64,
+    /// Leaves of the hash tree whose sum was found wrong. Anything but 0 is a bug.
+    pub entropy_miscounts: u64,
+    /// Level: partitions, once for each other owner, whose last comparison found no difference.
+    pub entropy_in_sync: u64,
+    /// Level: partitions, once for each other owner, that were compared under this ring.
+    pub entropy_compared: u64,
+    /// Level: milliseconds since all partitions were last compared with all owners; 0: never yet.
+    pub entropy_round_age_ms: u64,
     /// Keys fetched from other nodes because the ring changed.
     pub transferred_keys: u64,
     /// Bytes of their objects.
@@ -91,6 +101,8 @@ impl Metrics {
         total("entropy_rounds", "partitions compared with another owner", self.entropy_rounds);
         total("entropy_differences", "comparisons that found a difference", self.entropy_differences);
         total("entropy_keys", "keys handed to repair by a comparison", self.entropy_keys);
+        total("entropy_bytes", "bytes of sums and lists of rows sent in comparisons", self.entropy_bytes);
+        total("entropy_miscounts", "sums of the hash tree found wrong, a bug", self.entropy_miscounts);
         total("transferred_keys", "keys fetched because the ring changed", self.transferred_keys);
         total("transferred_bytes", "bytes fetched because the ring changed", self.transferred_bytes);
         total("given_away_keys", "keys dropped after their new owners had them", self.given_away_keys);
@@ -102,5 +114,11 @@ impl Metrics {
         total("suspicions", "times a peer became suspect or down", self.suspicions);
         total("late_messages", "messages that named no request in flight", self.late_messages);
         visit("hints_pending", "hints waiting for their owner", false, self.hints_pending);
+        let in_sync = "partitions, for each other owner, whose last comparison found no difference";
+        visit("entropy_in_sync", in_sync, false, self.entropy_in_sync);
+        let compared = "partitions, for each other owner, that were compared";
+        visit("entropy_compared", compared, false, self.entropy_compared);
+        let age = "milliseconds since the last full round of comparisons, 0: none yet";
+        visit("entropy_round_age_ms", age, false, self.entropy_round_age_ms);
     }
 }

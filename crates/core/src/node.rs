@@ -10,6 +10,7 @@
 
 mod background;
 mod coordinate;
+mod entropy;
 mod listing;
 mod moving;
 mod overdue;
@@ -406,6 +407,7 @@ impl Node {
             config,
         };
         node.metrics.hints_pending = node.handoff.pending();
+        node.size_tree();
         node.begin_moving();
         Ok(node)
     }

@@ -15,6 +15,7 @@ use crate::known::KnownObjects;
 use crate::message::ReadOutcome;
 use crate::object::Object;
 use crate::store::{Durability, Space, Store, StoreError};
+use crate::tree::{leaf_of, HashTree};
 use crate::types::{ActorId, NodeId, Now, ObjectKey, Rng};
 
 /// The version of the records in the meta space that this program writes and reads.
@@ -72,6 +73,7 @@ pub struct Replica {
     store: Box<dyn Store>,
     /// Of objects that are in the store; never of one that was undone, dropped or replaced.
     known: KnownObjects,
+    tree: HashTree,
     identity: Identity,
     clock: HybridClock,
     rng: Rng,
@@ -86,6 +88,11 @@ pub struct Replica {
 /// The hash by which replicas compare an object's bytes; never 0, which stands for no object.
 pub fn hash_of(object: &[u8]) -> u64 {
     xxh3_64(object).max(1)
+}
+
+/// The hash of a row by which comparisons sum up many: of its key and, by `hash_of`, its object.
+pub fn row_hash(key: &[u8], object_hash: u64) -> u64 {
+    object_hash ^ hash_of(key).rotate_left(32)
 }
 
 /// Reads a record of the meta space; `None` if it was never written.
@@ -142,6 +149,7 @@ impl Replica {
         let mut replica = Replica {
             store,
             known: KnownObjects::new(known_bytes, identity.actor.0),
+            tree: HashTree::new(),
             identity,
             clock,
             rng,
@@ -237,8 +245,34 @@ impl Replica {
 
     /// Stores an object, whose bytes are `bytes`.
     pub fn save(&mut self, key: &ObjectKey, object: &Object, bytes: Bytes) {
-        self.known.set(key, hash_of(&bytes), Some(object.context()));
+        let hash = hash_of(&bytes);
+        self.update_tree(key, Some(hash));
+        self.known.set(key, hash, Some(object.context()));
         self.store.apply((Space::Data, key.row().clone(), Some(bytes)));
+    }
+
+    /// The row of `key`, as it is now, is about to be replaced by an object with the hash `after`, or dropped.
+    fn update_tree(&mut self, key: &ObjectKey, after: Option<u64>) {
+        let leaf = leaf_of(key.position());
+        let before = match self.known.hash(key) {
+            _ if !self.tree.is_counted(leaf) => None,
+            Some(hash) => Some(hash),
+            None => match self.store.get(Space::Data, key.row()) {
+                Ok(bytes) => bytes.map(|bytes| hash_of(&bytes)),
+                Err(_) => return self.tree.forget(leaf),
+            },
+        };
+        let row_hash = |hash: Option<u64>| hash.map(|hash| row_hash(key.row(), hash));
+        self.tree.changed(key, row_hash(before), row_hash(after));
+    }
+
+    /// The sums of what is held.
+    pub fn tree(&self) -> &HashTree {
+        &self.tree
+    }
+
+    pub fn tree_mut(&mut self) -> &mut HashTree {
+        &mut self.tree
     }
 
     /// Takes in a peer's object that was made from one with the hash `base`, 0 if unknown.
@@ -348,6 +382,7 @@ impl Replica {
 
     /// Drops `object`, held under `key`, after it was handed over to its owner.
     pub fn drop_handed_over(&mut self, key: &ObjectKey, object: &Object) {
+        self.update_tree(key, None);
         self.known.forget(key);
         self.store.apply((Space::Data, key.row().clone(), None));
         let is_own = object.context().counter(self.identity.actor) > 0;
@@ -442,9 +477,11 @@ impl Replica {
         match self.store.sync(durability) {
             Ok(()) => {
                 self.needs_durable &= durability != Durability::Durable;
+                self.tree.staged();
                 Ok(())
             }
             Err(error) => {
+                self.tree.undone();
                 self.known.clear();
                 self.identity_is_dirty = true;
                 Err(error)

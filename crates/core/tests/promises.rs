@@ -14,7 +14,7 @@ use oort_core::mutation::{Basis, Condition, Expiry, Mutation, MutationError};
 use oort_core::node::{Event, Input, Node, OpenError};
 use oort_core::object::{Object, Version};
 use oort_core::store::{Durability, Space, Store};
-use oort_core::types::{ActorId, ObjectKey, Partition, Position, SIBLINGS_MAX};
+use oort_core::types::{ActorId, ObjectKey, Position, SIBLINGS_MAX};
 use support::{key, Cluster, Crash};
 
 fn store(value: &str, basis: Basis, condition: Condition) -> Mutation {
@@ -456,8 +456,11 @@ fn extreme_numbers_from_a_peer_do_no_harm() {
     }
     let (from, to, rows) = (u64::MAX, 0, Vec::new());
     cluster.inject(1, 0, Message::Control(Control::EntropyRows { from, to, rows, stamp }));
-    let (partition, hash) = (Partition(u16::MAX), 0);
-    cluster.inject(1, 0, Message::Control(Control::EntropyHash { partition, hash, stamp }));
+    for (from, to) in [(0, u32::MAX), (u32::MAX, u32::MAX), (7, 0), (0, 65_535), (3, 3)] {
+        for sums in [vec![], vec![1], vec![7; 1_000]] {
+            cluster.inject(1, 0, Message::Control(Control::EntropySums { from, to, sums, stamp }));
+        }
+    }
     for task in [0, 1, u64::MAX] {
         let outcome = WriteOutcome::Durable;
         cluster.inject(1, 0, Message::Written { task, outcome });

@@ -1,23 +1,17 @@
-//! What a node does unasked: gossip and probes, founding the ring, watching clocks, giving hints back, comparing
-//! partitions.
-
-use std::collections::BTreeMap;
+//! What a node does unasked: gossip and probes, founding the ring, watching clocks, giving hints back.
 
 use bytes::Bytes;
 
-use super::serve::end_of;
 use super::{Event, Node, Origin, Output, Task, Work};
 use crate::bucket::{BucketEntry, BucketProperties, PropertyError, BUCKETS_MAX};
 use crate::client::{ClientError, Reply};
 use crate::config::NodeConfig;
 use crate::detector::Health;
-use crate::entropy::ROWS_MAX;
 use crate::handoff::Delivery;
 use crate::membership::{Changes, Gossip, Hello};
 use crate::message::{Control, Message, TaskId, WriteOutcome};
 use crate::object::Object;
-use crate::store::Space;
-use crate::types::{NodeId, Now, ObjectKey, Partition, Position};
+use crate::types::{NodeId, Now, ObjectKey};
 
 /// A node with more client requests in flight than this is busy: background work holds back. Source: Dynamo §6.5.
 const BUSY_REQUESTS: usize = 16;
@@ -196,6 +190,9 @@ impl Node {
                 version: lost.version,
                 nodes: lost.layout.nodes.len(),
             }));
+        }
+        if changes.buckets {
+            self.size_tree();
         }
         if changes.ring {
             self.ring_changed(now, out);
@@ -433,152 +430,6 @@ impl Node {
         if owed.pending == 0 && owed.delivered > 0 {
             let delivered = std::mem::take(&mut owed.delivered);
             out.push(Output::Event(Event::HandoffDone { owner, delivered }));
-        }
-    }
-
-    // Anti-entropy
-
-    fn compare_partition(&mut self, now: Now, out: &mut Vec<Output>) {
-        let Some(ring) = &self.ring else { return };
-        let n = self.replicas_max().min(ring.nodes().len());
-        let me = self.membership.me;
-        let others = |partition: Partition| {
-            let owners = &ring.preference_list(partition)[..n];
-            match owners.contains(&me) {
-                true => owners.iter().copied().filter(|&owner| owner != me).collect(),
-                false => Vec::new(),
-            }
-        };
-        let Some((partition, peer)) = self.entropy.next(ring.partitions(), n - 1, others) else {
-            return;
-        };
-        if self.detector.health(peer) != Health::Up {
-            return;
-        }
-        self.metrics.entropy_rounds += 1;
-        let hash = self.partition_hash(partition, peer);
-        self.send(
-            now,
-            peer,
-            Message::Control(Control::EntropyHash { partition, hash, stamp: self.stamp() }),
-            out,
-        );
-    }
-
-    pub(super) fn replicas_max(&self) -> usize {
-        let own = self.buckets().entries().map(|(_, entry)| entry.properties.n).max().unwrap_or(0);
-        own.max(self.buckets().properties(b"").n) as usize
-    }
-
-    /// Calls `visit` with every row between two positions that this node and `peer` both replicate.
-    fn shared_rows(
-        &mut self,
-        from: Position,
-        to: Position,
-        peer: NodeId,
-        mut visit: impl FnMut(ObjectKey, u64),
-    ) {
-        let Some(ring) = &self.ring else { return };
-        let (me, buckets) = (self.membership.me, &self.membership.buckets);
-        let mut corrupt = Vec::new();
-        let (first, last) = (from.0.to_be_bytes(), end_of(to));
-        self.replica.store_mut().scan(Space::Data, &first, &last, &mut |row, value| {
-            let Ok(key) = ObjectKey::from_row(Bytes::copy_from_slice(row)) else {
-                return true;
-            };
-            let n = (buckets.properties(key.bucket()).n as usize).min(ring.nodes().len());
-            let owners = &ring.preference_at(key.position())[..n];
-            if owners.contains(&me) && owners.contains(&peer) {
-                match value {
-                    Ok(value) => visit(key, Node::row_hash(row, value)),
-                    Err(error) => corrupt.push((key, error.to_string())),
-                }
-            }
-            true
-        });
-        for (key, detail) in corrupt {
-            self.replica.note_corruption(detail);
-            self.entropy.differs(key, peer);
-        }
-    }
-
-    /// A hash of all rows of a partition that this node and `peer` both replicate. Independent of their order.
-    fn partition_hash(&mut self, partition: Partition, peer: NodeId) -> u64 {
-        let Some(ring) = &self.ring else { return 0 };
-        let (from, to) = (ring.start(partition), ring.end(partition));
-        let mut sum = 0u64;
-        self.shared_rows(from, to, peer, |_, hash| sum = sum.wrapping_add(hash));
-        sum
-    }
-
-    pub(super) fn entropy_hash(
-        &mut self,
-        now: Now,
-        from: NodeId,
-        partition: Partition,
-        hash: u64,
-        out: &mut Vec<Output>,
-    ) {
-        let Some(ring) = &self.ring else { return };
-        if partition.0 >= ring.partitions() {
-            return;
-        }
-        let (first, last) = (ring.start(partition), ring.end(partition));
-        if self.partition_hash(partition, from) == hash {
-            return;
-        }
-        self.metrics.entropy_differences += 1;
-        let (mut start, stamp) = (first.0, self.stamp());
-        let mut rows = Vec::new();
-        let mut all = Vec::new();
-        self.shared_rows(first, last, from, |key, hash| all.push((key, hash)));
-        for (key, hash) in all {
-            // A position is never split over two messages.
-            if rows.len() >= ROWS_MAX && key.position().0 > start {
-                let to = key.position().0 - 1;
-                let message =
-                    Control::EntropyRows { from: start, to, rows: std::mem::take(&mut rows), stamp };
-                self.send(now, from, Message::Control(message), out);
-                start = to + 1;
-            }
-            rows.push((key, hash));
-        }
-        let message = Control::EntropyRows { from: start, to: last.0, rows, stamp };
-        self.send(now, from, Message::Control(message), out);
-    }
-
-    pub(super) fn entropy_rows(
-        &mut self,
-        now: Now,
-        peer: NodeId,
-        from: u64,
-        to: u64,
-        rows: Vec<(ObjectKey, u64)>,
-        out: &mut Vec<Output>,
-    ) {
-        let mut theirs: BTreeMap<ObjectKey, u64> = rows.into_iter().collect();
-        let mut differing = Vec::new();
-        self.shared_rows(Position(from), Position(to), peer, |key, hash| match theirs.remove(&key) {
-            Some(other) if other == hash => {}
-            _ => differing.push(key),
-        });
-        differing.extend(theirs.into_keys());
-        for key in differing {
-            self.metrics.entropy_keys += 1;
-            self.entropy.differs(key, peer);
-        }
-        self.start_repairs(now, out);
-    }
-
-    fn start_repairs(&mut self, now: Now, out: &mut Vec<Output>) {
-        if self.ring.is_none() || self.read_only.is_some() {
-            return;
-        }
-        while let Some((key, peer)) = self.entropy.start_repair() {
-            match self.detector.health(peer) {
-                Health::Up => self.repair_with(now, Origin::Repair, key, peer, out),
-                _ => self.entropy.end_repair(),
-            }
         }
     }
 }

@@ -866,11 +866,6 @@ impl Node {
             false => self.finish(task.origin, Err(ClientError::OutcomeUnknown), out),
         }
     }
-
-    /// The hash of a row for comparing replicas.
-    pub(super) fn row_hash(key: &[u8], object: &[u8]) -> u64 {
-        hash_of(object) ^ hash_of(key).rotate_left(32)
-    }
 }
 
 fn check_quorum(name: QuorumName, value: u8, n: u8) -> Result<(), ClientError> {

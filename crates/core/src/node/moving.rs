@@ -13,7 +13,7 @@ use crate::detector::Health;
 use crate::get::Needed;
 use crate::membership::Gossip;
 use crate::message::{Control, Message, TaskId};
-use crate::replica::hash_of;
+use crate::replica::{hash_of, row_hash};
 use crate::ring::{Ring, RingChange, RingState};
 use crate::store::Space;
 use crate::transfer::{gaining, Incoming, Range, SweepPage, PAGE_ROWS, VERIFIED_MAX};
@@ -91,6 +91,7 @@ impl Node {
         let (version, nodes) = (state.version, state.layout.nodes.len());
         let (partitions, moving) = (state.layout.partitions, state.old.is_some());
         self.ring = Some(Ring::new(state));
+        self.entropy.forget_results();
         out.push(Output::Event(Event::RingFormed { version, nodes, partitions, moving }));
         // The news must be everywhere before requests that are stamped with it are.
         for peer in self.peers_up() {
@@ -324,7 +325,7 @@ impl Node {
             match value {
                 Ok(value) => {
                     bytes += value.len() as u64;
-                    rows.push((key, Node::row_hash(row, value)));
+                    rows.push((key, row_hash(row, hash_of(value))));
                 }
                 Err(error) => corrupt.push(error.to_string()),
             }
@@ -410,7 +411,7 @@ impl Node {
     /// The hash by which listings compare the object under `key`; `None` if there is none that can be read.
     fn own_hash(&mut self, key: &ObjectKey) -> Option<u64> {
         match self.replica.load(key) {
-            crate::replica::Held::Object(bytes) => Some(Node::row_hash(key.row(), &bytes)),
+            crate::replica::Held::Object(bytes) => Some(row_hash(key.row(), hash_of(&bytes))),
             _ => None,
         }
     }
@@ -528,7 +529,7 @@ impl Node {
             if let Ok(value) = value {
                 // One page asks the owners of one partition.
                 to = to.min(ring.end(ring.partition_of(position)));
-                rows.push((key, Node::row_hash(row, value)));
+                rows.push((key, row_hash(row, hash_of(value))));
             }
             true
         });
@@ -601,7 +602,7 @@ impl Node {
                 continue;
             }
             let Some((object, Some(bytes))) = self.replica.load_object(&key) else { continue };
-            if hash_of(&bytes) ^ hash_of(key.row()).rotate_left(32) == hash {
+            if row_hash(key.row(), hash_of(&bytes)) == hash {
                 self.metrics.given_away_keys += 1;
                 self.replica.drop_handed_over(&key, &object);
             } else {

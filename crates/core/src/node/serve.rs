@@ -62,10 +62,10 @@ impl Node {
                 self.scan_rows(now, from, task, rows, count, done_to, out)
             }
             // Nodes with different rings take different rows for shared.
-            Control::EntropyHash { stamp, .. } | Control::EntropyRows { stamp, .. }
+            Control::EntropySums { stamp, .. } | Control::EntropyRows { stamp, .. }
                 if stamp != self.stamp() => {}
-            Control::EntropyHash { partition, hash, .. } => {
-                self.entropy_hash(now, from, partition, hash, out)
+            Control::EntropySums { from: first, to, sums, .. } => {
+                self.entropy_sums(now, from, first as usize..=to as usize, sums, out)
             }
             Control::EntropyRows { from: first, to, rows, .. } => {
                 self.entropy_rows(now, from, first, to, rows, out)

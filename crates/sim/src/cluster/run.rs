@@ -160,6 +160,7 @@ impl Cluster {
         // Messages delayed before may still be under way, and what has converged must stay so.
         self.run_to(self.now_us + 2_000_000);
         has_converged &= self.wait(self.convergence_bound_us(), Cluster::has_converged);
+        self.check_trees();
         if !has_converged {
             self.blame_differences();
         }
@@ -320,6 +321,17 @@ impl Cluster {
             })
             && self.machines.iter().all(|m| m.disk.count(Space::Hints) == 0)
             && self.all_keys().iter().all(|key| !self.differs(key) && self.strays(key).is_empty())
+    }
+
+    /// The sums that writes have kept up to date must be those of the rows.
+    fn check_trees(&mut self) {
+        for (index, machine) in self.machines.iter().enumerate() {
+            let miscounts = machine.node.as_ref().map_or(0, |node| node.metrics().entropy_miscounts);
+            if miscounts > 0 {
+                let detail = format!("n{index} found {miscounts} sums of its hash tree wrong");
+                self.history.violations.push(Violation { checker: "tree", key: None, detail });
+            }
+        }
     }
 
     fn blame_differences(&mut self) {
