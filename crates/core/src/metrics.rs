@@ -45,7 +45,7 @@ pub struct Metrics {
     pub entropy_keys: u64,
     /// Bytes of sums and lists of rows sent in comparisons.
     pub entropy_bytes: u64,
-    /// Leaves of the hash tree whose sum was found wrong. Anything but 0 is a bug.
+    /// Times the hash tree was found wrong: rows vanished from the disk, or a bug.
     pub entropy_miscounts: u64,
     /// Level: partitions, once for each other owner, whose last comparison found no difference.
     pub entropy_in_sync: u64,
@@ -102,7 +102,11 @@ impl Metrics {
         total("entropy_differences", "comparisons that found a difference", self.entropy_differences);
         total("entropy_keys", "keys handed to repair by a comparison", self.entropy_keys);
         total("entropy_bytes", "bytes of sums and lists of rows sent in comparisons", self.entropy_bytes);
-        total("entropy_miscounts", "sums of the hash tree found wrong, a bug", self.entropy_miscounts);
+        total(
+            "entropy_miscounts",
+            "times the hash tree was found not to be that of the rows",
+            self.entropy_miscounts,
+        );
         total("transferred_keys", "keys fetched because the ring changed", self.transferred_keys);
         total("transferred_bytes", "bytes fetched because the ring changed", self.transferred_bytes);
         total("given_away_keys", "keys dropped after their new owners had them", self.given_away_keys);

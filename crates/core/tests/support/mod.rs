@@ -4,6 +4,8 @@
 //! simulator (`crates/sim`) searches for histories nobody thought of; this shows one story at a time.
 #![allow(dead_code)] // Each test program uses its own part.
 
+pub mod entropy;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
 
