@@ -325,6 +325,8 @@ pub struct Node {
     last_durable_us: u64,
     /// Puts whose own copy was stored in this turn, and who asked for them.
     turn_puts: Vec<(TaskId, Origin)>,
+    /// Their dots. A put may be over, and so its task gone, before the turn is.
+    turn_dots: Vec<Dot>,
     /// Grows with every get, shrinks with every hedge.
     hedge_budget: u32,
 }
@@ -400,6 +402,7 @@ impl Node {
             next_entropy_us: now.mono_us + config.entropy_ms * 1000,
             last_durable_us: now.mono_us,
             turn_puts: Vec::new(),
+            turn_dots: Vec::new(),
             hedge_budget: coordinate::HEDGE_BUDGET_MAX,
             rng,
             replica,
@@ -442,6 +445,7 @@ impl Node {
             Err(error) => self.undo_turn(error, out),
         }
         self.turn_puts.clear();
+        self.turn_dots.clear();
         self.turn_doubtful.clear();
         self.report_store(out);
     }
@@ -658,28 +662,16 @@ impl Node {
                 output.deny(if is_doubtful { &ClientError::OutcomeUnknown } else { &refusal });
             }
         }
-        let mut dots = Vec::new();
         for (id, _) in undone {
-            let Some(task) = self.tasks.remove(id) else {
-                continue;
-            };
-            if let Work::Put { put, .. } = &task.work {
-                dots.extend(self.own_dot(&put.object));
+            if let Some(task) = self.tasks.remove(id) {
+                self.finish(task.origin, Err(refusal.clone()), out);
             }
-            self.finish(task.origin, Err(refusal.clone()), out);
         }
+        let dots = std::mem::take(&mut self.turn_dots);
         if !dots.is_empty() {
             self.unsay(&dots, &refusal, out);
         }
         self.refuse_writes(detail, out);
-    }
-
-    /// The newest dot of this node's actor that an object has seen.
-    fn own_dot(&self, object: &Bytes) -> Option<Dot> {
-        let object = Object::decode(object).ok()?;
-        let actor = self.replica.identity().actor;
-        let dot = object.context().dots().find(|dot| dot.actor == actor);
-        dot
     }
 
     /// Takes back whatever else this turn showed of the writes `dots`, which never happened: reads that met them in the
@@ -687,13 +679,19 @@ impl Node {
     fn unsay(&mut self, dots: &[Dot], refusal: &ClientError, out: &mut Vec<Output>) {
         let shows = |object: &Object| dots.iter().any(|dot| object.context().covers(*dot));
         let bytes_show = |bytes: &Bytes| Object::decode(bytes).is_ok_and(|object| shows(&object));
+        let result_shows = |result: &Result<Reply, ClientError>| match result {
+            Ok(Reply::Object(object)) => shows(object),
+            Ok(Reply::Updated(Updated { before, after, .. })) => before.iter().chain(after).any(shows),
+            _ => false,
+        };
         out.retain_mut(|output| match output {
             Output::Send {
                 message: Message::ReadResult { outcome: ReadOutcome::Object(bytes), .. }, ..
             } => !bytes_show(bytes),
             Output::Send { message: Message::Write { object, .. }, .. } => !bytes_show(object),
-            Output::Reply { result, .. } => {
-                if matches!(result, Ok(Reply::Object(object)) if shows(object)) {
+            Output::Reply { result, .. }
+            | Output::Send { message: Message::Control(Control::Forwarded { result, .. }), .. } => {
+                if result_shows(result) {
                     *result = Err(refusal.clone());
                 }
                 true

@@ -584,6 +584,7 @@ impl Node {
         let bytes = applied.then(|| object.encode());
         if let Some(bytes) = &bytes {
             self.replica.save(&key, &object, bytes.clone());
+            self.turn_dots.push(dot);
         }
         let after = want.after.then_some(object);
         let updated = Updated { applied, before, after };
