@@ -31,7 +31,7 @@ pub struct Identity {
     pub actor: ActorId,
     /// No reading at or above this was ever used.
     pub lease: u64,
-    /// Objects were dropped that this actor had written: the next write takes a new actor.
+    /// Writes that this actor made may be gone from the store: the next write takes a new actor.
     pub forgot: bool,
     /// The node stopped after its last write was durable.
     pub clean: bool,
@@ -144,6 +144,8 @@ impl Replica {
             _ if !identity.clean && identity.boot != boot => Some("the machine went down without a stop"),
             _ => None,
         };
+        // Remembered over the next restart too: there may be no write before it.
+        identity.forgot |= must_renew.is_some();
         (identity.clean, identity.boot) = (false, boot);
         let clock = HybridClock::new(identity.lease, skew_ms_max);
         let mut replica = Replica {
@@ -349,7 +351,7 @@ impl Replica {
         } else if let Some(why) = self.must_renew {
             self.renew_actor(why);
         } else if self.identity.forgot {
-            self.renew_actor("handed-over objects were dropped");
+            self.renew_actor("writes it made may be forgotten");
         }
         let (counter, lease) = self.clock.tick(now);
         if let Some(lease) = lease {

@@ -324,6 +324,8 @@ fn the_actor_is_renewed_after_an_unclean_stop_of_the_machine_but_not_after_a_mer
     cluster.crash(0, Crash::Power);
     cluster.machines[0].config.boot = 2;
     cluster.restart(0);
+    cluster.kill(0); // before its first write
+    cluster.restart(0);
     let second = actor(&mut cluster, "3");
     assert_ne!(second, first);
     cluster.turn(0, Input::Stop);
