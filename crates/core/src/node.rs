@@ -107,6 +107,22 @@ impl Output {
         )
     }
 
+    /// True if what this claims was this node's own disk to keep, given who asked for the `puts` that are not kept.
+    /// What another node stored for us, or this one durably before, is still true.
+    fn claims_own_disk(&self, puts: &[Origin]) -> bool {
+        let is_own = |result: &Result<Reply, ClientError>, origin: Origin| match result {
+            Ok(Reply::Updated(_)) => puts.contains(&origin),
+            _ => true,
+        };
+        match self {
+            Output::Reply { id, result } => is_own(result, Origin::Client(*id)),
+            Output::Send { to, message: Message::Control(Control::Forwarded { task, result }) } => {
+                is_own(result, Origin::Peer(*to, *task))
+            }
+            _ => true,
+        }
+    }
+
     /// Turns a claim that something is durable into `refusal`.
     fn deny(&mut self, refusal: &ClientError) {
         if !self.waits_for_disk() {
@@ -327,6 +343,8 @@ pub struct Node {
     turn_puts: Vec<(TaskId, Origin)>,
     /// Their dots. A put may be over, and so its task gone, before the turn is.
     turn_dots: Vec<Dot>,
+    /// Who asked for puts whose own copy is staged but not durable yet.
+    unkept: Vec<Origin>,
     /// Grows with every get, shrinks with every hedge.
     hedge_budget: u32,
 }
@@ -403,6 +421,7 @@ impl Node {
             last_durable_us: now.mono_us,
             turn_puts: Vec::new(),
             turn_dots: Vec::new(),
+            unkept: Vec::new(),
             hedge_budget: coordinate::HEDGE_BUDGET_MAX,
             rng,
             replica,
@@ -444,7 +463,7 @@ impl Node {
             }
             Err(error) => self.undo_turn(error, out),
         }
-        self.turn_puts.clear();
+        self.unkept.extend(self.turn_puts.drain(..).map(|(_, origin)| origin));
         self.turn_dots.clear();
         self.turn_doubtful.clear();
         self.report_store(out);
@@ -468,17 +487,27 @@ impl Node {
             _ => is_due,
         };
         if !is_due {
+            // In this mode an answer does not wait for the disk.
+            self.unkept.clear();
             return;
         }
         self.last_durable_us = now.mono_us;
         self.turns += 1;
-        if let Err(error) = self.replica.sync(Durability::Durable) {
-            self.moved_in_turn = None;
-            self.replica.must_renew("the disk failed to keep writes");
-            // The store has it and the peers may have heard of it: nobody can say that nothing was changed.
-            out.iter_mut().for_each(|output| output.deny(&ClientError::OutcomeUnknown));
-            self.refuse_writes(error.to_string(), out);
+        match self.replica.sync(Durability::Durable) {
+            Ok(()) => self.unkept.clear(),
+            Err(error) => self.deny_unkept(error, out),
         }
+    }
+
+    /// Takes back what `out` claims to be durable here, because the disk failed to keep what was staged.
+    fn deny_unkept(&mut self, error: StoreError, out: &mut Vec<Output>) {
+        self.moved_in_turn = None;
+        self.replica.must_renew("the disk failed to keep writes");
+        for output in out.iter_mut().filter(|output| output.claims_own_disk(&self.unkept)) {
+            // The store has it and the peers may have heard of it: nobody can say that nothing was changed.
+            output.deny(&ClientError::OutcomeUnknown);
+        }
+        self.refuse_writes(error.to_string(), out);
     }
 
     /// When a [`Input::Tick`] is due at the latest, in `mono_us`. Ask again after every turn.
@@ -646,21 +675,10 @@ impl Node {
             !matches!(output, Output::Send { message: Message::Write { task, .. }, .. }
                 if undone.iter().any(|(id, _)| id == task))
         });
-        // What earlier turns stored, or another node for us, is still true.
-        let is_undone = |origin| undone.iter().any(|(_, undone)| *undone == origin);
-        for output in out.iter_mut() {
-            let is_claim_of_turn = match output {
-                Output::Reply { result: Ok(Reply::BucketSet), .. } => true,
-                Output::Reply { id, .. } => is_undone(Origin::Client(*id)),
-                Output::Send { to, message: Message::Control(Control::Forwarded { task, result }) } => {
-                    matches!(result, Ok(Reply::BucketSet)) || is_undone(Origin::Peer(*to, *task))
-                }
-                _ => true,
-            };
+        let origins: Vec<Origin> = undone.iter().map(|(_, origin)| *origin).collect();
+        for output in out.iter_mut().filter(|output| output.claims_own_disk(&origins)) {
             let is_doubtful = matches!(output, Output::Reply { id, .. } if self.turn_doubtful.contains(id));
-            if is_claim_of_turn {
-                output.deny(if is_doubtful { &ClientError::OutcomeUnknown } else { &refusal });
-            }
+            output.deny(if is_doubtful { &ClientError::OutcomeUnknown } else { &refusal });
         }
         for (id, _) in undone {
             if let Some(task) = self.tasks.remove(id) {

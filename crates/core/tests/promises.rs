@@ -239,6 +239,30 @@ fn a_full_disk_refuses_writes_stays_readable_and_recovers() {
     assert_eq!(cluster.values(1, "cart"), ["x"]);
 }
 
+/// Source: DESIGN §6, "outputs leave after what they claim is durable": nothing else is taken back.
+#[test]
+fn a_disk_that_keeps_nothing_denies_only_what_it_was_to_keep() {
+    let mut cluster = Cluster::new(4);
+    let named = |cluster: &Cluster, home: usize| {
+        (0..).map(|i| format!("visits {i}")).find(|name| cluster.list(name)[0] == home).expect("some key")
+    };
+    let (elsewhere, here) = (named(&cluster, 1), named(&cluster, 0));
+    for is_full in [true, false] {
+        cluster.machines[0].disk.lock().set_full(is_full);
+        cluster.machines[0].disk.set_forgets(!is_full);
+        for _ in 0..3 {
+            cluster.update(0, &elsewhere, Mutation::Add { delta: 1 }).expect("its home has a sound disk");
+        }
+        cluster.machines[0].disk.lock().set_full(false);
+        cluster.machines[0].disk.set_forgets(false);
+        cluster.advance(2_000);
+    }
+    assert_eq!(cluster.values(2, &elsewhere), ["6"]);
+    cluster.machines[0].disk.set_forgets(true);
+    let error = cluster.put(0, &here, "v").unwrap_err();
+    assert_eq!(error, ClientError::OutcomeUnknown, "its own copy may be lost");
+}
+
 /// Source: issue 2, "corrupted context tokens"; DESIGN §2.
 #[test]
 fn a_forged_context_is_refused_and_an_unknown_one_does_no_harm() {

@@ -7,6 +7,7 @@
 pub mod entropy;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use bytes::Bytes;
@@ -28,11 +29,19 @@ pub const WALL_START_MS: u64 = 1_700_000_000_000;
 
 /// A disk that outlives the node that uses it.
 #[derive(Clone, Default)]
-pub struct Disk(Arc<Mutex<MemoryStore>>);
+pub struct Disk {
+    memory: Arc<Mutex<MemoryStore>>,
+    forgets: Arc<AtomicBool>,
+}
 
 impl Disk {
     pub fn lock(&self) -> MutexGuard<'_, MemoryStore> {
-        self.0.lock().expect("no test panics with the disk in hand")
+        self.memory.lock().expect("no test panics with the disk in hand")
+    }
+
+    /// From now on it takes writes, but fails (true) or manages (false) to make them durable.
+    pub fn set_forgets(&self, forgets: bool) {
+        self.forgets.store(forgets, Ordering::Relaxed);
     }
 }
 
@@ -44,6 +53,9 @@ impl Store for Disk {
         self.lock().apply(change)
     }
     fn sync(&mut self, durability: Durability) -> Result<(), StoreError> {
+        if durability == Durability::Durable && self.forgets.load(Ordering::Relaxed) {
+            return Err(StoreError::ReadOnly { detail: "input/output error".into() });
+        }
         self.lock().sync(durability)
     }
     fn scan(&mut self, space: Space, from: &[u8], to: &[u8], visit: &mut Visit) {
