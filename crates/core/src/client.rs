@@ -193,6 +193,13 @@ pub enum QuorumName {
     PrimaryW,
 }
 
+impl ClientError {
+    /// True if it is the node that ran the request which cannot write: nothing was changed, and another node may.
+    pub fn is_of_node(&self) -> bool {
+        matches!(self, ClientError::ReadOnly { .. } | ClientError::ClockSkew { .. })
+    }
+}
+
 impl fmt::Display for ClientError {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         match self {

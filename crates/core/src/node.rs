@@ -253,6 +253,8 @@ enum Work {
     Forward {
         to: NodeId,
         operation: Operation,
+        /// Nodes that were asked before and answered that they cannot write.
+        refused: Vec<NodeId>,
     },
     Scan(Listing),
     Deliver(Delivery),

@@ -263,6 +263,47 @@ fn a_disk_that_keeps_nothing_denies_only_what_it_was_to_keep() {
     assert_eq!(error, ClientError::OutcomeUnknown, "its own copy may be lost");
 }
 
+/// Source: DESIGN §1.1, "a write is accepted: first from the preference list and then from the fallbacks".
+#[test]
+fn updates_whose_home_cannot_write_are_run_by_the_next_owner() {
+    let mut cluster = Cluster::new(4);
+    cluster.update(1, "visits", Mutation::Add { delta: 1 }).unwrap();
+    let list = cluster.list("visits");
+    cluster.machines[list[0]].disk.lock().set_full(true);
+    for i in &list[1..] {
+        cluster.update(*i, "visits", Mutation::Add { delta: 1 }).unwrap();
+        assert!(
+            cluster
+                .update(*i, "visits", Mutation::Delete { basis: Basis::Local, condition: Condition::Always })
+                .unwrap()
+                .applied
+        );
+        cluster.update(*i, "visits", Mutation::Add { delta: 1 }).unwrap();
+    }
+    // They still meet at one node.
+    let lock = (0..).map(|i| format!("lock {i}")).find(|name| cluster.list(name)[0] == list[0]).unwrap();
+    let ids = list[1..].iter().map(|&i| {
+        let mutation = store(&format!("n{i}"), Basis::Local, Condition::IfAbsent);
+        let (quorum, want) = (Quorum::default(), Want::default());
+        cluster.ask(i, Operation::Update { key: key(&lock), mutation, quorum, want })
+    });
+    let ids: Vec<_> = ids.collect();
+    let mut winners = 0;
+    for id in ids {
+        match cluster.wait(id).unwrap() {
+            Reply::Updated(updated) => winners += updated.applied as u32,
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(winners, 1);
+    // When none can write, it is said why.
+    for machine in &cluster.machines {
+        machine.disk.lock().set_full(true);
+    }
+    let error = cluster.update(list[1], "visits", Mutation::Add { delta: 1 }).unwrap_err();
+    assert!(matches!(error, ClientError::ReadOnly { .. }), "{error}");
+}
+
 /// Source: issue 2, "corrupted context tokens"; DESIGN §2.
 #[test]
 fn a_forged_context_is_refused_and_an_unknown_one_does_no_harm() {

@@ -440,7 +440,8 @@ impl Node {
             if let Some(coordinator) = self.other_coordinator(&update) {
                 let Update { key, mutation, quorum, want } = update;
                 let operation = Operation::Update { key, mutation, quorum, want };
-                return self.forward(now, origin, coordinator, operation, deadline_us, out);
+                let work = Work::Forward { to: coordinator, operation, refused: Vec::new() };
+                return self.forward(now, origin, work, deadline_us, out);
             }
         }
         if update.mutation.seen().is_some_and(|seen| self.is_forged(now, &update.key, seen)) {
@@ -490,8 +491,15 @@ impl Node {
         if !update.reads_first() && list[..n].contains(&me) {
             return None;
         }
-        let first = |wanted: Health| list.iter().copied().find(|&node| self.health(node) == wanted);
-        first(Health::Up).or_else(|| first(Health::Suspect)).filter(|&node| node != me)
+        self.first_reachable(list, &[]).filter(|&node| node != me)
+    }
+
+    /// The home among `list`: the first that answers, or if none does, may answer.
+    fn first_reachable(&self, list: &[NodeId], refused: &[NodeId]) -> Option<NodeId> {
+        let first = |wanted: Health| {
+            list.iter().copied().find(|node| self.health(*node) == wanted && !refused.contains(node))
+        };
+        first(Health::Up).or_else(|| first(Health::Suspect))
     }
 
     /// Why this node cannot coordinate a write of `key` now. Nothing was changed.
@@ -805,18 +813,12 @@ impl Node {
 
     // Forwards
 
-    fn forward(
-        &mut self,
-        now: Now,
-        origin: Origin,
-        to: NodeId,
-        operation: Operation,
-        deadline_us: u64,
-        out: &mut Vec<Output>,
-    ) {
+    /// Hands an update on as `work`, a [`Work::Forward`], says.
+    fn forward(&mut self, now: Now, origin: Origin, work: Work, deadline_us: u64, out: &mut Vec<Output>) {
+        let Work::Forward { to, operation, .. } = &work else { return };
+        let (to, operation) = (*to, operation.clone());
         self.metrics.forwards += 1;
         let timeout_ms = (deadline_us.saturating_sub(now.mono_us) / 1000).max(1) as u32;
-        let work = Work::Forward { to, operation: operation.clone() };
         let id = self.tasks.insert(Task { origin, started_us: now.mono_us, deadline_us, work });
         self.detector.sent(to, now.mono_us);
         let message = Message::Control(Control::Forward { task: id, operation, timeout_ms });
@@ -826,18 +828,45 @@ impl Node {
 
     pub(super) fn forwarded(
         &mut self,
+        now: Now,
         from: NodeId,
         id: TaskId,
         result: Result<Reply, ClientError>,
         out: &mut Vec<Output>,
     ) {
         match self.tasks.get_mut(id) {
-            Some(Task { work: Work::Forward { to, .. }, origin, .. }) if *to == from => {
-                let origin = *origin;
-                self.tasks.remove(id);
-                self.finish(origin, result, out);
+            Some(Task { work: Work::Forward { to, .. }, .. }) if *to == from => {}
+            _ => return self.metrics.late_messages += 1,
+        }
+        let Some(task) = self.tasks.remove(id) else { return };
+        match result {
+            Err(error) if error.is_of_node() && now.mono_us < task.deadline_us => {
+                self.pass_over(now, task, error, out)
             }
-            _ => self.metrics.late_messages += 1,
+            result => self.finish(task.origin, result, out),
+        }
+    }
+
+    /// The node an update was handed to cannot write: hands it to the next. Whoever comes next does so for all, so such
+    /// updates still meet at one node.
+    fn pass_over(&mut self, now: Now, task: Task, error: ClientError, out: &mut Vec<Output>) {
+        let Task { origin, deadline_us, work: Work::Forward { to, operation, mut refused }, .. } = task
+        else {
+            return;
+        };
+        refused.push(to);
+        let next = match &operation {
+            Operation::Update { key, .. } => {
+                self.first_reachable(self.placed_ring().preference_at(key.position()), &refused)
+            }
+            _ => None,
+        };
+        match next {
+            Some(next) if next == self.id() => {
+                self.start(now, origin, operation, deadline_us, Hop::Last, out)
+            }
+            Some(to) => self.forward(now, origin, Work::Forward { to, operation, refused }, deadline_us, out),
+            None => self.finish(origin, Err(error), out),
         }
     }
 

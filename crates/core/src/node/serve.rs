@@ -52,7 +52,7 @@ impl Node {
                 let deadline_us = now.mono_us + timeout_ms as u64 * 1000;
                 self.start(now, Origin::Peer(from, task), operation, deadline_us, Hop::Last, out);
             }
-            Control::Forwarded { task, result } => self.forwarded(from, task, result, out),
+            Control::Forwarded { task, result } => self.forwarded(now, from, task, result, out),
             Control::ScanRange { task, scan } => {
                 let (rows, count, done_to) = self.list_rows(now, &scan);
                 let message = Message::Control(Control::ScanRows { task, rows, count, done_to });
