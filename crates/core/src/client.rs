@@ -77,7 +77,7 @@ pub struct Scan {
     pub to: Position,
     /// About how many keys to return, 1 to [`SCAN_LIMIT_MAX`]. Keys at one position are never split over pages.
     pub limit: u32,
-    /// Return just the number of keys: cheaper for the network, not for the disk.
+    /// Return just the number of keys: cheap for the network where the replicas hold the same, not for the disk.
     pub count_only: bool,
 }
 
@@ -148,7 +148,7 @@ pub struct Page {
 pub enum ClientError {
     /// Too few replicas answered in time, or can answer at all. A put may have been stored by some.
     QuorumUnavailable { action: Action, answered: u8, needed: u8, replicas: u8, waited_ms: u64 },
-    /// Too few replicas can be reached for a put. Nothing was changed.
+    /// Too few replicas can be reached for a put or a scan. Nothing was changed.
     TooFewReachable { reachable: u8, needed: u8 },
     /// The node does not know a ring yet. Try again.
     NotReady,

@@ -77,6 +77,19 @@ pub enum ReadOutcome {
     Stale,
 }
 
+/// What one replica holds in a range.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Listed {
+    /// Keys with their causality; empty if only the count was asked.
+    pub rows: Vec<(ObjectKey, Bytes)>,
+    /// Number of live keys.
+    pub count: u64,
+    /// Of all rows counted, live or not: replicas that hold the same say the same. 0 if there are none, or not asked.
+    pub hash: u64,
+    /// The last position that this is complete for.
+    pub done_to: u64,
+}
+
 /// Messages off the data path.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum Control {
@@ -97,12 +110,10 @@ pub enum Control {
         task: TaskId,
         scan: Scan,
     },
-    /// The answer to a scan: rows with their causality, complete up to `done_to`, inclusive.
+    /// The answer to a scan.
     ScanRows {
         task: TaskId,
-        rows: Vec<(ObjectKey, Bytes)>,
-        count: u64,
-        done_to: u64,
+        listed: Listed,
     },
     /// The sums of all rows that we both replicate in a range of leaves of the hash tree, `from` to `to`, inclusive: of
     /// as many parts of it as there are sums. Without sums: all of mine are the same as yours.

@@ -304,6 +304,45 @@ fn updates_whose_home_cannot_write_are_run_by_the_next_owner() {
     assert!(matches!(error, ClientError::ReadOnly { .. }), "{error}");
 }
 
+/// Source: docs/redis.md, `DBSIZE`.
+#[test]
+fn counting_keys_merges_replicas_as_listing_does() {
+    let mut cluster = Cluster::new(3);
+    (0..300).for_each(|i| drop(cluster.put(0, &format!("k{i}"), "v").unwrap()));
+    assert_eq!(cluster.count(1).unwrap(), 300);
+    cluster.cut(0, 2);
+    cluster.cut(1, 2);
+    (0..50).for_each(|i| drop(cluster.put(0, &format!("new{i}"), "v").unwrap()));
+    for i in 0..20 {
+        cluster
+            .update(
+                0,
+                &format!("k{i}"),
+                Mutation::Delete { basis: Basis::Local, condition: Condition::Always },
+            )
+            .unwrap();
+    }
+    // What the third missed, it is told by nobody: its hints are gone.
+    for i in [0, 1] {
+        let mut disk = cluster.machines[i].disk.lock();
+        let hints: Vec<_> = disk.rows(Space::Hints).map(|(row, _)| row.clone()).collect();
+        hints.into_iter().for_each(|row| disk.apply((Space::Hints, row, None)));
+    }
+    cluster.heal();
+    cluster.advance(2_000);
+    assert_eq!(cluster.held(2, "new0"), None, "the third is not stale");
+    let listed = cluster.scan(2, Position(0), 1000).unwrap().keys.len();
+    assert_eq!(listed, 330);
+    for i in 0..3 {
+        assert_eq!(cluster.count(i).unwrap(), 330, "at {i}");
+    }
+    cluster.kill(0);
+    cluster.kill(1);
+    let error = cluster.count(2).unwrap_err();
+    assert_eq!(error.to_string(), "quorum unavailable: 1 of 2 replicas can be reached");
+    assert_eq!(cluster.scan(2, Position(0), 10).unwrap_err(), error);
+}
+
 /// Source: issue 2, "corrupted context tokens"; DESIGN §2.
 #[test]
 fn a_forged_context_is_refused_and_an_unknown_one_does_no_harm() {

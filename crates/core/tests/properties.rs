@@ -9,12 +9,13 @@ use oort_core::client::{ClientError, Operation, Quorum, Reply, Scan, Want};
 use oort_core::codec::{Reader, Writer};
 use oort_core::crdt::Counter;
 use oort_core::membership::Gossip;
-use oort_core::message::{Control, Message, ReadOutcome, WriteOutcome};
+use oort_core::message::{Control, Listed, Message, ReadOutcome, WriteOutcome};
 use oort_core::mutation::{
     Basis, Circumstances, Condition, Expiry, ExpiryCondition, Mutation, MutationError,
 };
 use oort_core::object::{Object, Value, Version};
 use oort_core::placement::{Layout, Placement, RingNode, Strategy as Strategy6, PREFERENCE_MAX};
+use oort_core::replica::hash_of;
 use oort_core::ring::{Ring, RingState};
 use oort_core::scan::Listing;
 use oort_core::types::{slot, ActorId, NodeId, ObjectKey, Partition, Position, SLOTS};
@@ -466,53 +467,62 @@ proptest! {
         }
         let live = all.iter().filter(|(_, object)| object.is_live(0)).map(|(key, _)| key.key_bytes());
         let wanted: Vec<Bytes> = live.collect();
-        let (mut found, mut from) = (Vec::new(), Some(Position(0)));
-        while let Some(start) = from {
-            let bucket = Bytes::from_static(b"b");
-            let scan = Scan { bucket, from: start, to: Position(u64::MAX), limit, count_only: false };
-            let mut listing = Listing::new(scan);
-            let mut last_part = None;
-            while let Some(next) = listing.next() {
-                let part = listing.start_segment(Position(next.0 | u64::MAX >> 2), &nodes);
-                if let Some((part, rows)) = last_part.take() {
+        let (mut found, mut counted) = (Vec::new(), 0);
+        for count_only in [false, true] {
+            let mut from = Some(Position(0));
+            while let Some(start) = from {
+                let bucket = Bytes::from_static(b"b");
+                let mut listing =
+                    Listing::new(Scan { bucket, from: start, to: Position(u64::MAX), limit, count_only });
+                let mut last: Option<Listed> = None;
+                while let Some(next) = listing.next() {
+                    let part = listing.start_segment(Position(next.0 | u64::MAX >> 2), &nodes);
                     // An answer that comes twice, late, is not taken for one to this segment.
-                    let part: Scan = part;
-                    prop_assert!(!listing.answer(nodes[0], rows, 0, part.to.0));
-                }
-                for (node, rows) in nodes.iter().zip(&held) {
-                    let (rows, done_to) = list(rows, &part, chunk + node.0 as usize);
-                    if *node == nodes[0] {
-                        last_part = Some((Scan { to: Position(done_to), ..part.clone() }, rows.clone()));
+                    let late = last.take();
+                    prop_assert!(late.is_none_or(|late| !listing.answer(nodes[0], late)));
+                    for (node, rows) in nodes.iter().zip(&held) {
+                        let listed = list(rows, &part, chunk + node.0 as usize);
+                        if *node == nodes[0] {
+                            last = Some(listed.clone());
+                        }
+                        prop_assert_eq!(listing.answer(*node, listed), *node == nodes[1]);
                     }
-                    let count = rows.len() as u64;
-                    prop_assert_eq!(listing.answer(*node, rows, count, done_to), *node == nodes[1]);
+                    listing.finish_segment(0);
                 }
-                listing.finish_segment(0);
+                let page = listing.into_page();
+                match count_only {
+                    true => prop_assert_eq!(page.keys.len(), 0),
+                    false => prop_assert_eq!(page.count, page.keys.len() as u64),
+                }
+                counted += page.count * count_only as u64;
+                found.extend(page.keys);
+                from = page.next;
             }
-            let page = listing.into_page();
-            prop_assert_eq!(page.count, page.keys.len() as u64);
-            found.extend(page.keys);
-            from = page.next;
         }
+        prop_assert_eq!(counted, wanted.len() as u64);
         prop_assert_eq!(found, wanted);
     }
 }
 
 /// What a replica answers to a scan, as `serve` does.
-fn list(
-    rows: &std::collections::BTreeMap<ObjectKey, Object>,
-    scan: &Scan,
-    rows_max: usize,
-) -> (Vec<(ObjectKey, Bytes)>, u64) {
-    let mut listed: Vec<(ObjectKey, Bytes)> = Vec::new();
+fn list(rows: &std::collections::BTreeMap<ObjectKey, Object>, scan: &Scan, rows_max: usize) -> Listed {
+    let mut listed = Listed { rows: Vec::new(), count: 0, hash: 0, done_to: scan.to.0 };
     for (key, object) in rows.iter().filter(|(key, _)| (scan.from..=scan.to).contains(&key.position())) {
-        let is_new_position = listed.last().is_none_or(|(last, _)| last.position() < key.position());
-        if listed.len() >= rows_max && is_new_position {
-            return (listed, key.position().0 - 1);
+        let is_new_position = listed.rows.last().is_none_or(|(last, _)| last.position() < key.position());
+        if listed.rows.len() >= rows_max && is_new_position {
+            listed.done_to = key.position().0 - 1;
+            break;
         }
-        listed.push((key.clone(), object.skeleton().encode()));
+        let skeleton = object.skeleton().encode();
+        listed.count += object.is_live(0) as u64;
+        listed.hash += hash_of(&[&key.row()[..], &skeleton].concat()) >> 8;
+        listed.rows.push((key.clone(), skeleton));
     }
-    (listed, scan.to.0)
+    match scan.count_only {
+        true => listed.rows.clear(),
+        false => listed.hash = 0,
+    }
+    listed
 }
 
 /// The same mutation as a lone Redis client would ask for.
@@ -625,11 +635,9 @@ fn controls() -> impl Strategy<Value = fn(ObjectKey) -> Control> {
         |_| Control::Forwarded { task: 1, result: Ok(Reply::Object(Object::default())) };
     let failed: fn(ObjectKey) -> Control =
         |_| Control::Forwarded { task: 1, result: Err(ClientError::NotReady) };
-    let rows: fn(ObjectKey) -> Control = |key| Control::ScanRows {
-        task: 3,
-        rows: vec![(key, Bytes::from_static(b"o"))],
-        count: 1,
-        done_to: 9,
+    let rows: fn(ObjectKey) -> Control = |key| {
+        let rows = vec![(key, Bytes::from_static(b"o"))];
+        Control::ScanRows { task: 3, listed: Listed { rows, count: 1, hash: 5, done_to: 9 } }
     };
     let entropy: fn(ObjectKey) -> Control =
         |key| Control::EntropyRows { from: 0, to: u64::MAX, rows: vec![(key, 7)], stamp: 3 };

@@ -1,13 +1,11 @@
 //! Running scans: segment by segment along the ring, each from as many replicas as a get would ask.
 
-use bytes::Bytes;
-
 use super::{Node, Origin, Output, Task, Work};
 use crate::client::{Action, ClientError, Page, Reply, Scan, SCAN_LIMIT_MAX};
 use crate::detector::Health;
-use crate::message::{Control, Message, TaskId};
+use crate::message::{Control, Listed, Message, TaskId};
 use crate::scan::Listing;
-use crate::types::{NodeId, Now, ObjectKey, Partition, Position};
+use crate::types::{NodeId, Now, Partition, Position};
 
 impl Node {
     pub(super) fn start_scan(
@@ -33,8 +31,12 @@ impl Node {
             };
             let Some(from) = listing.next() else { break };
             let scan = listing.scan.clone();
-            let Some((to, nodes)) = self.segment(&scan, from) else {
-                return self.fail_scan(now, id, out);
+            let (to, nodes) = match self.segment(&scan, from) {
+                Ok(segment) => segment,
+                Err(error) => {
+                    let task = self.tasks.remove(id).expect("the listing was just found");
+                    return self.finish(task.origin, Err(error), out);
+                }
             };
             let Some(Task { work: Work::Scan(listing), .. }) = self.tasks.get_mut(id) else {
                 return;
@@ -49,11 +51,11 @@ impl Node {
             if !nodes.contains(&me) {
                 return;
             }
-            let (rows, count, done_to) = self.list_rows(now, &part);
+            let listed = self.list_rows(now, &part);
             let Some(Task { work: Work::Scan(listing), .. }) = self.tasks.get_mut(id) else {
                 return;
             };
-            if !listing.answer(me, rows, count, done_to) {
+            if !listing.answer(me, listed) {
                 return;
             }
             listing.finish_segment(now.wall_ms);
@@ -66,12 +68,13 @@ impl Node {
         self.finish(origin, Ok(Reply::Page(page)), out);
     }
 
-    /// The replicas to ask for the range that starts at `from`, and how far the same ones serve.
-    fn segment(&self, scan: &Scan, from: Position) -> Option<(Position, Vec<NodeId>)> {
+    /// The replicas to ask for the range that starts at `from`, and how far the same ones serve. Errors: too few can be
+    /// reached.
+    fn segment(&self, scan: &Scan, from: Position) -> Result<(Position, Vec<NodeId>), ClientError> {
         let ring = self.placed_ring();
         let properties = self.buckets().properties(&scan.bucket);
         let n = (properties.n as usize).min(ring.nodes().len());
-        let r = if scan.count_only { 1 } else { (properties.r as usize).min(n) };
+        let r = (properties.r as usize).min(n);
         let choose = |partition| {
             let mut nodes: Vec<NodeId> = ring.preference_list(partition)[..n].to_vec();
             nodes.retain(|&node| self.health(node) != Health::Down);
@@ -81,30 +84,30 @@ impl Node {
         };
         let mut partition = ring.partition_of(from);
         let nodes = choose(partition);
+        if nodes.len() < r {
+            return Err(ClientError::TooFewReachable { reachable: nodes.len() as u8, needed: r as u8 });
+        }
         let last = ring.partition_of(scan.to);
         while partition < last && choose(Partition(partition.0 + 1)) == nodes {
             partition.0 += 1;
         }
         let to = ring.end(partition).min(scan.to);
-        (nodes.len() == r).then_some((to, nodes))
+        Ok((to, nodes))
     }
 
-    #[allow(clippy::too_many_arguments)] // The fields of one message.
     pub(super) fn scan_rows(
         &mut self,
         now: Now,
         from: NodeId,
         id: TaskId,
-        rows: Vec<(ObjectKey, Bytes)>,
-        count: u64,
-        done_to: u64,
+        listed: Listed,
         out: &mut Vec<Output>,
     ) {
         let Some(Task { work: Work::Scan(listing), .. }) = self.tasks.get_mut(id) else {
             self.metrics.late_messages += 1;
             return;
         };
-        if listing.waits_for(from) && listing.answer(from, rows, count, done_to) {
+        if listing.waits_for(from) && listing.answer(from, listed) {
             listing.finish_segment(now.wall_ms);
             self.advance_scan(now, id, out);
         }
@@ -117,7 +120,7 @@ impl Node {
         let error = ClientError::QuorumUnavailable {
             action: Action::Scan,
             answered,
-            needed: needed.max(self.buckets().properties(&listing.scan.bucket).r),
+            needed,
             replicas: needed,
             waited_ms: (now.mono_us - task.started_us) / 1000,
         };

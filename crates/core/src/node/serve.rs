@@ -5,7 +5,7 @@ use bytes::Bytes;
 use super::coordinate::Hop;
 use super::{Node, Origin, Output};
 use crate::client::Scan;
-use crate::message::{Control, Message, ReadOutcome, TaskId, WriteOutcome};
+use crate::message::{Control, Listed, Message, ReadOutcome, TaskId, WriteOutcome};
 use crate::object::Object;
 use crate::replica::Merge;
 use crate::store::Space;
@@ -54,13 +54,11 @@ impl Node {
             }
             Control::Forwarded { task, result } => self.forwarded(now, from, task, result, out),
             Control::ScanRange { task, scan } => {
-                let (rows, count, done_to) = self.list_rows(now, &scan);
-                let message = Message::Control(Control::ScanRows { task, rows, count, done_to });
+                let listed = self.list_rows(now, &scan);
+                let message = Message::Control(Control::ScanRows { task, listed });
                 self.send(now, from, message, out);
             }
-            Control::ScanRows { task, rows, count, done_to } => {
-                self.scan_rows(now, from, task, rows, count, done_to, out)
-            }
+            Control::ScanRows { task, listed } => self.scan_rows(now, from, task, listed, out),
             // Nodes with different rings take different rows for shared.
             Control::EntropySums { stamp, .. } | Control::EntropyRows { stamp, .. }
                 if stamp != self.stamp() => {}
@@ -125,13 +123,13 @@ impl Node {
         self.send(now, from, Message::ReadResult { task, outcome }, out);
     }
 
-    /// Rows of a range with their causality, their number, and up to where they are complete.
+    /// Rows of a range with their causality, as many as one answer may hold.
     ///
     /// A position is never split, so the range's next part starts at the position after.
-    pub(super) fn list_rows(&mut self, now: Now, scan: &Scan) -> (Vec<(ObjectKey, Bytes)>, u64, u64) {
-        let (mut rows, mut count, mut visited) = (Vec::new(), 0, 0);
+    pub(super) fn list_rows(&mut self, now: Now, scan: &Scan) -> Listed {
+        let mut listed = Listed { rows: Vec::new(), count: 0, hash: 0, done_to: scan.to.0 };
+        let mut visited = 0;
         let mut last = scan.from;
-        let mut done_to = scan.to.0;
         let from = scan.from.0.to_be_bytes();
         let to = end_of(scan.to);
         self.replica.store_mut().scan(Space::Data, &from, &to, &mut |row, value| {
@@ -139,9 +137,9 @@ impl Node {
                 return true;
             };
             let position = key.position();
-            let is_full = visited >= ROWS_VISITED_MAX || count >= scan.limit as u64 && !scan.count_only;
+            let is_full = visited >= ROWS_VISITED_MAX || listed.count >= scan.limit as u64;
             if is_full && position > last {
-                done_to = position.0 - 1;
+                listed.done_to = position.0 - 1;
                 return false;
             }
             last = position;
@@ -149,18 +147,16 @@ impl Node {
             if key.bucket() != &scan.bucket[..] {
                 return true;
             }
-            let Ok(object) = value.map(Object::decode) else {
-                return true;
-            };
-            let Ok(object) = object else { return true };
-            let is_live = object.is_live(now.wall_ms);
-            count += is_live as u64;
-            if !scan.count_only {
-                rows.push((key, object.skeleton().encode()));
+            let Ok(bytes) = value else { return true };
+            let Ok(object) = Object::decode(bytes) else { return true };
+            listed.count += object.is_live(now.wall_ms) as u64;
+            match scan.count_only {
+                true => listed.hash = listed.hash.wrapping_add(Node::row_hash(row, bytes)),
+                false => listed.rows.push((key, object.skeleton().encode())),
             }
             true
         });
-        (rows, count, done_to)
+        listed
     }
 }
 

@@ -473,6 +473,22 @@ impl Cluster {
         }
     }
 
+    /// How many keys of the default bucket there are.
+    pub fn count(&mut self, i: usize) -> Result<u64, ClientError> {
+        let (mut count, mut from) = (0, Position(0));
+        loop {
+            let bucket = Bytes::from_static(DEFAULT_BUCKET);
+            let scan = Scan { bucket, from, to: Position(u64::MAX), limit: 100, count_only: true };
+            let Reply::Page(page) = self.run(i, Operation::Scan(scan))? else { panic!("not a page") };
+            assert!(page.keys.is_empty());
+            count += page.count;
+            match page.next {
+                Some(next) => from = next,
+                None => return Ok(count),
+            }
+        }
+    }
+
     // What is where
 
     /// The preference list of a key: primaries first, then fallbacks.
