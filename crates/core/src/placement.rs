@@ -154,6 +154,17 @@ impl Layout {
         self.nodes.binary_search_by_key(&id, |node| node.id).ok().map(|place| &self.nodes[place])
     }
 
+    /// How many tokens are on the ring: in strategy 3 one per partition, otherwise fewer than T for each node where two
+    /// tokens meet at one slot.
+    pub fn token_count(&self) -> usize {
+        self.tokens().len()
+    }
+
+    /// Its size as nodes send and store it. In strategies 1 and 2 the same for every T, since tokens follow from ids.
+    pub fn encoded_bytes(&self) -> usize {
+        postcard::to_stdvec(self).expect("writing to memory does not fail").len()
+    }
+
     /// Adds what makes this layout different from others to a hash.
     pub fn hash_into(&self, hasher: &mut Xxh3) {
         let tokens = match self.strategy {
@@ -486,6 +497,19 @@ mod tests {
                 assert_eq!(next, 0, "the last partition ends where the first begins");
             }
         }
+    }
+
+    #[test]
+    fn the_size_of_a_layout_is_told() {
+        let tokens = |strategy| Layout::founding(strategy, 256, nodes(4)).token_count();
+        assert_eq!(tokens(Strategy::EqualPartitions), 256);
+        assert_eq!(tokens(Strategy::TokenRanges { tokens: 4 }), 16);
+        let crowded = tokens(Strategy::TokensAndPartitions { tokens: 10_000 });
+        assert!((14_000..16_384).contains(&crowded), "{crowded} of 40000 tokens have a slot to themselves");
+        let bytes = |strategy, q| Layout::founding(strategy, q, nodes(4)).encoded_bytes();
+        let few = bytes(Strategy::TokenRanges { tokens: 1 }, 256);
+        assert_eq!(bytes(Strategy::TokenRanges { tokens: 100 }, 256), few);
+        assert_eq!(bytes(Strategy::EqualPartitions, 512) - bytes(Strategy::EqualPartitions, 256), 256);
     }
 
     #[test]

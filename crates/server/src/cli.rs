@@ -8,6 +8,7 @@ mod cluster;
 mod data;
 mod dev;
 mod node;
+mod ring;
 mod sim;
 mod start;
 
@@ -50,6 +51,7 @@ enum Command {
     Del(data::Del),
     Bucket(bucket::Arguments),
     Cluster(cluster::Arguments),
+    Ring(ring::Arguments),
     Sim(sim::Arguments),
 }
 
@@ -78,6 +80,7 @@ pub fn main() -> ExitCode {
         Command::Del(arguments) => data::del(arguments),
         Command::Bucket(arguments) => bucket::run(arguments),
         Command::Cluster(arguments) => cluster::run(arguments),
+        Command::Ring(arguments) => ring::run(arguments),
         Command::Sim(arguments) => sim::run(arguments),
     };
     match outcome {
