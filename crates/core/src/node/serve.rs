@@ -7,7 +7,7 @@ use super::{Node, Origin, Output};
 use crate::client::Scan;
 use crate::message::{Control, Listed, Message, ReadOutcome, TaskId, WriteOutcome};
 use crate::object::Object;
-use crate::replica::Merge;
+use crate::replica::{hash_of, row_hash, Merge};
 use crate::store::Space;
 use crate::types::{NodeId, Now, ObjectKey, Position};
 
@@ -151,7 +151,7 @@ impl Node {
             let Ok(object) = Object::decode(bytes) else { return true };
             listed.count += object.is_live(now.wall_ms) as u64;
             match scan.count_only {
-                true => listed.hash = listed.hash.wrapping_add(Node::row_hash(row, bytes)),
+                true => listed.hash = listed.hash.wrapping_add(row_hash(row, hash_of(bytes))),
                 false => listed.rows.push((key, object.skeleton().encode())),
             }
             true
