@@ -67,6 +67,8 @@ pub struct Incoming {
     ranges: Vec<Range>,
     streams: BTreeMap<u64, Stream>,
     streams_made: u64,
+    /// A stream has ended since streams were started: another may take its place, or everything is here.
+    has_room: bool,
     pub bytes: u64,
     pub keys: u64,
 }
@@ -111,7 +113,7 @@ impl Incoming {
                 }
             }
         }
-        Incoming { ranges, ..Incoming::default() }
+        Incoming { ranges, has_room: true, ..Incoming::default() }
     }
 
     /// Ranges, and how many of them are here.
@@ -133,6 +135,7 @@ impl Incoming {
 
     /// Starts streams from sources that are `up`, as many as may run.
     pub fn start_streams(&mut self, up: impl Fn(NodeId) -> bool) {
+        self.has_room = false;
         for (index, range) in self.ranges.iter_mut().enumerate() {
             if self.streams.len() >= STREAMS_MAX {
                 return;
@@ -153,6 +156,11 @@ impl Incoming {
     pub fn ready(&self) -> Vec<u64> {
         let is_ready = |(_, stream): &(&u64, &Stream)| stream.phase == Phase::Ready;
         self.streams.iter().filter(is_ready).map(|(number, _)| *number).collect()
+    }
+
+    /// True if something can be done at once; otherwise answers are awaited, or sources that are down.
+    pub fn has_work(&self) -> bool {
+        self.has_room || self.streams.values().any(|stream| stream.phase == Phase::Ready)
     }
 
     /// A stream that is under way.
@@ -202,6 +210,7 @@ impl Incoming {
             None => {
                 let (range, source) = (stream.range, stream.source);
                 self.streams.remove(&number);
+                self.has_room = true;
                 self.ranges[range].done.push(source);
                 self.ranges[range].in_work = false;
             }
@@ -211,6 +220,7 @@ impl Incoming {
     /// Gives up a stream, for now: its source does not answer.
     pub fn give_up(&mut self, number: u64) {
         if let Some(stream) = self.streams.remove(&number) {
+            self.has_room = true;
             self.ranges[stream.range].in_work = false;
         }
     }
@@ -276,7 +286,8 @@ mod tests {
         let number = incoming.ready()[0];
         let first = incoming.stream(number).unwrap().clone();
         assert_eq!(first.source, NodeId(2));
-        incoming.asked(number, 7);
+        incoming.ready().into_iter().for_each(|number| incoming.asked(number, 7));
+        assert!(!incoming.has_work(), "all streams have asked");
         assert!(!incoming.page(number, 8, 0, 0), "another task's answer");
         assert!(incoming.page(number, 7, 2, first.next.0));
         incoming.repaired(number, true);
@@ -288,6 +299,7 @@ mod tests {
         incoming.asked(number, 10);
         assert!(incoming.page(number, 10, 0, first.to.0));
         assert!(incoming.stream(number).is_none(), "the range is done with this source");
+        assert!(incoming.has_work(), "another stream can start, and must not wait for anything else to happen");
         incoming.complete(|range| range.done == [NodeId(2)]);
         assert_eq!(incoming.progress().1, 1);
     }

@@ -221,7 +221,7 @@ impl Node {
     /// When [`Node::move_data`] has something to do, in `mono_us`.
     pub(super) fn next_move_us(&self) -> Option<u64> {
         let ring = self.ring.as_ref().filter(|_| self.read_only.is_none() && !self.stopping)?;
-        let fetches = self.incoming.as_ref().is_some_and(|incoming| !incoming.ready().is_empty());
+        let fetches = self.incoming.as_ref().is_some_and(Incoming::has_work);
         let walks = self.sweep.page.is_none() && self.sweep.next.is_some();
         let sweeps = !ring.is_moving() && (walks || !self.sweep.verified.is_empty());
         let announces = self.moved_in_turn.is_some();
@@ -642,5 +642,10 @@ impl Node {
     /// Ranges to fetch for the ring that is coming and those that are here; (0, 0) when nothing moves.
     pub fn moving_progress(&self) -> (usize, usize) {
         self.incoming.as_ref().map_or((0, 0), Incoming::progress)
+    }
+
+    /// Whether this node still looks for rows that others own now, or has not dropped all it found.
+    pub fn is_giving_away(&self) -> bool {
+        self.sweep.next.is_some() || self.sweep.page.is_some() || !self.sweep.verified.is_empty()
     }
 }
