@@ -43,7 +43,7 @@ pub struct Member {
     /// What the node asks for when it joins the ring. What it has stands in the ring.
     pub weight: u16,
     pub zone: String,
-    /// Stamp of the last ring for which the node has all data that it is to hold.
+    /// Stamp of the last ring for which the node is ready: it will not forget it, and has all data that it is to hold.
     pub moved: u64,
 }
 

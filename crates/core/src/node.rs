@@ -317,8 +317,8 @@ pub struct Node {
     resume_moving_us: u64,
     /// Everything for the ring of this stamp is here, as of the end of this turn.
     moved_in_turn: Option<(u64, u64)>,
-    /// Who has something to fetch before the ring of this stamp settles.
-    gaining: Option<(u64, BTreeSet<NodeId>)>,
+    /// Who must be ready before the ring of this stamp takes its next step.
+    awaited: Option<(u64, BTreeSet<NodeId>)>,
     asked_for_ring_us: u64,
     /// Turns that were committed.
     turns: u64,
@@ -403,7 +403,7 @@ impl Node {
             sweep: Sweep::default(),
             resume_moving_us: 0,
             moved_in_turn: None,
-            gaining: None,
+            awaited: None,
             asked_for_ring_us: 0,
             turns: 0,
             clock_ahead_ms: BTreeMap::new(),

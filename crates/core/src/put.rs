@@ -4,7 +4,7 @@
 //! is down has its place filled by the next fallback, which keeps a hint for it. Who has not acknowledged at the end is
 //! owed a hint by the coordinator, so that every replica gets the write without a reader's help.
 //!
-//! While data move to other owners a put needs its quorum twice: of those who answer reads now, and of those who will.
+//! While the ring changes a put needs its quorum twice: of those who answer reads, and of those of the other layout.
 //! A copy counts for whoever it is for: its holder, or the primary that its holder stands in for.
 //!
 //! Source: Dynamo §4.5, §4.6.
@@ -42,12 +42,12 @@ pub struct Put {
     moving: Option<Box<Moving>>,
 }
 
-/// Whose copies count for which quorum while data move.
+/// Whose copies count for which quorum while the ring changes.
 #[derive(Clone, Debug)]
 struct Moving {
     serving: Vec<NodeId>,
-    coming: Vec<NodeId>,
-    needed_coming: Needed,
+    others: Vec<NodeId>,
+    needed_others: Needed,
 }
 
 impl Put {
@@ -56,10 +56,10 @@ impl Put {
         Put { key, object, base, needed, copies: Vec::with_capacity(3), moving: None }
     }
 
-    /// Data move from `serving` to `coming`: both must hold enough copies.
-    pub fn needs_both(&mut self, serving: &[NodeId], coming: &[NodeId], needed_coming: Needed) {
-        let (serving, coming) = (serving.to_vec(), coming.to_vec());
-        self.moving = Some(Box::new(Moving { serving, coming, needed_coming }));
+    /// The ring changes: those who answer reads must hold enough copies, and so must the others.
+    pub fn needs_both(&mut self, serving: &[NodeId], others: &[NodeId], needed_others: Needed) {
+        let (serving, others) = (serving.to_vec(), others.to_vec());
+        self.moving = Some(Box::new(Moving { serving, others, needed_others }));
     }
 
     /// The ring has changed: from now on `needed` copies count, whoever holds them, but those in the place of nodes
@@ -76,10 +76,10 @@ impl Put {
         self.copies.iter().any(|copy| is_for(copy) && copy.state != State::Failed)
     }
 
-    /// `node` keeps a hint for `owner`, which counts as its copy if it is one of those that data move to and no other.
-    pub fn hold_for_coming(&mut self, node: NodeId, owner: NodeId) {
+    /// `node` keeps a hint for `owner`, which counts as its copy if `owner` does not answer reads.
+    pub fn hold_for_other(&mut self, node: NodeId, owner: NodeId) {
         let Some(moving) = &self.moving else { return };
-        if moving.coming.contains(&owner) && !moving.serving.contains(&owner) {
+        if moving.others.contains(&owner) && !moving.serving.contains(&owner) {
             self.hold(node, Some(owner));
         }
     }
@@ -148,7 +148,7 @@ impl Put {
             None => suffices(self.needed, None),
             Some(moving) => {
                 suffices(self.needed, Some(&moving.serving))
-                    && suffices(moving.needed_coming, Some(&moving.coming))
+                    && suffices(moving.needed_others, Some(&moving.others))
             }
         }
     }
@@ -230,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn while_data_move_both_quorums_must_be_reached() {
+    fn while_the_ring_changes_both_quorums_must_be_reached() {
         let [a, b, c, d] = [1, 2, 3, 4].map(NodeId);
         let mut put = put(2, 0);
         put.needs_both(&[a, b, c], &[b, c, d], Needed { total: 2, primaries: 0 });

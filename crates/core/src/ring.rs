@@ -1,13 +1,17 @@
 //! Which nodes hold a key now, and which will: the ring's state, and how operators change it.
 //!
 //! A [`RingState`] is all that nodes must agree on; the ring is a pure function of it, so nodes with the same state
-//! agree without talking. Changes are explicit and versioned. A change takes two steps of the version:
+//! agree without talking. Changes are explicit and versioned. A change takes three steps of the version:
 //!
 //! ```text
-//!  stable v ── an operator ──► moving v+1 (old and new layout) ── all data moved ──► stable v+2 (new layout)
+//!                        reads     writes        next step when
+//!  stable  v             old       old           an operator asks
+//!  moving  v+1           old       old and new   every node has its data
+//!  arrived v+2           new       old and new   every node that loses data knows it
+//!  stable  v+3           new       new
 //! ```
-//! While moving, reads are answered by the old layout's owners and writes must reach a quorum of both. What that keeps
-//! true, and why, stands in `docs/ring-change.md`. The greater [`RingState::stamp`] wins: version first, then a hash,
+//! So two nodes that are one step apart never write where the other does not read. What that keeps true, and why,
+//! stands in `docs/ring-change.md`. The greater [`RingState::stamp`] wins: version first, then a hash,
 //! so two operators who change the ring at once get one outcome everywhere.
 //!
 //! Source: Dynamo §4.2, §4.3, §4.8.1. Redis Cluster slots are ranges of positions, see [`Position`].
@@ -32,8 +36,10 @@ pub struct RingState {
     pub version: u64,
     /// Where data are to be.
     pub layout: Layout,
-    /// Where they still are, while they are being moved.
+    /// Where they were, while the ring changes: its owners get every write too.
     pub old: Option<Layout>,
+    /// All data are with the owners of `layout`: these answer reads. Else those of `old` do.
+    pub arrived: bool,
     /// Nodes that an operator removed: nobody waits for them any more.
     pub removed: BTreeSet<NodeId>,
 }
@@ -58,7 +64,7 @@ pub enum RingChange {
 /// Why the ring cannot be changed so. Nothing was changed.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum RingError {
-    /// Data are still moving to another layout.
+    /// An earlier change is not over yet.
     Moving { version: u64 },
     /// No node of the ring has this id.
     NotInRing { node: NodeId },
@@ -78,7 +84,7 @@ impl fmt::Display for RingError {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         match self {
             RingError::Moving { version } => {
-                write!(f, "data are still moving to ring version {version}: wait, or remove the node that holds it up")
+                write!(f, "the ring is still changing, to version {version}: wait, or remove the node that holds it up")
             }
             RingError::NotInRing { node } => write!(f, "node {node} is not in the ring"),
             RingError::InRing { node } => write!(f, "node {node} is in the ring already"),
@@ -100,13 +106,14 @@ impl RingState {
     /// The first ring of a cluster.
     pub fn founding(strategy: Strategy, partitions: u16, nodes: Vec<RingNode>) -> RingState {
         let layout = Layout::founding(strategy, partitions, nodes);
-        RingState { version: 1, layout, old: None, removed: BTreeSet::new() }
+        RingState { version: 1, layout, old: None, arrived: true, removed: BTreeSet::new() }
     }
 
     /// True if this state can be computed.
     pub fn is_valid(&self) -> bool {
         self.layout.is_valid()
             && self.old.as_ref().is_none_or(Layout::is_valid)
+            && (self.arrived || self.old.is_some())
             && self.removed.len() <= REMOVED_MAX
             && self.version <= u32::MAX as u64
     }
@@ -120,18 +127,21 @@ impl RingState {
         if let Some(old) = &self.old {
             old.hash_into(&mut hasher);
         }
+        hasher.write_u8(self.arrived as u8);
         self.removed.iter().for_each(|node| hasher.write_u64(node.0));
         self.version << 32 | hasher.finish() >> 32
     }
 
     /// The state in which `change` begins to be carried out: a pure function, so that asking twice is harmless.
     ///
-    /// While data are moving only a removal is taken, since it may be what the move waits for. Errors: [`RingError`].
+    /// While the ring changes only a removal is taken, since it may be what the change waits for. Once all data have
+    /// arrived it does just that, and the node's share is made anew when the change is over. Errors: [`RingError`].
     pub fn change(&self, change: &RingChange) -> Result<RingState, RingError> {
         if self.old.is_some() && !matches!(change, RingChange::Remove { .. }) {
             return Err(RingError::Moving { version: self.version });
         }
         check_numbers(change)?;
+        let has_arrived = self.old.is_some() && self.arrived;
         let in_ring = |node: NodeId| self.layout.node(node).is_some();
         let must_be_in =
             |node: NodeId| if in_ring(node) { Ok(()) } else { Err(RingError::NotInRing { node }) };
@@ -152,14 +162,17 @@ impl RingState {
                 if !(is_removal && is_leaving) {
                     must_be_in(*node)?;
                 }
-                nodes.retain(|other| other.id != *node);
+                nodes.retain(|other| other.id != *node && !removed.contains(&other.id));
                 if nodes.is_empty() {
                     return Err(RingError::LastNode);
                 }
                 if is_removal && !removed.insert(*node) {
                     return Err(RingError::NoChange);
                 }
-                self.layout.change(nodes)
+                match has_arrived {
+                    true => self.layout.clone(),
+                    false => self.layout.change(nodes),
+                }
             }
             RingChange::Replace { old, new } => {
                 must_be_in(*old)?;
@@ -186,17 +199,24 @@ impl RingState {
             removed.pop_first();
         }
         let old = Some(self.old.as_ref().unwrap_or(&self.layout).clone());
-        Ok(RingState { version: self.version + 1, layout, old, removed })
+        Ok(RingState { version: self.version + 1, layout, old, arrived: has_arrived, removed })
     }
 
-    /// The state after all data were moved. The same whoever computes it.
-    pub fn settled(&self) -> RingState {
-        RingState {
-            version: self.version + 1,
-            layout: self.layout.clone(),
-            old: None,
-            removed: self.removed.clone(),
+    /// The state after all nodes that this one waits for are ready. The same whoever computes it.
+    pub fn successor(&self) -> RingState {
+        let (version, removed) = (self.version + 1, self.removed.clone());
+        let layout = self.layout.clone();
+        if !self.arrived {
+            return RingState { version, layout, old: self.old.clone(), arrived: true, removed };
         }
+        // Who was removed since the data arrived goes now.
+        let mut nodes = layout.nodes.clone();
+        nodes.retain(|node| !removed.contains(&node.id));
+        if nodes.len() < layout.nodes.len() {
+            let old = Some(self.layout.clone());
+            return RingState { version, layout: layout.change(nodes), old, arrived: false, removed };
+        }
+        RingState { version, layout, old: None, arrived: true, removed }
     }
 }
 
@@ -236,21 +256,25 @@ pub struct Ring {
     state: RingState,
     stamp: u64,
     nodes: Vec<NodeId>,
-    /// Whom reads ask: the old layout while there is one.
+    /// Whom reads ask: the old layout until all data have arrived with the new one.
     serving: Placement,
-    /// Where data are moving to.
-    coming: Option<Placement>,
+    /// While the ring changes: the other layout.
+    other: Option<Placement>,
 }
 
 impl Ring {
     /// Computes the preference lists. The state must be valid.
     pub fn new(state: RingState) -> Ring {
-        let serving = state.old.as_ref().unwrap_or(&state.layout);
+        let (serving, other) = match &state.old {
+            Some(old) if state.arrived => (&state.layout, Some(old)),
+            Some(old) => (old, Some(&state.layout)),
+            None => (&state.layout, None),
+        };
         Ring {
             stamp: state.stamp(),
             nodes: serving.nodes.iter().map(|node| node.id).collect(),
             serving: Placement::new(serving, PREFERENCE_MAX),
-            coming: state.old.is_some().then(|| Placement::new(&state.layout, PREFERENCE_MAX)),
+            other: other.map(|other| Placement::new(other, PREFERENCE_MAX)),
             state,
         }
     }
@@ -307,31 +331,35 @@ impl Ring {
         self.serving.preference_at(position)
     }
 
-    /// While data move: the nodes for a key at `position` when that is done. They get its writes too.
-    pub fn coming_at(&self, position: Position) -> Option<&[NodeId]> {
-        self.coming.as_ref().map(|coming| coming.preference_at(position))
+    /// While the ring changes: the nodes for a key at `position` in the other layout. They get its writes too.
+    pub fn other_at(&self, position: Position) -> Option<&[NodeId]> {
+        self.other.as_ref().map(|other| other.preference_at(position))
     }
 
-    /// True while data are moving.
+    /// True while the ring changes.
     pub fn is_moving(&self) -> bool {
-        self.coming.is_some()
+        self.other.is_some()
     }
 
-    /// Whether `node` is one of the first `n` for `position`, now or after the move.
+    /// Whether `node` is one of the first `n` for `position` in any layout.
     pub fn holds(&self, node: NodeId, position: Position, n: usize) -> bool {
         let is_in = |list: &[NodeId]| list.iter().take(n).any(|other| *other == node);
-        is_in(self.preference_at(position)) || self.coming_at(position).is_some_and(is_in)
+        is_in(self.preference_at(position)) || self.other_at(position).is_some_and(is_in)
     }
 
-    /// While data move: the whole ring in ranges with the same owners before and after, in ring order.
+    /// While the ring changes: all of it in ranges with the same owners before and after, in ring order.
     pub fn segments(&self) -> Vec<Segment<'_>> {
-        let Some(coming) = &self.coming else { return Vec::new() };
+        let Some(other) = &self.other else { return Vec::new() };
+        let (before, after) = match self.state.arrived {
+            true => (other, &self.serving),
+            false => (&self.serving, other),
+        };
         let mut segments = Vec::new();
         let mut from = Position(0);
         loop {
-            let (old, new) = (self.serving.partition_of(from), coming.partition_of(from));
-            let to = self.serving.end(old).min(coming.end(new));
-            let (old, new) = (self.serving.preference_list(old), coming.preference_list(new));
+            let (old, new) = (before.partition_of(from), after.partition_of(from));
+            let to = before.end(old).min(after.end(new));
+            let (old, new) = (before.preference_list(old), after.preference_list(new));
             segments.push(Segment { from, to, old, new });
             match to.0.checked_add(1) {
                 Some(next) => from = Position(next),
@@ -355,17 +383,22 @@ mod tests {
     }
 
     #[test]
-    fn a_change_moves_and_then_settles() {
+    fn a_change_moves_arrives_and_settles() {
         let stable = state(3);
         let moving = stable.change(&join(4)).unwrap();
         assert_eq!((moving.version, moving.old.as_ref()), (2, Some(&stable.layout)));
         let ring = Ring::new(moving.clone());
         assert_eq!(ring.nodes(), [NodeId(1), NodeId(2), NodeId(3)], "the old ones answer");
-        assert!(ring.coming_at(Position(0)).is_some());
-        let settled = moving.settled();
-        assert!(settled.stamp() > moving.stamp());
+        assert!(ring.other_at(Position(0)).is_some());
+        let arrived = moving.successor();
+        let ring = Ring::new(arrived.clone());
+        assert_eq!(ring.nodes().len(), 4, "the new ones answer");
+        assert!(ring.other_at(Position(0)).is_some(), "the old ones get what is written");
+        let settled = arrived.successor();
+        assert!(!Ring::new(settled.clone()).is_moving());
+        assert_eq!((settled.version, Ring::new(settled).nodes().len()), (4, 4));
+        assert!(arrived.stamp() > moving.stamp());
         assert!(moving.stamp() > stable.stamp());
-        assert_eq!(Ring::new(settled).nodes().len(), 4);
     }
 
     #[test]
@@ -397,6 +430,17 @@ mod tests {
     }
 
     #[test]
+    fn who_is_removed_after_the_data_arrived_goes_with_the_next_change() {
+        let arrived = state(3).change(&join(4)).unwrap().successor();
+        let again = arrived.change(&RingChange::Remove { node: NodeId(2) }).unwrap();
+        assert_eq!((&again.layout, &again.old, again.arrived), (&arrived.layout, &arrived.old, true));
+        let moving = again.successor();
+        assert_eq!((moving.version, moving.old.as_ref(), moving.arrived), (5, Some(&arrived.layout), false));
+        assert!(moving.layout.node(NodeId(2)).is_none());
+        assert_eq!(arrived.change(&join(5)), Err(RingError::Moving { version: 3 }));
+    }
+
+    #[test]
     fn segments_tile_the_ring() {
         for strategy in [Strategy::TokenRanges { tokens: 8 }, Strategy::EqualPartitions] {
             let nodes = (1..=3).map(|id| RingNode::new(NodeId(id))).collect();
@@ -406,7 +450,7 @@ mod tests {
                 assert_eq!(segment.from.0, next);
                 for position in [segment.from, segment.to] {
                     assert_eq!(segment.old, ring.preference_at(position));
-                    assert_eq!(Some(segment.new), ring.coming_at(position));
+                    assert_eq!(Some(segment.new), ring.other_at(position));
                 }
                 next = segment.to.0.wrapping_add(1);
             }

@@ -80,20 +80,31 @@ fn gains(node: NodeId, old: &[NodeId], new: &[NodeId], ns: &[usize]) -> bool {
     ns.iter().any(|&n| new < n && old >= n)
 }
 
-/// The nodes that have something to fetch before `ring` can settle, for buckets of the sizes `ns`.
-pub fn gaining(ring: &Ring, ns: &[usize]) -> BTreeSet<NodeId> {
+/// The nodes that must be ready before `ring` can take its next step, for buckets of the sizes `ns`.
+///
+/// While data move, those that have something to fetch. Once all data have arrived, those that lose something: they
+/// must know it, so as not to answer for what is written elsewhere from then on. Removed nodes are not waited for.
+pub fn awaited(ring: &Ring, ns: &[usize]) -> BTreeSet<NodeId> {
     let n_max = ns.iter().copied().max().unwrap_or(0);
     let mut nodes = BTreeSet::new();
     for segment in ring.segments() {
-        let candidates = segment.new.iter().copied().take(n_max);
-        nodes.extend(candidates.filter(|node| gains(*node, segment.old, segment.new, ns)));
+        let (others, own) = match ring.state().arrived {
+            false => (segment.old, segment.new),
+            true => (segment.new, segment.old),
+        };
+        let candidates = own.iter().copied().take(n_max);
+        nodes.extend(candidates.filter(|node| gains(*node, others, own, ns)));
     }
+    nodes.retain(|node| !ring.state().removed.contains(node));
     nodes
 }
 
 impl Incoming {
     /// What `me` has to fetch for buckets of the sizes `ns`.
     pub fn new(ring: &Ring, me: NodeId, ns: &[usize]) -> Incoming {
+        if ring.state().arrived {
+            return Incoming::default();
+        }
         let n_max = ns.iter().copied().max().unwrap_or(0);
         let mut ranges: Vec<Range> = Vec::new();
         for segment in ring.segments() {
@@ -273,9 +284,19 @@ mod tests {
     #[test]
     fn only_the_new_node_fetches_when_three_become_four() {
         let ring = moving();
-        assert_eq!(gaining(&ring, &[3]), BTreeSet::from([NodeId(4)]));
+        assert_eq!(awaited(&ring, &[3]), BTreeSet::from([NodeId(4)]));
         assert!(Incoming::new(&ring, NodeId(1), &[3]).is_complete());
         assert!(!Incoming::new(&ring, NodeId(4), &[3]).is_complete());
+    }
+
+    #[test]
+    fn once_data_have_arrived_those_who_lose_some_are_awaited() {
+        let arrived = Ring::new(moving().state().successor());
+        let losers = [1, 2, 3].map(NodeId);
+        assert_eq!(awaited(&arrived, &[3]), BTreeSet::from(losers));
+        assert!(Incoming::new(&arrived, NodeId(4), &[3]).is_complete());
+        let without = arrived.state().change(&RingChange::Remove { node: NodeId(2) }).unwrap();
+        assert_eq!(awaited(&Ring::new(without), &[3]), BTreeSet::from([NodeId(1), NodeId(3)]));
     }
 
     #[test]

@@ -13,6 +13,7 @@ use oort_core::message::{Control, Message, ReadOutcome, WriteOutcome};
 use oort_core::mutation::{Basis, Condition, Expiry, Mutation, MutationError};
 use oort_core::node::{Event, Input, Node, OpenError};
 use oort_core::object::{Object, Version};
+use oort_core::replica::META_FORMAT;
 use oort_core::store::{Durability, Space, Store};
 use oort_core::types::{ActorId, ObjectKey, Position, SIBLINGS_MAX};
 use support::{key, Cluster, Crash};
@@ -479,9 +480,10 @@ fn a_directory_of_another_cluster_or_format_is_refused() {
     write(&mut cluster, b"membership", &[200, 1, 2, 3]);
     let error = open(&cluster, "oort").unwrap();
     assert_eq!(error, OpenError::ForeignFormat { found: 200 });
-    let text = "the directory's records have format version 200, this program reads version 2";
+    let text =
+        format!("the directory's records have format version 200, this program reads version {META_FORMAT}");
     assert_eq!(error.to_string(), text);
-    write(&mut cluster, b"membership", &[2]);
+    write(&mut cluster, b"membership", &[META_FORMAT]);
     assert_eq!(open(&cluster, "oort"), Some(OpenError::Malformed { record: "membership" }));
     write(&mut cluster, b"identity", &[]);
     assert_eq!(open(&cluster, "oort"), Some(OpenError::Malformed { record: "identity" }));

@@ -615,14 +615,14 @@ impl Node {
     ) {
         let me = self.membership.me;
         let key = put.key.clone();
-        let (primaries, coming) = self.owners(&key);
-        if let Some(coming) = &coming {
+        let (primaries, others) = self.owners(&key);
+        if let Some(others) = &others {
             let Needed { total, primaries: own } = put.needed();
-            let there = coming.len() as u8;
+            let there = others.len() as u8;
             let needed = Needed { total: total.min(there), primaries: own.min(there) };
-            put.needs_both(&primaries, coming, needed);
+            put.needs_both(&primaries, others, needed);
         }
-        if primaries.contains(&me) || coming.as_ref().is_some_and(|coming| coming.contains(&me)) {
+        if primaries.contains(&me) || others.as_ref().is_some_and(|others| others.contains(&me)) {
             put.hold(me, None);
         } else {
             let absent = primaries.iter().copied().find(|&node| self.health(node) == Health::Down);
@@ -633,7 +633,7 @@ impl Node {
         let work = Work::Put { put, updated: Some(updated) };
         let id = self.tasks.insert(Task { origin, started_us: now.mono_us, deadline_us, work });
         self.turn_puts.push((id, origin));
-        self.ask_owners(now, id, &primaries, coming.as_deref(), out);
+        self.ask_owners(now, id, &primaries, others.as_deref(), out);
         if !self.advance_put(now, id, out) {
             self.tasks.wake_at(deadline_us, id);
         }
@@ -645,11 +645,11 @@ impl Node {
         now: Now,
         id: TaskId,
         serving: &[NodeId],
-        coming: Option<&[NodeId]>,
+        others: Option<&[NodeId]>,
         out: &mut Vec<Output>,
     ) {
-        let coming = coming.unwrap_or_default().iter().filter(|node| !serving.contains(node));
-        for owner in serving.iter().chain(coming).copied() {
+        let others = others.unwrap_or_default().iter().filter(|node| !serving.contains(node));
+        for owner in serving.iter().chain(others).copied() {
             let Some(Task { work: Work::Put { put, .. }, .. }) = self.tasks.get_mut(id) else {
                 return;
             };
@@ -698,8 +698,8 @@ impl Node {
         let me = self.membership.me;
         if let Some(Task { work: Work::Put { put, .. }, .. }) = self.tasks.get_mut(id) {
             let key = put.key.clone();
-            // A hint is enough of a copy for a node that does not answer reads yet.
-            put.hold_for_coming(me, owner);
+            // A hint is enough of a copy for a node that does not answer reads.
+            put.hold_for_other(me, owner);
             self.add_hint(owner, &key);
         }
     }
@@ -710,8 +710,8 @@ impl Node {
         let key = put.key.clone();
         let n = self.buckets().properties(key.bucket()).n as usize;
         let ring = self.placed_ring();
-        let (serving, coming) = (ring.preference_at(key.position()), ring.coming_at(key.position()));
-        let behind = serving.iter().skip(n).chain(coming.unwrap_or_default().iter().skip(n));
+        let (serving, others) = (ring.preference_at(key.position()), ring.other_at(key.position()));
+        let behind = serving.iter().skip(n).chain(others.unwrap_or_default().iter().skip(n));
         let fallbacks: Vec<NodeId> = behind.copied().collect();
         let Some(Task { work: Work::Put { put, .. }, .. }) = self.tasks.get_mut(id) else { return None };
         let (me, detector) = (self.membership.me, &self.detector);

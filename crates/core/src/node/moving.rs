@@ -16,7 +16,7 @@ use crate::message::{Control, Message, TaskId};
 use crate::replica::{hash_of, row_hash};
 use crate::ring::{Ring, RingChange, RingState};
 use crate::store::Space;
-use crate::transfer::{gaining, Incoming, Range, SweepPage, PAGE_ROWS, VERIFIED_MAX};
+use crate::transfer::{awaited, Incoming, Range, SweepPage, PAGE_ROWS, VERIFIED_MAX};
 use crate::types::{NodeId, Now, ObjectKey, Position, SLOTS};
 
 /// A node asks for a newer ring at most this often, in microseconds.
@@ -60,7 +60,7 @@ impl Node {
         for slot in 0..SLOTS {
             let position = Position::first_of_slot(slot);
             let old = ring.preference_at(position);
-            let new = ring.coming_at(position).unwrap_or(old);
+            let new = ring.other_at(position).filter(|_| !ring.state().arrived).unwrap_or(old);
             slots_moved += (old[0] != new[0]) as u32;
             let (old, new) = (&old[..n.min(old.len())], &new[..n.min(new.len())]);
             for &node in old.iter().chain(new) {
@@ -89,7 +89,7 @@ impl Node {
             return;
         };
         let (version, nodes) = (state.version, state.layout.nodes.len());
-        let (partitions, moving) = (state.layout.partitions, state.old.is_some());
+        let (partitions, moving) = (state.layout.partitions, !state.arrived);
         self.ring = Some(Ring::new(state));
         self.entropy.forget_results();
         out.push(Output::Event(Event::RingFormed { version, nodes, partitions, moving }));
@@ -158,31 +158,31 @@ impl Node {
     fn replan_put(&mut self, now: Now, id: TaskId, out: &mut Vec<Output>) {
         let Some(Task { work: Work::Put { put, .. }, .. }) = self.tasks.get_mut(id) else { return };
         let (key, needed) = (put.key.clone(), put.needed());
-        let (serving, coming) = self.owners(&key);
+        let (serving, others) = self.owners(&key);
         let at_most = |needed: Needed, owners: &[NodeId]| Needed {
             total: needed.total.min(owners.len() as u8),
             primaries: needed.primaries.min(owners.len() as u8),
         };
         let Some(Task { work: Work::Put { put, .. }, .. }) = self.tasks.get_mut(id) else { return };
-        match &coming {
-            Some(coming) => put.needs_both(&serving, coming, at_most(needed, coming)),
+        match &others {
+            Some(others) => put.needs_both(&serving, others, at_most(needed, others)),
             None => put.settle_on(&serving, at_most(needed, &serving)),
         }
         let outstanding: Vec<NodeId> = put.outstanding().collect();
         for node in outstanding {
             self.ask_again(now, id, node, out);
         }
-        self.ask_owners(now, id, &serving, coming.as_deref(), out);
+        self.ask_owners(now, id, &serving, others.as_deref(), out);
         self.advance_put(now, id, out);
     }
 
-    /// The primaries of a key now and, while data move, after that.
+    /// The primaries of a key, who answer reads, and, while the ring changes, those of the other layout.
     pub(super) fn owners(&self, key: &ObjectKey) -> (Vec<NodeId>, Option<Vec<NodeId>>) {
         let n = self.buckets().properties(key.bucket()).n as usize;
         let first = |list: &[NodeId]| list[..n.min(list.len())].to_vec();
         let ring = self.placed_ring();
         let position = key.position();
-        (first(ring.preference_at(position)), ring.coming_at(position).map(first))
+        (first(ring.preference_at(position)), ring.other_at(position).map(first))
     }
 
     /// A peer's ring is newer, or it says so: asks it for its own.
@@ -224,7 +224,9 @@ impl Node {
         let fetches = self.incoming.as_ref().is_some_and(Incoming::has_work);
         let walks = self.sweep.page.is_none() && self.sweep.next.is_some();
         let sweeps = !ring.is_moving() && (walks || !self.sweep.verified.is_empty());
-        let announces = self.moved_in_turn.is_some();
+        let is_ready = self.incoming.as_ref().is_some_and(Incoming::is_complete);
+        let announces =
+            self.moved_in_turn.is_some() || is_ready && self.membership.own().moved != self.stamp();
         // Not in the turn that just was: one step at a time.
         let soon_us = self.last_now.mono_us + STEP_US;
         (fetches || sweeps || announces).then_some(self.resume_moving_us.max(soon_us))
@@ -397,12 +399,12 @@ impl Node {
         }
     }
 
-    /// Whether this node is to hold a key, now or after the move.
+    /// Whether this node holds a key, now or after the change.
     fn is_mine(&self, key: &ObjectKey) -> bool {
         self.holds(self.membership.me, key)
     }
 
-    /// Whether a node is to hold a key, now or after the move.
+    /// Whether a node holds a key, before, while or after the ring changes.
     pub(super) fn holds(&self, node: NodeId, key: &ObjectKey) -> bool {
         let n = self.buckets().properties(key.bucket()).n as usize;
         self.placed_ring().holds(node, key.position(), n)
@@ -439,7 +441,7 @@ impl Node {
         }
     }
 
-    /// Says that everything is here, once it is durable.
+    /// Says that everything is here, and the ring is known, once both are durable.
     fn announce_moved(&mut self, now: Now, out: &mut Vec<Output>) {
         let Some((turn, stamp)) = self.moved_in_turn.filter(|(turn, _)| *turn < self.turns) else { return };
         debug_assert!(turn < self.turns, "the turn is over");
@@ -455,20 +457,20 @@ impl Node {
         }
     }
 
-    /// Ends the move when all nodes that had to fetch something have said that they are done.
+    /// Takes the ring's next step when all nodes that this one waits for have said that they are ready.
     fn settle(&mut self, now: Now, out: &mut Vec<Output>) {
         let Some(ring) = self.ring.as_ref().filter(|ring| ring.is_moving()) else { return };
-        if self.gaining.as_ref().is_none_or(|(stamp, _)| *stamp != ring.stamp()) {
-            self.gaining = Some((ring.stamp(), gaining(ring, &self.sizes())));
+        if self.awaited.as_ref().is_none_or(|(stamp, _)| *stamp != ring.stamp()) {
+            self.awaited = Some((ring.stamp(), awaited(ring, &self.sizes())));
         }
-        let Some((stamp, nodes)) = &self.gaining else { return };
-        let has_moved = |node| self.membership.members.get(node).is_some_and(|member| member.moved == *stamp);
-        let is_over = nodes.iter().all(has_moved);
+        let Some((stamp, nodes)) = &self.awaited else { return };
+        let is_ready = |node| self.membership.members.get(node).is_some_and(|member| member.moved == *stamp);
+        let is_over = nodes.iter().all(is_ready);
         #[cfg(feature = "sabotage")]
         let is_over = is_over || self.config.sabotage == crate::config::Sabotage::SettleEarly;
         if is_over {
-            let settled = ring.state().settled();
-            self.install_ring(now, settled, out);
+            let successor = ring.state().successor();
+            self.install_ring(now, successor, out);
         }
     }
 
@@ -631,8 +633,8 @@ impl Node {
 
     /// `owner` does not own `key` any more: those who do are owed it.
     pub(super) fn turn_over(&mut self, owner: NodeId, key: &ObjectKey) {
-        let (serving, coming) = self.owners(key);
-        for other in serving.into_iter().chain(coming.into_iter().flatten()) {
+        let (serving, others) = self.owners(key);
+        for other in serving.into_iter().chain(others.into_iter().flatten()) {
             self.add_hint(other, key);
         }
         self.remove_hint(owner, key);
