@@ -187,3 +187,95 @@ fn mean(values: impl ExactSizeIterator<Item = f64>) -> f64 {
 fn of_strategy(points: &[Point], number: u8) -> impl Iterator<Item = &Point> {
     points.iter().filter(move |point| point.strategy.number() == number)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Figure 8 of Dynamo, as far as it can be read off, for 60, 120, 240, ... entries.
+    const FIGURE_8: [[f64; 10]; 3] = [
+        [0.52, 0.61, 0.69, 0.76, 0.82, 0.87, 0.91, 0.93, 0.95, 0.96],
+        [0.53, 0.61, 0.70, 0.76, 0.82, 0.85, 0.88, 0.87, 0.85, 0.84],
+        [0.86, 0.87, 0.90, 0.92, 0.94, 0.96, 0.97, 0.98, 0.98, 0.99],
+    ];
+
+    fn setup() -> Setup {
+        Setup { nodes: 30, replicas: 3, keys: 100_000, zipf: 0.0, partitions: 1024, seed: 1, seeds: 8 }
+    }
+
+    fn efficiencies(points: &[Point], number: u8) -> Vec<f64> {
+        of_strategy(points, number).map(|point| point.efficiency).collect()
+    }
+
+    /// Source: Dynamo §6.2, figure 8. Differs: strategy 3 with few partitions, since Q is no multiple of 30 here.
+    #[test]
+    fn strategy_3_is_best_and_strategy_2_worst_as_in_figure_8() {
+        let points = simulate(&setup(), |_| {});
+        let [first, second, third] = [1, 2, 3].map(|number| efficiencies(&points, number));
+        assert_eq!((first.len(), second.len(), third.len()), (10, 10, 9));
+        for (size, best) in third.iter().enumerate() {
+            assert!(*best > first[size] + 0.05, "size {size}: {best} {}", first[size]);
+            assert!(*best > second[size] + 0.05, "size {size}: {best} {}", second[size]);
+        }
+        // With fewer tokens than partitions both fail alike; with more, strategy 2 falls behind and then back.
+        for size in 6..10 {
+            assert!(first[size] > second[size], "size {size}: {} {}", first[size], second[size]);
+        }
+        assert!(first[9] > second[9] + 0.05, "{} {}", first[9], second[9]);
+        assert!(second[6] > second[9], "{second:?}");
+        for (ours, [paper, from]) in [(&first, [0, 0]), (&second, [1, 0]), (&third, [2, 2])] {
+            for size in from..ours.len() {
+                let theirs = FIGURE_8[paper][size];
+                assert!((ours[size] - theirs).abs() < 0.06, "size {size}: {} {theirs}", ours[size]);
+            }
+        }
+    }
+
+    #[test]
+    fn with_the_smallest_partitions_strategy_2_is_as_good_as_strategy_1() {
+        let points = simulate(&Setup { partitions: PARTITIONS_MAX, seeds: 3, ..setup() }, |_| {});
+        let (first, second) = (efficiencies(&points, 1)[9], efficiencies(&points, 2)[9]);
+        assert!((first - second).abs() < 0.02, "{first} {second}");
+    }
+
+    #[test]
+    fn the_same_setup_gives_the_same_points() {
+        let small = Setup { nodes: 5, keys: 1000, seeds: 2, ..setup() };
+        let mut done = Vec::new();
+        let points = simulate(&small, |seeds| done.push(seeds));
+        assert_eq!(done, [1, 2]);
+        assert_eq!(points, simulate(&small, |_| {}));
+        assert_ne!(points, simulate(&Setup { seed: 7, ..small }, |_| {}));
+    }
+
+    #[test]
+    fn every_request_is_counted_at_every_replica() {
+        let setup = Setup { keys: 1000, zipf: 1.0, ..setup() };
+        let slots = slot_loads(&setup, 1);
+        let requests: f64 = (1..=1000).map(|rank| 1.0 / rank as f64).sum();
+        assert!((slots.iter().sum::<f64>() - requests).abs() < 1e-9);
+        for (strategy, partitions) in rings(&setup) {
+            let layout = Layout::founding(strategy, partitions, nodes(&setup, 1));
+            let loads = node_loads(&layout, &slots, 3);
+            assert!((loads.iter().sum::<f64>() - 3.0 * requests).abs() < 1e-9, "{strategy:?}");
+        }
+    }
+
+    #[test]
+    fn when_all_nodes_hold_everything_load_is_even() {
+        let everywhere = Setup { nodes: 3, keys: 100, seeds: 1, ..setup() };
+        for point in simulate(&everywhere, |_| {}) {
+            assert!((point.efficiency - 1.0).abs() < 1e-9, "{point:?}");
+        }
+    }
+
+    #[test]
+    fn sizes_reach_as_far_as_slots_allow() {
+        let last = |nodes| *sizes(nodes).last().unwrap();
+        assert_eq!(sizes(30)[0], Size { tokens: 2, partitions: Some(64) });
+        assert_eq!(last(30), Size { tokens: 1024, partitions: None });
+        assert_eq!(last(2), Size { tokens: 16384, partitions: None });
+        assert_eq!(last(1000), Size { tokens: 32, partitions: None });
+        assert_eq!(last(600), Size { tokens: 32, partitions: Some(16384) });
+    }
+}

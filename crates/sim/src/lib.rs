@@ -6,8 +6,8 @@
 //! `docs/simulation.md` says what is simulated and what is not.
 //!
 //! Reading order: what is recorded (`trace`, `history`), the world (`disk`, `faults`, `network`, `workload`), what is
-//! demanded of it (`check`), the event loop (`machine`, `cluster`), the command line (`cli`). Beside them stands `balance`:
-//! how evenly rings spread load, without running anything.
+//! demanded of it (`check`), the event loop (`machine`, `cluster`), the command line (`cli`). Beside them stands
+//! `balance`: how evenly rings spread load, without running anything.
 //!
 //! Source: FoundationDB's simulation and TigerBeetle's VOPR; swarm testing (Groce et al., 2012): every seed draws its
 //! own subset of faults and its own rates, because a bug often needs some faults to be absent.

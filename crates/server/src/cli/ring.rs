@@ -59,7 +59,7 @@ struct Simulate {
     #[arg(long, value_name = "COUNT", default_value_t = 1_000_000, value_parser = clap::value_parser!(u32).range(1..=100_000_000))]
     keys: u32,
     /// How uneven the keys' popularity is: the k-th gets requests in proportion to 1/k^EXPONENT, 0 to 2
-    #[arg(long, value_name = "EXPONENT", default_value_t = 0.0, value_parser = zipf)]
+    #[arg(long, value_name = "EXPONENT", default_value_t = 0.0, value_parser = zipf, allow_negative_numbers = true)]
     zipf: f64,
     /// Q of strategy 2, a power of two: 1 to 16384
     #[arg(long, value_name = "COUNT", default_value_t = 1024, value_parser = partitions)]

@@ -21,7 +21,6 @@ struct Style {
     number: u8,
     colour: &'static str,
     mark: Mark,
-    name: &'static str,
 }
 
 #[derive(Clone, Copy)]
@@ -31,25 +30,11 @@ enum Mark {
     Diamond,
 }
 
+/// In the order of the legend, which is that of the lines.
 const STYLES: [Style; 3] = [
-    Style {
-        number: 3,
-        colour: "#009e73",
-        mark: Mark::Diamond,
-        name: "Strategy 3: Q / S partitions for each node",
-    },
-    Style {
-        number: 1,
-        colour: "#0072b2",
-        mark: Mark::Circle,
-        name: "Strategy 1: ranges between random tokens",
-    },
-    Style {
-        number: 2,
-        colour: "#d55e00",
-        mark: Mark::Square,
-        name: "Strategy 2: random tokens, partitions of equal size",
-    },
+    Style { number: 3, colour: "#009e73", mark: Mark::Diamond },
+    Style { number: 1, colour: "#0072b2", mark: Mark::Circle },
+    Style { number: 2, colour: "#d55e00", mark: Mark::Square },
 ];
 
 /// Draws the points. There must be at least one.
@@ -88,7 +73,7 @@ fn head(setup: &Setup) -> String {
     );
     put!(
         out,
-        r##"<text x="{LEFT}" y="58" fill="#555">{}; bands: worst to best seed</text>"##,
+        r##"<text x="{LEFT}" y="58" fill="#555">{}; bands: the worst seed to the best</text>"##,
         caption(setup)
     );
     out
@@ -197,16 +182,20 @@ fn mark(out: &mut String, style: &Style, x: f64, y: f64) {
 
 /// In the lower right corner, which lines that rise to the right leave free.
 fn legend(out: &mut String, setup: &Setup) {
-    let (left, top) = (RIGHT - 398.0, BOTTOM - 92.0);
+    let (left, top) = (RIGHT - 412.0, BOTTOM - 92.0);
     put!(
         out,
-        r##"<rect x="{left}" y="{top}" width="386" height="80" rx="4" fill="#fff" opacity="0.92" stroke="#bbb"/>"##
+        r##"<rect x="{left}" y="{top}" width="400" height="80" rx="4" fill="#fff" opacity="0.92" stroke="#bbb"/>"##
     );
     for (row, style) in STYLES.iter().enumerate() {
         let (x, y) = (left + 14.0, top + 18.0 + 22.0 * row as f64);
         put!(out, r#"<path d="M{x} {y}h28" stroke="{}" stroke-width="2.5"/>"#, style.colour);
         mark(out, style, x + 14.0, y);
-        let q = if style.number == 2 { format!(" (Q = {})", setup.partitions) } else { String::new() };
-        put!(out, r#"<text x="{}" y="{}">{}{q}</text>"#, x + 38.0, y + 4.5, style.name);
+        let what = match style.number {
+            1 => "ranges between random tokens".to_string(),
+            2 => format!("random tokens, {} equal partitions", setup.partitions),
+            _ => "equal partitions, dealt out evenly".to_string(),
+        };
+        put!(out, r#"<text x="{}" y="{}">Strategy {}: {what}</text>"#, x + 38.0, y + 4.5, style.number);
     }
 }

@@ -68,3 +68,27 @@ pub fn csv(points: &[Point]) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::{simulate, svg};
+    use super::*;
+
+    #[test]
+    fn texts_have_a_line_for_each_size_or_point() {
+        let setup = Setup { nodes: 4, replicas: 2, keys: 100, zipf: 0.5, partitions: 64, seed: 3, seeds: 2 };
+        let points = simulate(&setup, |_| {});
+        let table = table(&setup, &points);
+        let caption = "4 nodes, 2 replicas, 100 keys, popularity 1 / rank^0.5, mean of seeds 3 to 4";
+        assert!(table.starts_with(&format!("Mean load / greatest load: {caption}\n")), "{table}");
+        assert_eq!(table.lines().count(), 4 + sizes(4).len(), "{table}");
+        assert!(table.lines().skip(2).all(|line| line.matches('|').count() == 9), "{table}");
+        let csv = csv(&points);
+        assert_eq!(csv.lines().count(), 1 + points.len());
+        assert!(csv.lines().all(|line| line.matches(',').count() == HEADER.matches(',').count()), "{csv}");
+        let svg = svg(&setup, &points);
+        assert!(svg.contains(caption), "{svg}");
+        assert_eq!(svg.matches("<polyline").count(), 3);
+        assert!(!svg.contains("NaN") && !svg.contains("inf"), "{svg}");
+    }
+}
