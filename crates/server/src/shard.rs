@@ -819,6 +819,7 @@ impl View for Inspector<'_> {
             process_id: std::process::id(),
             uptime_ms: now.wall_ms.saturating_sub(self.shard.clocks.started_wall_ms),
             connections: self.shard.numbers.clients as u64,
+            connections_max: self.shard.options.connections_max as u64,
             connections_accepted: self.shard.numbers.accepted,
             commands: self.shard.numbers.commands,
             requests_in_flight: self.shard.node.requests_in_flight() as u64,

@@ -147,7 +147,7 @@ fn settings(call: &Call) -> Vec<(&'static str, String)> {
         ("cluster-enabled", "yes".into()),
         ("cluster-node-timeout", config.suspect_ms.to_string()),
         ("databases", DATABASES.to_string()),
-        ("maxclients", config.requests_max.to_string()),
+        ("maxclients", call.view.server().connections_max.to_string()),
         ("maxmemory", "0".into()),
         ("maxmemory-policy", "noeviction".into()),
         ("port", cluster::split_address(&addresses.redis).1.to_string()),
@@ -158,6 +158,7 @@ fn settings(call: &Call) -> Vec<(&'static str, String)> {
         ("timeout", "0".into()),
         ("oort-cluster", config.cluster.clone()),
         ("oort-name", config.name.clone()),
+        ("oort-requests-max", config.requests_max.to_string()),
         ("oort-timeout-ms", config.timeout_ms.to_string()),
     ]
 }

@@ -39,6 +39,8 @@ pub struct ServerStats {
     pub uptime_ms: u64,
     /// Open connections of Redis clients.
     pub connections: u64,
+    /// The most of them.
+    pub connections_max: u64,
     /// Connections ever accepted.
     pub connections_accepted: u64,
     /// Commands ever started.

@@ -213,7 +213,7 @@ impl View for FakeNode {
         "{}".into()
     }
     fn server(&self) -> ServerStats {
-        ServerStats { connections: 2, uptime_ms: 5000, ..ServerStats::default() }
+        ServerStats { connections: 2, connections_max: 9000, uptime_ms: 5000, ..ServerStats::default() }
     }
     fn sessions(&self, visit: &mut dyn FnMut(&Session)) {
         self.others.iter().for_each(visit);

@@ -110,6 +110,7 @@ fn settings_are_shown_and_not_changed() {
     let mut fake = Fake::new();
     fake.check(&[
         ("CONFIG GET appendonly", "{\"appendonly\": \"yes\"}"),
+        ("CONFIG GET maxclients", "{\"maxclients\": \"9000\"}"),
         ("CONFIG GET PORT data*", "{\"databases\": \"16\", \"port\": \"6379\"}"),
         ("CONFIG GET", "-ERR wrong number of arguments for 'config|get' command"),
         ("CONFIG RESETSTAT", "-ERR CONFIG RESETSTAT is not supported: metrics only grow while the node runs"),
