@@ -1,7 +1,7 @@
 //! `BUCKET`: a bucket's properties.
 
 use bytes::Bytes;
-use oort_core::bucket::{BucketProperties, Conflict};
+use oort_core::bucket::{BucketProperties, Conflict, N_MAX, VALUE_BYTES_LIMIT};
 use oort_core::client::{Operation, Reply};
 use oort_core::types::BUCKET_BYTES_MAX;
 
@@ -71,10 +71,10 @@ fn bucket_name(call: &Call) -> Result<Bytes, Value> {
 fn set_property(properties: &mut BucketProperties, name: &[u8], value: &[u8]) -> Result<(), Value> {
     let lower = name.to_ascii_lowercase();
     match lower.as_slice() {
-        b"n" => properties.n = number(name, value, u8::MAX as u64)? as u8,
-        b"r" => properties.r = number(name, value, u8::MAX as u64)? as u8,
-        b"w" => properties.w = number(name, value, u8::MAX as u64)? as u8,
-        b"value_bytes_max" => properties.value_bytes_max = number(name, value, u64::MAX)?,
+        b"n" => properties.n = number(name, value, N_MAX as u64)? as u8,
+        b"r" => properties.r = number(name, value, N_MAX as u64)? as u8,
+        b"w" => properties.w = number(name, value, N_MAX as u64)? as u8,
+        b"value_bytes_max" => properties.value_bytes_max = number(name, value, VALUE_BYTES_LIMIT)?,
         b"default_ttl_ms" if value.eq_ignore_ascii_case(b"none") => properties.default_ttl_ms = None,
         b"default_ttl_ms" => properties.default_ttl_ms = Some(number(name, value, i64::MAX as u64)?),
         b"conflict" => {

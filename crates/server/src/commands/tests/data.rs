@@ -402,8 +402,8 @@ fn buckets_have_properties() {
         ("BUCKET SET 5 default_ttl_ms none", "OK"),
         ("BUCKET SET 5 default_ttl_ms 1000", "OK"),
         ("BUCKET SET 5 n 1", "-ERR w is 3: it must be 1 to n, which is 1"),
-        ("BUCKET SET 5 n 0", "-ERR n is '0': it must be a number from 1 to 255"),
-        ("BUCKET SET 5 n 99", "-ERR n is 99: it must be 1 to 16"),
+        ("BUCKET SET 5 n 0", "-ERR n is '0': it must be a number from 1 to 16"),
+        ("BUCKET SET 5 n 99", "-ERR n is '99': it must be a number from 1 to 16"),
         ("BUCKET SET 5 conflict maybe", "-ERR conflict is 'maybe': it must be siblings or lww"),
         ("BUCKET SET 5 active maybe", "-ERR active is 'maybe': it must be true or false"),
         (
