@@ -278,6 +278,9 @@ fn foreign_and_newer_directories_are_refused_and_left_alone() {
     let error = FjallStore::open(&directory.0, small()).err().unwrap();
     assert!(matches!(error, OpenError::Foreign { .. }), "{error}");
     assert_eq!(fs::read_dir(&directory.0).unwrap().count(), 1, "something was added");
+    let file = directory.0.join("photo.jpg");
+    let error = FjallStore::open(&file, small()).err().unwrap().to_string();
+    assert_eq!(error, format!("{}: not a directory", file.display()));
 
     fs::remove_file(directory.0.join("photo.jpg")).unwrap();
     let mut store = open(&directory);

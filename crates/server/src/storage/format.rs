@@ -39,7 +39,10 @@ pub(super) fn rows_path(directory: &Path) -> PathBuf {
 pub(super) fn lock(directory: &Path) -> Result<File, OpenError> {
     let path = directory.join(LOCK);
     let io = |source| OpenError::io(&path, source);
-    fs::create_dir_all(directory).map_err(io)?;
+    fs::create_dir_all(directory).map_err(|source| match directory.metadata() {
+        Ok(found) if !found.is_dir() => OpenError::io(directory, io::ErrorKind::NotADirectory.into()),
+        _ => io(source),
+    })?;
     // Nothing is added to a directory that is not ours, not even a lock.
     if !path.exists() && !directory.join(FORMAT).exists() {
         check_foreign(directory)?;
