@@ -66,6 +66,22 @@ impl Default for Config {
     }
 }
 
+impl Config {
+    /// What is allowed but hardly meant, a line each: addresses told to others that lead nowhere.
+    pub fn warnings(&self) -> Vec<String> {
+        let Addresses { redis, http, peer } = &self.node.addresses;
+        let told = [("redis", redis), ("http", http), ("peer", peer)];
+        let wild = told.into_iter().filter(|(_, address)| text::is_wildcard(address));
+        wild.map(|(key, address)| {
+            format!(
+                "others are told {address} as this node's {key} address, and cannot connect to it: set \
+                 advertise_{key} to the address they use"
+            )
+        })
+        .collect()
+    }
+}
+
 /// One value from outside the file.
 #[derive(Clone, Debug)]
 pub struct Override {

@@ -49,9 +49,11 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
     let config = config::load(arguments.file.as_deref(), &arguments.overrides)
         .map_err(|error| Failure::Usage { text: error.to_string() })?;
     if arguments.check {
+        config.warnings().iter().for_each(|warning| note(&format!("warning: {warning}")));
         return print(b"the configuration is valid\n");
     }
     start_log(&config);
+    config.warnings().iter().for_each(|warning| tracing::warn!("{warning}"));
     if arguments.stop_with_stdin {
         std::thread::spawn(stop_at_end_of_stdin);
     }

@@ -143,5 +143,14 @@ fn a_node_that_stands_in_its_own_join_list_does_not_join_itself() {
 
 #[test]
 fn a_node_alone_may_listen_everywhere() {
-    assert_eq!(from_toml("redis = \"0.0.0.0:6379\"").unwrap().node.addresses.redis, "0.0.0.0:6379");
+    let alone = from_toml("redis = \"0.0.0.0:6379\"").unwrap();
+    assert_eq!(alone.node.addresses.redis, "0.0.0.0:6379");
+    let warnings = alone.warnings();
+    assert_eq!(warnings.len(), 1);
+    assert!(
+        warnings[0].starts_with("others are told 0.0.0.0:6379 as this node's redis address"),
+        "{warnings:?}"
+    );
+    let told = from_toml("redis = \"0.0.0.0:6379\"\nadvertise_redis = \"10.0.0.1:6379\"").unwrap();
+    assert_eq!(told.warnings(), Vec::<String>::new());
 }
