@@ -235,7 +235,7 @@ fn next_steps(nodes: &Nodes, place: &Place) -> String {
     }
     text += &format!("  {oort} cluster status\n");
     text += &format!("\nlogs: {}\n", place.dir().join("node*/oort.log").display());
-    text + "Ctrl-C stops all nodes"
+    text + "Ctrl-C stops these nodes"
 }
 
 /// Prints a line. Nobody may be reading any more; the cluster runs on.

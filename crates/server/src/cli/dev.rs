@@ -16,7 +16,8 @@ Examples:
 
 The running nodes are listed in the file cluster.json in the directory. A node
 that dies is not restarted; the command that does it is printed. Ctrl-C stops
-all nodes; a second Ctrl-C kills them.";
+the nodes that this command started, and leaves those running that were
+started by hand; a second Ctrl-C kills them.";
 
 /// Start a cluster of real processes on this machine
 ///
