@@ -85,6 +85,9 @@ pub struct Replica {
     keeps_actor: bool,
 }
 
+/// The most of an object's name that a log line shows.
+const NAME_BYTES_MAX: usize = 200;
+
 /// The hash by which replicas compare an object's bytes; never 0, which stands for no object.
 pub fn hash_of(object: &[u8]) -> u64 {
     xxh3_64(object).max(1)
@@ -93,6 +96,18 @@ pub fn hash_of(object: &[u8]) -> u64 {
 /// The hash of a row by which comparisons sum up many: of its key and, by `hash_of`, its object.
 pub fn row_hash(key: &[u8], object_hash: u64) -> u64 {
     object_hash ^ hash_of(key).rotate_left(32)
+}
+
+/// `key` for a log line: escaped, and cut where it is long. Keys are logged only here, because whoever looks for the
+/// cause has to know which row was damaged.
+fn named(key: &ObjectKey) -> String {
+    let mut name = format!("{key:?}");
+    if name.len() > NAME_BYTES_MAX {
+        // Escaped bytes are ASCII, so this cuts no character.
+        name.truncate(NAME_BYTES_MAX);
+        name.push_str("...");
+    }
+    name
 }
 
 /// Reads a record of the meta space; `None` if it was never written.
@@ -193,7 +208,7 @@ impl Replica {
             Ok(Some(bytes)) => Held::Object(bytes),
             Ok(None) => Held::Missing,
             Err(error) => {
-                self.note_corruption(error.to_string());
+                self.note_corruption(format!("object {}: {error}", named(key)));
                 Held::Corrupt
             }
         }
@@ -209,7 +224,7 @@ impl Replica {
             Held::Object(bytes) => match Object::decode(&bytes) {
                 Ok(object) => Some((object, Some(bytes))),
                 Err(error) => {
-                    self.note_corruption(format!("object {key:?}: {error}"));
+                    self.note_corruption(format!("object {}: {error}", named(key)));
                     None
                 }
             },
