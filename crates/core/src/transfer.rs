@@ -320,7 +320,10 @@ mod tests {
         incoming.asked(number, 10);
         assert!(incoming.page(number, 10, 0, first.to.0));
         assert!(incoming.stream(number).is_none(), "the range is done with this source");
-        assert!(incoming.has_work(), "another stream can start, and must not wait for anything else to happen");
+        assert!(
+            incoming.has_work(),
+            "another stream can start, and must not wait for anything else to happen"
+        );
         incoming.complete(|range| range.done == [NodeId(2)]);
         assert_eq!(incoming.progress().1, 1);
     }
