@@ -53,7 +53,7 @@ pub enum RingChange {
     Leave { node: NodeId },
     /// A node is gone for good: its share is made anew from the other replicas.
     Remove { node: NodeId },
-    /// `new` takes the place of `old`, which leaves or is gone.
+    /// `new` takes the place of `old`, which leaves. If it is gone, remove it too: then nobody waits for it.
     Replace { old: NodeId, new: RingNode },
     /// The node's share changes.
     Weight { node: NodeId, weight: u16 },
@@ -427,6 +427,15 @@ mod tests {
         let again = moving.change(&RingChange::Remove { node: NodeId(4) }).unwrap();
         assert_eq!((again.version, again.old), (3, Some(three.layout)));
         assert_eq!(again.removed, BTreeSet::from([NodeId(4)]));
+    }
+
+    #[test]
+    fn a_dead_node_is_replaced_and_then_removed() {
+        let replace = RingChange::Replace { old: NodeId(2), new: RingNode::new(NodeId(4)) };
+        let moving = state(3).change(&replace).unwrap();
+        let without = moving.change(&RingChange::Remove { node: NodeId(2) }).unwrap();
+        assert_eq!((&without.layout, &without.old), (&moving.layout, &moving.old), "nothing else moves");
+        assert_eq!(without.removed, BTreeSet::from([NodeId(2)]));
     }
 
     #[test]

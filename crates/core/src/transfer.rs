@@ -32,6 +32,8 @@ pub struct Range {
     pub to: Position,
     /// The preference list before the change.
     pub old: Vec<NodeId>,
+    /// Those of them who do not hold it after the change.
+    pub leaving: Vec<NodeId>,
     /// Those of them whose rows are all here.
     pub done: Vec<NodeId>,
     in_work: bool,
@@ -113,14 +115,20 @@ impl Incoming {
             }
             let old: Vec<NodeId> =
                 segment.old.iter().copied().take(n_max).filter(|node| *node != me).collect();
+            let loses = |node: &NodeId| gains(*node, segment.new, segment.old, ns);
+            let leaving: Vec<NodeId> = old.iter().copied().filter(loses).collect();
             match ranges.last_mut() {
-                Some(last) if last.to.0.checked_add(1) == Some(segment.from.0) && last.old == old => {
+                Some(last)
+                    if last.to.0.checked_add(1) == Some(segment.from.0)
+                        && last.old == old
+                        && last.leaving == leaving =>
+                {
                     last.to = segment.to
                 }
                 _ => {
                     let (from, to) = (segment.from, segment.to);
                     let (in_work, is_complete) = (false, false);
-                    ranges.push(Range { from, to, old, done: Vec::new(), in_work, is_complete });
+                    ranges.push(Range { from, to, old, leaving, done: Vec::new(), in_work, is_complete });
                 }
             }
         }

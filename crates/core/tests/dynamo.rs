@@ -11,7 +11,7 @@ use oort_core::membership::{Refusal, PROTOCOL};
 use oort_core::mutation::{Basis, Condition, Expiry, Mutation};
 use oort_core::node::Event;
 use oort_core::placement::RingNode;
-use oort_core::ring::RingChange;
+use oort_core::ring::{Ring, RingChange};
 use oort_core::store::Space;
 use oort_core::types::Position;
 use support::{key, Cluster, Crash};
@@ -446,6 +446,39 @@ fn a_change_is_not_over_before_those_who_lose_data_know_it() {
     cluster.heal();
     cluster.advance(30_000);
     assert!((0..4).all(|i| !cluster.node(i).ring().unwrap().is_moving()));
+}
+
+/// Source: DESIGN §3, §4: R + W > N keeps its meaning throughout, also where a request chose a smaller W than its
+/// bucket has. What only one owner holds must be fetched from there before others answer in its place.
+#[test]
+fn what_a_leaving_owner_alone_holds_is_fetched_before_the_new_owners_answer() {
+    let mut cluster = Cluster::with(4, |config| config.cluster_size = 3);
+    let ring = cluster.node(0).ring().unwrap().clone();
+    let new = (0..4).find(|&i| !ring.nodes().contains(&cluster.id(i))).unwrap();
+    let join = RingChange::Join { node: RingNode::new(cluster.id(new)) };
+    let moving = Ring::new(ring.state().change(&join).unwrap());
+    let (name, loser) = (0..)
+        .find_map(|i| {
+            let name = format!("key{i}");
+            let coming = &moving.other_at(key(&name).position()).unwrap()[..3];
+            Some((name, *ring.nodes().iter().find(|node| !coming.contains(node))?))
+        })
+        .unwrap();
+    let loser = cluster.index_of(loser).unwrap();
+    let others: Vec<usize> = (0..4).filter(|&i| i != loser).collect();
+    cluster.split(&[loser], &others);
+    let one = Quorum { w: Some(1), primary_w: 1, ..Quorum::default() };
+    cluster.update_with(loser, key(&name), Mutation::store("v".to_owned()), one).unwrap();
+    cluster.change_ring(new, join).unwrap();
+    cluster.advance(30_000);
+    let all = Quorum { r: Some(3), primary_r: 3, ..Quorum::default() };
+    let object = cluster.get_with(new, key(&name), all);
+    assert!(object.is_err(), "one of the owners cannot be asked: {object:?}");
+    cluster.heal();
+    cluster.advance(30_000);
+    let object = cluster.get_with(new, key(&name), all).unwrap();
+    assert_eq!(cluster.texts(new, &object), ["v"]);
+    assert!(!cluster.node(new).ring().unwrap().is_moving());
 }
 
 /// Source: Dynamo §4.8.1; the copies of a node that never comes back are made anew from the others.

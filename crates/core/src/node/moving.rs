@@ -255,12 +255,16 @@ impl Node {
         self.incoming = Some(incoming);
     }
 
-    /// Whether a range has been fetched from enough old owners: from all that can be reached, and from so many that no
-    /// acknowledged write can be on the others alone. Nodes that were removed do not come back to be asked.
+    /// Whether a range has been fetched from enough old owners: from all that can be reached and all that lose it, and
+    /// from so many that no acknowledged write can be on the others alone. Nodes that were removed do not come back to
+    /// be asked.
     fn suffices(&self, range: &Range, quorums: &[(usize, usize)]) -> bool {
         let removed = &self.placed_ring().state().removed;
         let may_come_back = |node: &&NodeId| !removed.contains(node);
-        let is_waiting = |node: &NodeId| !range.done.contains(node) && self.health(*node) != Health::Down;
+        let is_waiting = |node: &NodeId| {
+            let must_answer = self.health(*node) != Health::Down || range.leaving.contains(node);
+            must_answer && !range.done.contains(node)
+        };
         if range.old.iter().filter(may_come_back).any(is_waiting) {
             return false;
         }

@@ -59,7 +59,7 @@ enum Command {
         #[command(flatten)]
         how: How,
     },
-    /// Have a member take the place of another node, which leaves or is gone
+    /// Have a member take the place of another node, which leaves; then remove that one if it is gone
     Replace {
         old: String,
         new: String,
