@@ -366,6 +366,10 @@ impl Node {
             self.metrics.read_repairs += 1;
             if node == self.membership.me {
                 self.replica.merge_in(now, key, &bytes, self.is_lww(key));
+                if !self.holds(node, key) {
+                    // The sweep may have dropped it while the answer was under way.
+                    self.sweep.start();
+                }
                 continue;
             }
             let message = Message::write(0, key.clone(), bytes.clone(), self.stamp());
