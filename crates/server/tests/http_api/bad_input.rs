@@ -87,16 +87,17 @@ fn heads_have_a_limit() {
     let node = TestNode::start();
     let huge = "x".repeat(70 << 10);
     let many = (0..200).map(|i| format!("X-Riak-Meta-{i}: v\r\n")).collect::<String>();
-    for (request, status) in [
-        (format!("GET /{huge} HTTP/1.1\r\n\r\n"), [414, 431]),
-        (format!("GET / HTTP/1.1\r\nX: {huge}\r\n\r\n"), [431, 431]),
-        (format!("GET / HTTP/1.1\r\nX: {}", huge.repeat(4)), [431, 431]),
-        (format!("GET / HTTP/1.1\r\n{many}\r\n"), [431, 431]),
+    for request in [
+        format!("GET /{huge} HTTP/1.1\r\n\r\n"),
+        format!("GET / HTTP/1.1\r\nX: {huge}\r\n\r\n"),
+        format!("GET / HTTP/1.1\r\nX: {}", huge.repeat(4)),
+        format!("GET / HTTP/1.1\r\n{many}\r\n"),
     ] {
         let mut client = Client::connect(node.address());
         client.send(request.as_bytes());
         let answer = client.answer(false).expect("an answer");
-        assert!(status.contains(&answer.status), "{}: {answer:?}", &request[..20]);
+        // Without a text: docs/http.md says why.
+        assert_eq!((answer.status, answer.body.len()), (431, 0), "{}: {answer:?}", &request[..20]);
     }
     is_alive(&node);
 }
