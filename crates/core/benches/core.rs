@@ -100,7 +100,7 @@ fn object_decode(bencher: Bencher, siblings: u64) {
 
 fn write_message() -> Message {
     let key = ObjectKey::new(DEFAULT_BUCKET, b"user:1000:profile").expect("a legal key");
-    Message::write(7 << 32, key, object(1).encode())
+    Message::write(7 << 32, key, object(1).encode(), 1)
 }
 
 #[divan::bench]
