@@ -208,7 +208,7 @@ impl Replica {
             Ok(Some(bytes)) => Held::Object(bytes),
             Ok(None) => Held::Missing,
             Err(error) => {
-                self.note_corruption(format!("object {}: {error}", named(key)));
+                self.note_corruption(key, error);
                 Held::Corrupt
             }
         }
@@ -224,7 +224,7 @@ impl Replica {
             Held::Object(bytes) => match Object::decode(&bytes) {
                 Ok(object) => Some((object, Some(bytes))),
                 Err(error) => {
-                    self.note_corruption(format!("object {}: {error}", named(key)));
+                    self.note_corruption(key, error);
                     None
                 }
             },
@@ -517,7 +517,8 @@ impl Replica {
     }
 
     /// Records a corrupt row, found by a read or a scan: what the actor wrote there may be forgotten.
-    pub fn note_corruption(&mut self, detail: String) {
+    pub fn note_corruption(&mut self, key: &ObjectKey, error: impl std::fmt::Display) {
+        let detail = format!("object {}: {error}", named(key));
         self.corrupt.push(detail);
         // What is remembered of a row that cannot be read any more must not pass for the row. Which rows a damaged
         // block had, nobody knows.

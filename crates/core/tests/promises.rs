@@ -203,6 +203,20 @@ fn a_corrupt_row_is_repaired_from_the_others_and_the_actor_renewed() {
     assert_eq!(cluster.total("actor_renewals"), 1);
 }
 
+/// Source: issue 3, "a corrupt replica is refilled", without a read that meets the row; DESIGN §1.7.
+#[test]
+fn a_corrupt_row_that_nobody_reads_is_found_named_and_repaired() {
+    let mut cluster = Cluster::with(3, |config| config.entropy_ms = 250);
+    cluster.put(0, "cart", "v").unwrap();
+    cluster.put(0, "other", "v").unwrap();
+    assert!(cluster.machines[1].disk.lock().corrupt(Space::Data, key("cart").row()));
+    cluster.advance(120_000);
+    let named =
+        |event: &Event| matches!(event, Event::CorruptRow { detail } if detail.contains("default/cart"));
+    assert!(cluster.events.iter().any(|(i, event)| *i == 1 && named(event)), "{:?}", cluster.events);
+    cluster.assert_converged("cart", 3);
+}
+
 /// Source: DESIGN §1.3: a put at a replica whose row is corrupt keeps what the others hold.
 #[test]
 fn a_put_on_a_corrupt_row_is_evaluated_on_what_another_replica_holds() {

@@ -35,6 +35,8 @@ pub struct Config {
     pub listen: Addresses,
     /// Most client connections, Redis and HTTP together.
     pub connections_max: usize,
+    /// Most memory that the Redis clients together may take, in bytes.
+    pub client_memory_bytes: u64,
     /// Sizes and limits of the store in `dir`.
     pub storage: StorageOptions,
     /// Which log lines are written, in the syntax of `tracing_subscriber::EnvFilter`.
@@ -58,6 +60,7 @@ impl Default for Config {
                 peer: "127.0.0.1:7946".into(),
             },
             connections_max: 10_000,
+            client_memory_bytes: 512 << 20,
             storage: StorageOptions::default(),
             log: "info".into(),
             sync_interval_ms: 100,

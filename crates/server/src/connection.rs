@@ -13,13 +13,16 @@ use oort_core::replica::hash_of;
 use crate::commands::plan::{Answer, Finish, Next, Plan};
 use crate::commands::session::Session;
 use crate::commands::Started;
-use crate::resp::request::{Limits, RequestParser};
+use crate::resp::request::{Command, Limits, ProtocolError, RequestParser};
 use crate::resp::{Protocol, Value};
 
-/// The most commands of one connection in flight; more stay unread.
-pub const PIPELINE_MAX: usize = 1024;
-/// A client that leaves more than this unread, in bytes, is not read from until it takes some.
-pub const OUTPUT_BYTES_MAX: usize = 8 << 20;
+/// The most commands of one connection in flight; more stay unread. Fewer: less in one sync of the disk. More: if all
+/// turn out to have long replies, they take so much more memory at once.
+pub const PIPELINE_MAX: usize = 128;
+/// So many bytes of commands in flight, and of replies that are unread or expected, keep further commands waiting.
+pub const IN_FLIGHT_BYTES_MAX: usize = 8 << 20;
+/// A client with so many bytes unread by the node is not read from while its commands wait.
+pub const INPUT_BYTES_KEPT: usize = 256 << 10;
 
 /// A reply's place in the order.
 enum Slot {
@@ -42,23 +45,38 @@ pub enum Reach {
 struct InFlight {
     sequence: u64,
     reach: Reach,
+    /// The command's length.
+    bytes: usize,
 }
 
 /// What a client waits for and with what it is held up.
 pub struct Connection {
     pub session: Session,
     pub input: BytesMut,
-    pub parser: RequestParser,
     /// Encoded replies not yet written.
     pub output: Vec<u8>,
-    /// No more commands are read; closed when everything is written.
+    /// No more commands are read.
     pub is_closing: bool,
+    /// What it sent was no command: what else it sends is thrown away, so that it can read why.
+    pub is_refused: bool,
     /// The client sends no more; closed when what it sent is answered.
     pub has_ended: bool,
+    /// It may have sent more than was read: it is not read from while its commands wait.
+    pub is_paused: bool,
+    /// The memory it was last seen to take, in bytes.
+    pub charged: usize,
+    parser: RequestParser,
+    /// How long the input was when no whole command was left in it.
+    unfinished: Option<usize>,
     slots: VecDeque<Slot>,
     first_sequence: u64,
     in_flight: Vec<InFlight>,
+    in_flight_bytes: usize,
     held: Option<Started>,
+    /// The length of the command that was started last.
+    started_bytes: usize,
+    /// The greatest length of late replies, which fades.
+    reply_bytes: usize,
 }
 
 /// Requests to submit, with the place their answers belong to.
@@ -78,23 +96,60 @@ impl Connection {
         Connection {
             session,
             input: BytesMut::new(),
-            parser: RequestParser::new(limits),
             output: Vec::new(),
             is_closing: false,
+            is_refused: false,
             has_ended: false,
+            is_paused: false,
+            charged: 0,
+            parser: RequestParser::new(limits),
+            unfinished: Some(0),
             slots: VecDeque::new(),
             first_sequence: 0,
             in_flight: Vec::new(),
+            in_flight_bytes: 0,
             held: None,
+            started_bytes: 0,
+            reply_bytes: 0,
         }
     }
 
-    /// True if another command may be read now.
+    /// True if another command may be started now.
     pub fn is_ready(&self) -> bool {
+        let expected = self.in_flight_bytes + self.output.len() + self.slots.len() * self.reply_bytes;
         !self.is_closing
             && self.held.is_none()
             && self.slots.len() < PIPELINE_MAX
-            && self.output.len() < OUTPUT_BYTES_MAX
+            // One may always run, however long its reply.
+            && (expected < IN_FLIGHT_BYTES_MAX || self.slots.is_empty() && self.output.is_empty())
+    }
+
+    /// The next command the client has sent, if all of it is there. Errors: its bytes are none; the client is to be
+    /// told so by [`Connection::refuse`].
+    pub fn next_command(&mut self) -> Result<Option<Command>, ProtocolError> {
+        let before = self.input.len();
+        let command = self.parser.next(&mut self.input)?;
+        self.started_bytes = before - self.input.len();
+        self.unfinished = command.is_none().then_some(self.input.len());
+        Ok(command)
+    }
+
+    /// True if commands may be left in the input.
+    pub fn has_unread(&self) -> bool {
+        !self.is_closing && self.unfinished != Some(self.input.len())
+    }
+
+    /// True if commands it has sent wait for others to end.
+    pub fn is_waiting(&self) -> bool {
+        self.held.is_some() || self.has_unread()
+    }
+
+    /// Sees how much memory the client makes this node hold, and corrects the sum over all clients.
+    pub fn charge(&mut self, all_bytes: &mut usize) {
+        let held = if self.held.is_some() { self.started_bytes } else { 0 };
+        let bytes = self.input.len() + self.output.len() + self.in_flight_bytes + held;
+        *all_bytes = *all_bytes + bytes - self.charged;
+        self.charged = bytes;
     }
 
     /// Takes a started command: answers it, or returns what to submit, or holds it until it may run.
@@ -141,9 +196,10 @@ impl Connection {
     }
 
     /// Ends the connection with an error, after the replies before it.
-    pub fn refuse(&mut self, text: String) {
-        self.reply(Value::Error(format!("ERR {text}").into()), self.session.protocol);
-        self.is_closing = true;
+    pub fn refuse(&mut self, error: ProtocolError) {
+        self.reply(Value::Error(format!("ERR {error}").into()), self.session.protocol);
+        (self.is_closing, self.is_refused) = (true, true);
+        self.input = BytesMut::new();
     }
 
     /// Takes the answer to request `index` of the command at `sequence`. Returns its next round of requests, if any.
@@ -172,14 +228,21 @@ impl Connection {
             }
         };
         *slot = Slot::Ready(value, protocol);
-        self.in_flight.retain(|one| one.sequence != sequence);
+        if let Some(at) = self.in_flight.iter().position(|one| one.sequence == sequence) {
+            self.in_flight_bytes -= self.in_flight.swap_remove(at).bytes;
+        }
         self.encode_ready();
         None
     }
 
     /// True if the connection has served its purpose.
     pub fn is_over(&self) -> bool {
-        (self.is_closing || self.has_ended) && self.is_idle()
+        let is_done = match self.is_closing {
+            // Closing the socket before it was read empty would throw the error away on its way to the client.
+            true => !self.is_refused || self.has_ended,
+            false => self.has_ended && !self.has_unread(),
+        };
+        is_done && self.is_idle()
     }
 
     /// True if nothing is in flight, held or unwritten.
@@ -197,7 +260,8 @@ impl Connection {
     fn push(&mut self, slot: Slot, reach: Reach) -> u64 {
         let sequence = self.first_sequence + self.slots.len() as u64;
         self.slots.push_back(slot);
-        self.in_flight.push(InFlight { sequence, reach });
+        self.in_flight.push(InFlight { sequence, reach, bytes: self.started_bytes });
+        self.in_flight_bytes += self.started_bytes;
         sequence
     }
 
@@ -211,7 +275,9 @@ impl Connection {
 
     fn encode_ready(&mut self) {
         while let Some(Slot::Ready(value, protocol)) = self.slots.front() {
+            let before = self.output.len();
             value.encode(*protocol, &mut self.output);
+            self.reply_bytes = (self.output.len() - before).max(self.reply_bytes - self.reply_bytes / 8);
             self.slots.pop_front();
             self.first_sequence += 1;
         }

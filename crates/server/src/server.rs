@@ -74,6 +74,7 @@ pub fn run(config: Config) -> Result<(), RunError> {
     info!(id = %node.id(), name = node.config().name, cluster = node.config().cluster, "starting");
     let options = ShardOptions {
         connections_max: config.connections_max,
+        client_bytes_max: config.client_memory_bytes as usize,
         seeds: config.join.clone(),
         limits: Limits::default(),
         lost_writes_in: had_lost_writes.then(|| config.dir.clone()),

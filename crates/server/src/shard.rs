@@ -4,19 +4,20 @@
 //! writes: one write per client and per peer. That order is the group commit, and the reason why nothing is said before
 //! it is durable. `endpoint` has the sockets, `connection` the order of a client's commands, `links` whom to dial when.
 
+mod clients;
 mod endpoint;
 mod links;
 
 use std::cell::{Cell, RefCell};
 use std::io;
-use std::net::SocketAddr;
+use std::net::Shutdown;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use mio::net::{TcpListener, TcpStream};
 use mio::{Events, Interest, Poll, Token, Waker};
-use oort_core::client::{ClientError, Reply, Request};
+use oort_core::client::{ClientError, Reply};
 use oort_core::config::NodeConfig;
 use oort_core::detector::Health;
 use oort_core::membership::{Hello, Member, Membership};
@@ -30,7 +31,6 @@ use tracing::{error, info, warn};
 
 use crate::commands::session::Session;
 use crate::commands::view::{ServerStats, View};
-use crate::connection::{reach_of, Connection, Requests, Submission};
 use crate::handle::{channel, Command, Handle, Inbox, Inside};
 use crate::resp::request::Limits;
 use crate::status;
@@ -57,12 +57,14 @@ const STOP_PATIENCE: Duration = Duration::from_secs(5);
 /// How long a starting node looks for its peers before it serves clients without them, in microseconds.
 const SETTLE_US: u64 = 1_000_000;
 /// A peer that leaves more than this unread, in bytes, is cut off; it comes back and gets hints.
-const OUTBOX_BYTES_MAX: usize = 64 << 20;
+const OUTBOX_BYTES_MAX: usize = 256 << 20;
 
 /// What the loop needs besides the node.
 pub struct ShardOptions {
     /// Most Redis connections.
     pub connections_max: usize,
+    /// Most memory that all of them may take, in bytes.
+    pub client_bytes_max: usize,
     /// Peer addresses to dial until they answer.
     pub seeds: Vec<String>,
     pub limits: Limits,
@@ -93,6 +95,10 @@ pub struct Shard {
     dirty: Vec<usize>,
     /// Clients that can go on reading commands they have already sent.
     unread: Vec<usize>,
+    /// Clients that are to be read from again.
+    resumed: Vec<usize>,
+    /// Memory that clients take, in bytes.
+    client_bytes: usize,
     links: Links,
     owners: Tasks<Owner>,
     out: Vec<Output>,
@@ -113,6 +119,7 @@ pub struct Shard {
 struct Numbers {
     clients: usize,
     accepted: u64,
+    evicted: u64,
     commands: u64,
     next_session: u64,
     random: RefCell<Rng>,
@@ -179,6 +186,8 @@ impl Shard {
             closed: Vec::new(),
             dirty: Vec::new(),
             unread: Vec::new(),
+            resumed: Vec::new(),
+            client_bytes: 0,
             links,
             owners: Tasks::new(1),
             out: Vec::new(),
@@ -188,6 +197,7 @@ impl Shard {
             numbers: Numbers {
                 clients: 0,
                 accepted: 0,
+                evicted: 0,
                 commands: 0,
                 next_session: 1,
                 random: RefCell::new(Rng::new(random_seed)),
@@ -234,7 +244,7 @@ impl Shard {
     fn gather(&mut self, events: &mut Events) -> io::Result<()> {
         for round in 1.. {
             for event in events.iter() {
-                self.event(event.token(), event.is_readable() || event.is_read_closed(), event.is_writable());
+                self.event(event);
                 self.send_questions();
                 if self.out.len() > TURN_OUTPUTS_MAX {
                     self.end_turn();
@@ -325,6 +335,10 @@ impl Shard {
             self.out = out;
         }
         self.flush_dirty();
+        for slot in std::mem::take(&mut self.resumed) {
+            self.rearm(slot);
+        }
+        self.evict();
     }
 
     fn flush_dirty(&mut self) {
@@ -374,80 +388,12 @@ impl Shard {
                     if let Some(next) = client.answer(sequence, index, result, now_ms) {
                         shard.submit(slot, session, next);
                     }
-                    shard.mark(slot, client);
+                    shard.answered(slot, client);
                 });
             }
             // Whoever asked may have gone away.
             Some(Owner::Handle(reply)) => drop(reply.send(result)),
             None => {}
-        }
-    }
-
-    /// Notes that a client has something to write, or more to run.
-    fn mark(&mut self, slot: usize, client: &Connection) {
-        if !client.output.is_empty() || client.is_over() {
-            self.dirty.push(slot);
-        }
-        if !client.input.is_empty() || !client.is_ready() {
-            self.unread.push(slot);
-        }
-    }
-
-    // Clients
-
-    fn with_client(&mut self, slot: usize, run: impl FnOnce(&mut Shard, &mut Connection)) {
-        let Some(mut endpoint) = self.endpoints.get_mut(slot).and_then(Option::take) else { return };
-        if let Kind::Client(client) = &mut endpoint.kind {
-            run(self, client);
-        }
-        self.endpoints[slot] = Some(endpoint);
-    }
-
-    /// Runs the commands a client has sent, as far as they may run now.
-    fn run_client(&mut self, slot: usize, client: &mut Connection) {
-        let session = client.session.id;
-        loop {
-            let now = self.clocks.now.get();
-            let node = &self.node;
-            let reach = |request: &Request| reach_of(request, |key| node.coordinates(key));
-            let submission = match client.release(reach) {
-                Some(submission) => Some(submission),
-                None if !client.is_ready() => break,
-                None => match client.parser.next(&mut client.input) {
-                    Ok(Some(command)) => {
-                        self.numbers.commands += 1;
-                        let view = Inspector { shard: self };
-                        let started =
-                            crate::commands::start(&mut client.session, command, &view, now.wall_ms);
-                        client.accept(started, reach)
-                    }
-                    Ok(None) => break,
-                    Err(error) => {
-                        client.refuse(error.to_string());
-                        break;
-                    }
-                },
-            };
-            if let Some(submission) = submission {
-                self.submit(slot, session, submission);
-            }
-        }
-        if !client.output.is_empty() || client.is_over() {
-            self.dirty.push(slot);
-        }
-    }
-
-    fn submit(&mut self, slot: usize, session: u64, submission: Submission) {
-        let sequence = submission.sequence;
-        let mut ask = |index, request| {
-            let id = self.owners.insert(Owner::Client { slot, session, sequence, index });
-            self.node.step(self.clocks.now.get(), Input::Request { id, request }, &mut self.out);
-        };
-        match submission.requests {
-            Requests::One(request) => ask(0, request),
-            Requests::Many(requests) => {
-                requests.into_iter().enumerate().for_each(|(i, request)| ask(i, request))
-            }
         }
     }
 
@@ -526,19 +472,19 @@ impl Shard {
 
     // Sockets
 
-    fn event(&mut self, token: Token, readable: bool, writable: bool) {
-        match token {
+    fn event(&mut self, event: &mio::event::Event) {
+        match event.token() {
             WAKER => {}
             REDIS if !self.is_admitting => {}
             REDIS => self.accept(true),
             PEERS => self.accept(false),
             Token(token) => {
                 let slot = token - FIRST_ENDPOINT;
-                if writable {
+                if event.is_writable() {
                     self.flush(slot);
                 }
-                if readable {
-                    self.read(slot);
+                if event.is_readable() || event.is_read_closed() {
+                    self.read(slot, event.is_read_closed());
                 }
             }
         }
@@ -572,21 +518,6 @@ impl Shard {
         }
     }
 
-    fn accept_client(&mut self, stream: TcpStream, address: SocketAddr) {
-        if self.numbers.clients >= self.options.connections_max {
-            // Best effort: a client that cannot take one line is told nothing.
-            let _ = io::Write::write(&mut &stream, b"-ERR max number of clients reached\r\n");
-            return;
-        }
-        self.numbers.clients += 1;
-        self.numbers.accepted += 1;
-        let local = stream.local_addr().map_or(String::new(), |local| local.to_string());
-        let id = self.numbers.next_session;
-        self.numbers.next_session += 1;
-        let session = Session::new(id, address.to_string(), local, self.clocks.now.get().wall_ms);
-        self.add(stream, Kind::Client(Box::new(Connection::new(session, self.options.limits))));
-    }
-
     fn add(&mut self, stream: TcpStream, kind: Kind) -> Option<usize> {
         let slot = self.free.pop().unwrap_or_else(|| {
             self.endpoints.push(None);
@@ -607,10 +538,10 @@ impl Shard {
         Some(slot)
     }
 
-    /// Reads what a socket brought and steps the node through it.
-    fn read(&mut self, slot: usize) {
+    /// Reads what a socket brought and steps the node through it. `is_ended`: the other side will send nothing more.
+    fn read(&mut self, slot: usize, is_ended: bool) {
         let Some(mut endpoint) = self.endpoints.get_mut(slot).and_then(Option::take) else { return };
-        let flow = endpoint.read(&mut self.scratch);
+        let flow = endpoint.read(&mut self.scratch, is_ended);
         let outcome = match &mut endpoint.kind {
             Kind::Client(client) => {
                 client.has_ended |= flow == Flow::Ended;
@@ -728,9 +659,14 @@ impl Shard {
         match &mut endpoint.kind {
             Kind::Client(client) => {
                 is_broken |= client.is_over();
-                if !client.input.is_empty() && client.is_ready() {
+                if client.is_refused && client.is_idle() {
+                    // It may have gone away already.
+                    let _ = endpoint.stream.shutdown(Shutdown::Write);
+                }
+                if client.has_unread() && client.is_ready() {
                     self.unread.push(slot);
                 }
+                client.charge(&mut self.client_bytes);
             }
             _ if endpoint.output.len() > OUTBOX_BYTES_MAX => {
                 warn!("a peer does not take its messages: the link is cut");
@@ -749,7 +685,10 @@ impl Shard {
         // A socket that is gone is no longer watched anyway.
         let _ = self.poll.registry().deregister(&mut endpoint.stream);
         match endpoint.kind {
-            Kind::Client(_) => self.numbers.clients -= 1,
+            Kind::Client(client) => {
+                self.numbers.clients -= 1;
+                self.client_bytes -= client.charged;
+            }
             Kind::Inbound(inbound) => {
                 if let Some(peer) = inbound.peer.filter(|&peer| self.links.inbound_closed(peer)) {
                     self.unlinked(peer);
@@ -821,6 +760,9 @@ impl View for Inspector<'_> {
             connections: self.shard.numbers.clients as u64,
             connections_max: self.shard.options.connections_max as u64,
             connections_accepted: self.shard.numbers.accepted,
+            connections_evicted: self.shard.numbers.evicted,
+            client_bytes: self.shard.client_bytes as u64,
+            client_bytes_max: self.shard.options.client_bytes_max as u64,
             commands: self.shard.numbers.commands,
             requests_in_flight: self.shard.node.requests_in_flight() as u64,
             memory_bytes: resident_bytes(),

@@ -20,7 +20,7 @@ use super::{Node, Origin, Output};
 use crate::detector::Health;
 use crate::message::{Control, Message};
 use crate::replica::{hash_of, row_hash};
-use crate::store::Space;
+use crate::store::{Space, StoreError};
 use crate::tree::{leaf_of, parts, positions, Leaves, Sizes, LEAVES, PARTS_MAX};
 use crate::types::{NodeId, Now, ObjectKey, Partition, Position};
 
@@ -126,7 +126,7 @@ impl Node {
             in_leaf = leaf;
             match value {
                 Ok(value) => rows.push((key, row_hash(row, hash_of(value)))),
-                Err(error) => corrupt.push((key, error.to_string())),
+                Err(error) => corrupt.push((key, error)),
             }
             true
         });
@@ -138,10 +138,10 @@ impl Node {
     }
 
     /// Has corrupt rows fetched from an owner that can be reached. What others own is dropped: nobody can read it.
-    fn mend_corrupt(&mut self, corrupt: Vec<(ObjectKey, String)>) {
+    fn mend_corrupt(&mut self, corrupt: Vec<(ObjectKey, StoreError)>) {
         let me = self.membership.me;
-        for (key, detail) in corrupt {
-            self.replica.note_corruption(detail);
+        for (key, error) in corrupt {
+            self.replica.note_corruption(&key, error);
             if !self.holds(me, &key) {
                 self.drop_if_foreign(&key);
                 continue;
@@ -186,13 +186,13 @@ impl Node {
             if owners.contains(&me) && owners.contains(&peer) {
                 match value {
                     Ok(value) => visit(key, row_hash(row, hash_of(value))),
-                    Err(error) => corrupt.push((key, error.to_string())),
+                    Err(error) => corrupt.push((key, error)),
                 }
             }
             true
         });
-        for (key, detail) in corrupt {
-            self.replica.note_corruption(detail);
+        for (key, error) in corrupt {
+            self.replica.note_corruption(&key, error);
             self.entropy.differs(key, peer);
         }
     }

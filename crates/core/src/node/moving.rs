@@ -333,11 +333,11 @@ impl Node {
                     bytes += value.len() as u64;
                     rows.push((key, row_hash(row, hash_of(value))));
                 }
-                Err(error) => corrupt.push(error.to_string()),
+                Err(error) => corrupt.push((key, error)),
             }
             true
         });
-        corrupt.into_iter().for_each(|detail| self.replica.note_corruption(detail));
+        corrupt.into_iter().for_each(|(key, error)| self.replica.note_corruption(&key, error));
         let message = Control::RangeRows { task, rows, bytes, done_to };
         self.send(now, peer, Message::Control(message), out);
     }

@@ -84,6 +84,7 @@ fn memory_section(call: &Call, text: &mut String) {
     field(text, "used_memory", memory_bytes);
     field(text, "used_memory_human", format!("{:.2}M", memory_bytes as f64 / (1 << 20) as f64));
     field(text, "used_memory_rss", memory_bytes);
+    field(text, "mem_clients_normal", call.view.server().client_bytes);
     field(text, "maxmemory", 0);
     field(text, "maxmemory_policy", "noeviction");
 }
@@ -99,6 +100,7 @@ fn stats_section(call: &Call, text: &mut String) {
     let stats = call.view.server();
     field(text, "total_connections_received", stats.connections_accepted);
     field(text, "total_commands_processed", stats.commands);
+    field(text, "evicted_clients", stats.connections_evicted);
 }
 
 /// Each node is a primary of some keys and a replica of others; to Redis clients it is a master.
@@ -149,6 +151,7 @@ fn settings(call: &Call) -> Vec<(&'static str, String)> {
         ("databases", DATABASES.to_string()),
         ("maxclients", call.view.server().connections_max.to_string()),
         ("maxmemory", "0".into()),
+        ("maxmemory-clients", call.view.server().client_bytes_max.to_string()),
         ("maxmemory-policy", "noeviction".into()),
         ("port", cluster::split_address(&addresses.redis).1.to_string()),
         ("proto-max-bulk-len", VALUE_BYTES_LIMIT.to_string()),

@@ -169,7 +169,7 @@ const CLIENT: [Spec; 10] = [
     spec("id", "CLIENT ID", 2, STALE, NO_KEYS, clients::id, "The connection's number on this node."),
     spec("info", "CLIENT INFO", 2, STALE, NO_KEYS, clients::info, "What is known of the connection."),
     spec("list", "CLIENT LIST [TYPE type | ID id [id ...]]", -2, ADMIN | STALE, NO_KEYS, clients::list, "What is known of all connections to this node."),
-    spec("no-evict", "CLIENT NO-EVICT ON|OFF", 3, ADMIN | STALE, NO_KEYS, clients::no_evict, "Accepted: nothing is evicted."),
+    spec("no-evict", "CLIENT NO-EVICT ON|OFF", 3, ADMIN | STALE, NO_KEYS, clients::no_evict, "Cut this connection off last."),
     spec("no-touch", "CLIENT NO-TOUCH ON|OFF", 3, STALE, NO_KEYS, clients::no_touch, "Accepted: accesses are not tracked."),
     spec("reply", "CLIENT REPLY ON|OFF|SKIP", 3, STALE, NO_KEYS, clients::reply_mode, "Sets whether commands are answered."),
     spec("setinfo", "CLIENT SETINFO LIB-NAME name|LIB-VER version", 4, STALE, NO_KEYS, clients::setinfo, "Names the client library."),

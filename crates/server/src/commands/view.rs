@@ -43,6 +43,12 @@ pub struct ServerStats {
     pub connections_max: u64,
     /// Connections ever accepted.
     pub connections_accepted: u64,
+    /// Connections cut off because clients took too much memory.
+    pub connections_evicted: u64,
+    /// Memory that Redis clients take: what they have sent and not been answered, and replies they have not read.
+    pub client_bytes: u64,
+    /// The most of it.
+    pub client_bytes_max: u64,
     /// Commands ever started.
     pub commands: u64,
     /// Requests of the core not yet answered.

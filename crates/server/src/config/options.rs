@@ -425,6 +425,20 @@ pub const OPTIONS: &[ConfigOption] = &[
         },
     },
     ConfigOption {
+        key: "client_memory_bytes",
+        group: REQUESTS,
+        value_name: "BYTES",
+        doc: "Most memory that all Redis clients together may make the node hold, in bytes: commands received and not \
+              answered, and replies not read. If they take more, the client that takes most is cut off. Too small: \
+              clients that send large values at the same time lose their connections. Too large: the process can run \
+              out of memory.",
+        access: Number {
+            range: 16 << 20..=1 << 40,
+            get: |c| c.client_memory_bytes,
+            set: |c, v| c.client_memory_bytes = v,
+        },
+    },
+    ConfigOption {
         key: "suspect_ms",
         group: PEERS,
         value_name: "MS",

@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use bytes::BytesMut;
 use mio::net::TcpStream;
 
-use crate::connection::Connection;
+use crate::connection::{Connection, INPUT_BYTES_KEPT};
 
 /// Bytes taken from one socket in one turn, at most: others wait too.
 const READ_BYTES_MAX: usize = 1 << 20;
@@ -78,24 +78,31 @@ impl Endpoint {
         Endpoint { stream, kind, output: Vec::new(), written: 0 }
     }
 
-    /// Reads what is there, through `scratch`, into the input.
-    pub fn read(&mut self, scratch: &mut [u8]) -> Flow {
-        let input = match &mut self.kind {
-            // A client that does not take its replies is not read from.
+    /// Reads what is there, through `scratch`, into the input; from a refused client into nothing. `is_ended`: the
+    /// other side is known to send nothing more, so the end is read too.
+    pub fn read(&mut self, scratch: &mut [u8], is_ended: bool) -> Flow {
+        let mut input = match &mut self.kind {
+            Kind::Client(client) if client.is_refused => None,
             Kind::Client(client) if client.is_closing => return Flow::Drained,
-            Kind::Client(client) => &mut client.input,
-            Kind::Inbound(inbound) => &mut inbound.input,
-            Kind::Outbound(outbound) => &mut outbound.input,
+            Kind::Client(client) if client.input.len() >= INPUT_BYTES_KEPT && !client.is_ready() => {
+                client.is_paused = true;
+                return Flow::Drained;
+            }
+            Kind::Client(client) => Some(&mut client.input),
+            Kind::Inbound(inbound) => Some(&mut inbound.input),
+            Kind::Outbound(outbound) => Some(&mut outbound.input),
         };
         let mut total = 0;
         loop {
             match self.stream.read(scratch) {
                 Ok(0) => return Flow::Ended,
                 Ok(bytes) => {
-                    input.extend_from_slice(&scratch[..bytes]);
+                    if let Some(input) = &mut input {
+                        input.extend_from_slice(&scratch[..bytes]);
+                    }
                     total += bytes;
                     // A short read means that the socket is empty.
-                    if bytes < scratch.len() {
+                    if bytes < scratch.len() && !is_ended {
                         return Flow::Drained;
                     }
                     if total >= READ_BYTES_MAX {
