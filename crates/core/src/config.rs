@@ -44,6 +44,8 @@ pub enum Sabotage {
     KeepActor,
     /// A changed ring settles before data have moved.
     SettleEarly,
+    /// Deleted objects are forgotten when all members that happen to be up hold them.
+    CollectEarly,
 }
 
 /// A node's configuration. The defaults suit a cluster in one data centre.
@@ -78,6 +80,10 @@ pub struct NodeConfig {
     pub gossip_ms: u64,
     /// Time between two comparisons of a partition with another owner, in milliseconds. 0 turns anti-entropy off.
     pub entropy_ms: u64,
+    /// How long all members must have held a deleted or expired object alike before it is forgotten, in milliseconds; 0:
+    /// it never is. Too small: what was under way longer comes back. At least a request's longest time limit and a
+    /// message's, and a quarter more.
+    pub collect_after_ms: u64,
     /// Most bytes a second that are asked for while partitions move to this node. Too large: clients wait; too small:
     /// changes of the ring take long.
     pub transfer_bytes_per_s: u64,
@@ -116,6 +122,7 @@ impl Default for NodeConfig {
             suspect_ms: 50,
             gossip_ms: 500,
             entropy_ms: 250,
+            collect_after_ms: 180_000,
             transfer_bytes_per_s: 64 << 20,
             handoff_window: 128,
             clock_skew_ms_max: 60_000,

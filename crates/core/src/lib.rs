@@ -28,5 +28,6 @@ pub mod scan;
 pub mod handoff;
 pub mod entropy;
 pub mod transfer;
+pub mod collect;
 pub mod tasks;
 pub mod node;

@@ -26,7 +26,7 @@ use crate::ring::RingState;
 use crate::types::NodeId;
 
 /// The version of the peer protocol that this program speaks. Others are refused.
-pub const PROTOCOL: u16 = 4;
+pub const PROTOCOL: u16 = 5;
 /// The most members a table holds.
 pub const MEMBERS_MAX: usize = 2000;
 
@@ -45,13 +45,15 @@ pub struct Member {
     pub zone: String,
     /// Stamp of the last ring for which the node is ready: it will not forget it, and has all data that it is to hold.
     pub moved: u64,
+    /// The node is not in the ring and holds no objects: nobody needs to ask it for any.
+    pub empty: bool,
 }
 
 impl Member {
     /// A node of the default weight that nobody has heard of yet.
     pub fn new(id: NodeId, name: String, addresses: Addresses) -> Member {
         let (weight, zone) = (WEIGHT_DEFAULT, String::new());
-        Member { id, version: 0, name, addresses, stopped: false, weight, zone, moved: 0 }
+        Member { id, version: 0, name, addresses, stopped: false, weight, zone, moved: 0, empty: false }
     }
 
     /// What the ring is to know of it.

@@ -130,6 +130,23 @@ pub enum Control {
         rows: Vec<(ObjectKey, u64)>,
         stamp: u64,
     },
+    /// Do you hold, under each of these keys, just the object with this hash, no reader would see anything of it, and no
+    /// hint; or nothing? See `collect`.
+    AskDead {
+        number: u64,
+        rows: Vec<(ObjectKey, u64)>,
+        stamp: u64,
+    },
+    /// The answer: the indexes of those that must not be forgotten.
+    DeadAnswer {
+        number: u64,
+        refused: Vec<u16>,
+    },
+    /// Every member holds just these or nothing, and did long ago: drop them.
+    Forget {
+        rows: Vec<(ObjectKey, u64)>,
+        stamp: u64,
+    },
     /// What rows do you have from `from` to `to`? Asked by a node whose ring has this stamp; yours must not be older.
     ListRange {
         task: TaskId,

@@ -53,6 +53,10 @@ pub struct Metrics {
     pub entropy_compared: u64,
     /// Level: milliseconds since all partitions were last compared with all owners; 0: never yet.
     pub entropy_round_age_ms: u64,
+    /// Deleted and expired objects dropped, since every member held just them.
+    pub dead_forgotten: u64,
+    /// Level: deleted and expired objects that every member holds alike, and that are dropped when that has lasted.
+    pub dead_waiting: u64,
     /// Keys fetched from other nodes because the ring changed.
     pub transferred_keys: u64,
     /// Bytes of their objects.

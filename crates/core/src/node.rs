@@ -4,11 +4,13 @@
 //! disk, one [`Node::commit`], release the rest. Nothing an output claims is untrue after a power failure. The copies
 //! of a put become durable on all replicas at the same time, not one after the other.
 //!
-//! The submodules are one `impl Node` in six parts: `coordinate` runs gets and puts, `listing` scans, `overdue` goes
+//! The submodules are one `impl Node` in parts: `coordinate` runs gets and puts, `listing` scans, `overdue` goes
 //! on without what came too late, `serve` answers other coordinators, `background` gossips, hands hints over and
-//! compares partitions, `moving` changes the ring. Follow a put from `coordinate::start_update`.
+//! compares partitions, `entropy` mends what differs there, `collect` forgets deleted objects, `moving` changes the
+//! ring. Follow a put from `coordinate::start_update`.
 
 mod background;
+mod collect;
 mod coordinate;
 mod entropy;
 mod listing;
@@ -23,6 +25,7 @@ use bytes::Bytes;
 use crate::bucket::BucketTable;
 use crate::causality::Dot;
 use crate::client::{ClientError, Operation, Quorum, Reply, Request, RequestId, Updated, Want};
+use crate::collect::{Collector, ROWS_ASKED_MAX};
 use crate::config::{NodeConfig, SyncMode};
 use crate::detector::{Detector, Health};
 use crate::entropy::Entropy;
@@ -88,6 +91,7 @@ impl Output {
             Output::Send { message, .. } => match message {
                 Message::Written { outcome, .. } => *outcome == WriteOutcome::Durable,
                 Message::Control(Control::Forwarded { result, .. }) => claims_durability(result),
+                Message::Control(Control::DeadAnswer { .. }) => true,
                 _ => false,
             },
             Output::Connect { .. } | Output::Event(_) => false,
@@ -136,9 +140,20 @@ impl Output {
             Output::Send { message: Message::Control(Control::Forwarded { result, .. }), .. } => {
                 *result = Err(refusal.clone())
             }
+            Output::Send { message: Message::Control(Control::DeadAnswer { refused, .. }), .. } => {
+                *refused = (0..ROWS_ASKED_MAX as u16).collect()
+            }
             _ => {}
         }
     }
+}
+
+fn collector(config: &NodeConfig) -> Collector {
+    #[cfg(feature = "sabotage")]
+    if config.sabotage == crate::config::Sabotage::CollectEarly {
+        return Collector::new(1);
+    }
+    Collector::new(config.collect_after_ms)
 }
 
 fn claims_durability(result: &Result<Reply, ClientError>) -> bool {
@@ -189,6 +204,11 @@ pub enum Event {
     HandoffDone {
         owner: NodeId,
         delivered: u64,
+    },
+    /// A deleted or expired object was dropped, since every member held just it.
+    DeadForgotten {
+        key: ObjectKey,
+        object: Object,
     },
 }
 
@@ -311,6 +331,7 @@ pub struct Node {
     tasks: Tasks<Task>,
     handoff: Handoff,
     entropy: Entropy,
+    collector: Collector,
     incoming: Option<Incoming>,
     sweep: Sweep,
     /// When data may be moved again, in `mono_us`.
@@ -399,6 +420,7 @@ impl Node {
             tasks: Tasks::new(rng.next_u64() as u32),
             handoff,
             entropy: Entropy::default(),
+            collector: collector(&config),
             incoming: None,
             sweep: Sweep::default(),
             resume_moving_us: 0,
@@ -439,6 +461,7 @@ impl Node {
     /// Handles one input; what follows from it is appended to `out`, to be released after [`Node::stage`].
     pub fn step(&mut self, now: Now, input: Input, out: &mut Vec<Output>) {
         self.watch_clock(now, out);
+        self.collector.watch(now);
         match input {
             Input::Tick => self.run_due(now, out),
             Input::Request { id, request } => self.request(now, id, request, out),
@@ -738,6 +761,7 @@ impl Node {
             out.push(Output::Event(Event::StoreRefuses { detail: detail.clone() }));
         }
         self.read_only = Some(detail);
+        self.collector.abandon();
     }
 
     fn report_store(&mut self, out: &mut Vec<Output>) {

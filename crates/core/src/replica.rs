@@ -19,7 +19,7 @@ use crate::tree::{leaf_of, HashTree};
 use crate::types::{ActorId, NodeId, Now, ObjectKey, Rng};
 
 /// The version of the records in the meta space that this program writes and reads.
-pub const META_FORMAT: u8 = 3;
+pub const META_FORMAT: u8 = 4;
 
 const IDENTITY_ROW: &[u8] = b"identity";
 
@@ -399,13 +399,33 @@ impl Replica {
 
     /// Drops `object`, held under `key`, after it was handed over to its owner.
     pub fn drop_handed_over(&mut self, key: &ObjectKey, object: &Object) {
-        self.update_tree(key, None);
-        self.known.forget(key);
-        self.store.apply((Space::Data, key.row().clone(), None));
+        self.drop_row(key);
         let is_own = object.context().counter(self.identity.actor) > 0;
         if is_own {
             self.note_forgetting();
         }
+    }
+
+    /// Drops a dead object that every member has held, or nothing. The actor need not remember it: nobody has an older
+    /// write of its own left that the next one could seem to have seen.
+    pub fn forget_dead(&mut self, key: &ObjectKey) {
+        self.drop_row(key);
+    }
+
+    fn drop_row(&mut self, key: &ObjectKey) {
+        self.update_tree(key, None);
+        self.known.forget(key);
+        self.store.apply((Space::Data, key.row().clone(), None));
+    }
+
+    /// True if no object is stored.
+    pub fn is_empty(&mut self) -> bool {
+        let mut is_empty = true;
+        self.store.scan(Space::Data, &[], &[0xff; 9], &mut |_, _| {
+            is_empty = false;
+            false
+        });
+        is_empty
     }
 
     /// Marks that `owner` misses what is held under `key`. Returns true if that was not marked yet.

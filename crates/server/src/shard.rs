@@ -27,7 +27,7 @@ use oort_core::ring::Ring;
 use oort_core::tasks::Tasks;
 use oort_core::types::{NodeId, Now, Rng};
 use tokio::sync::oneshot;
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use crate::commands::session::Session;
 use crate::commands::view::{ServerStats, View};
@@ -814,6 +814,7 @@ fn log(event: &Event) {
             error!(ahead_ms, "the clock is ahead of the peers': writes are refused")
         }
         Event::ClockAgrees => info!("the clock agrees with the peers' again"),
+        Event::DeadForgotten { key, .. } => debug!(?key, "a deleted object is forgotten"),
         Event::HandoffDone { owner, delivered } => info!(%owner, delivered, "hints delivered"),
     }
 }

@@ -16,9 +16,10 @@ use oort_core::types::ObjectKey;
 use crate::history::{dots_of, History, KeyHistory, OpRecord, Outcome};
 
 /// Every checker's name, the promise it guards (by its number in DESIGN §1) and what it demands.
-pub const CHECKERS: [(&str, u8, &str); 17] = [
+pub const CHECKERS: [(&str, u8, &str); 18] = [
     ("lost-write", 2, "an acknowledged write is a sibling, was superseded by one, expired or lost by lww"),
     ("superseded", 3, "no sibling was superseded by another; lww keeps one"),
+    ("resurrected", 5, "only what nobody could see is forgotten, and nothing that it superseded comes back"),
     ("convergence", 4, "all replicas of a key are byte-identical within a bound after the faults stop"),
     ("hints", 4, "hints drain to zero"),
     ("strays", 4, "a node that stood in for a replica keeps no copy once its hints are delivered"),
@@ -75,6 +76,7 @@ pub fn judge(history: &mut History, state: &FinalState) {
         };
         judge.siblings(object.as_ref());
         judge.reads();
+        judge.resurrected(object.as_ref());
         judge.errors();
         if state.counters.contains(key) {
             judge.counter(object.as_ref());
@@ -108,11 +110,13 @@ impl Judge<'_> {
     /// Promises 2 and 3: nothing acknowledged is missing, nothing superseded is left.
     fn siblings(&mut self, object: Option<&Object>) {
         let left = object.map_or(Vec::new(), dots_of);
+        let mut known = left.clone();
+        known.extend(self.past.forgotten_until(u64::MAX));
         let mut verdicts = Vec::new();
         for (id, op) in self.operations() {
             if is_write(op)
                 && op.outcome == Outcome::Acked
-                && !self.accounts_for(&left, op)
+                && !self.accounts_for(&known, op)
                 && !self.is_excused(op)
             {
                 let detail = format!(
@@ -183,7 +187,9 @@ impl Judge<'_> {
             if get.outcome != Outcome::Acked {
                 continue;
             }
-            let reached = self.past.reached(&self.edges, &get.read);
+            let mut known = get.read.clone();
+            known.extend(self.past.forgotten_until(get.end_us));
+            let reached = self.past.reached(&self.edges, &known);
             for (put_id, put) in self.operations() {
                 let Operation::Update { quorum: given, .. } = &put.operation else {
                     continue;
@@ -194,7 +200,7 @@ impl Judge<'_> {
                     continue;
                 }
                 let sees = match self.is_lww {
-                    true => self.accounts_for(&get.read, put),
+                    true => self.accounts_for(&known, put),
                     false => self
                         .past
                         .births
@@ -213,6 +219,29 @@ impl Judge<'_> {
         }
         for detail in verdicts {
             self.blame("reads", detail);
+        }
+    }
+
+    /// Promise 5: what was deleted and forgotten hides nothing that could come back.
+    fn resurrected(&mut self, object: Option<&Object>) {
+        let mut verdicts = Vec::new();
+        let left = object.map_or(Vec::new(), dots_of);
+        let gets = self.operations().filter(|(_, op)| matches!(op.operation, Operation::Get { .. }));
+        let mut seen: Vec<(u64, Vec<Dot>, String)> =
+            gets.map(|(id, get)| (get.start_us, get.read.clone(), format!("get o{id} read"))).collect();
+        seen.push((u64::MAX, left, "at the end the replicas hold".into()));
+        for (at_us, dots, who) in seen {
+            let forgotten: Vec<Dot> = self.past.forgotten_until(at_us).collect();
+            let reached = self.past.reached(&self.edges, &forgotten);
+            for (birth, is_superseded) in self.past.births.iter().zip(&reached.is_superseded) {
+                if *is_superseded && dots.contains(&birth.dot) {
+                    let name = self.history.name(birth.dot);
+                    verdicts.push(format!("{who} {name}, which was superseded by what all had forgotten"));
+                }
+            }
+        }
+        for detail in verdicts {
+            self.blame("resurrected", detail);
         }
     }
 

@@ -72,6 +72,7 @@ struct Totals {
     events: u64,
     virtual_us: u64,
     ops: usize,
+    forgotten: u64,
 }
 
 impl Totals {
@@ -80,15 +81,18 @@ impl Totals {
         self.failed += !report.violations.is_empty() as u64;
         self.events += report.events;
         self.virtual_us += report.virtual_us;
+        self.forgotten += report.forgotten;
         self.ops += report.ops_ok + report.ops_failed + report.ops_disconnected;
     }
 
     fn text(&self) -> String {
         format!(
-            "{} seeds: {} events, {} operations, {} s of virtual time; {} seeds broke a promise",
+            "{} seeds: {} events, {} operations, {} dead copies forgotten, {} s of virtual time; {} seeds broke a \
+             promise",
             self.seeds,
             self.events,
             self.ops,
+            self.forgotten,
             self.virtual_us / 1_000_000,
             self.failed
         )
@@ -100,7 +104,8 @@ pub fn summary(setup: &Setup, report: &Report) -> String {
     let strikes: Vec<String> =
         report.strikes.iter().map(|(fault, times)| format!("{fault} {times}")).collect();
     let mut text = format!(
-        "seed {}: {} nodes, {} events, {} s of virtual time, agreed after {} s\n  operations: {} ok, {} failed, {} disconnected\n  faults: {}\n",
+        "seed {}: {} nodes, {} events, {} s of virtual time, agreed after {} s\n  \
+         operations: {} ok, {} failed, {} disconnected; {} dead copies forgotten\n  faults: {}\n",
         report.seed,
         report.nodes,
         report.events,
@@ -109,6 +114,7 @@ pub fn summary(setup: &Setup, report: &Report) -> String {
         report.ops_ok,
         report.ops_failed,
         report.ops_disconnected,
+        report.forgotten,
         if strikes.is_empty() { "none struck".to_string() } else { strikes.join(", ") },
     );
     if report.violations.is_empty() {
@@ -153,6 +159,7 @@ fn to_json(setup: &Setup, report: &Report) -> serde_json::Value {
         "ops_ok": report.ops_ok,
         "ops_failed": report.ops_failed,
         "ops_disconnected": report.ops_disconnected,
+        "dead_copies_forgotten": report.forgotten,
         "faults": report.strikes,
         "violations": violations,
         "hash": format!("{:016x}", report.hash),

@@ -18,7 +18,7 @@ use bytes::Bytes;
 use oort_core::client::{ClientError, Operation, Reply, Request, RequestId};
 use oort_core::config::{Addresses, NodeConfig, SyncMode};
 use oort_core::message::Message;
-use oort_core::node::{Input, Node, Output};
+use oort_core::node::{Event as NodeEvent, Input, Node, Output};
 use oort_core::object::Object;
 use oort_core::types::{NodeId, Rng};
 
@@ -133,6 +133,12 @@ pub struct Cluster {
     /// Operations sent and not answered.
     unanswered: usize,
     wall_ms_max: u64,
+    /// Copies of dead objects that nodes dropped.
+    forgotten: u64,
+    /// When this many operations are left, the clients rest for so long, in microseconds, that deleted objects are
+    /// forgotten while faults strike.
+    rest: Option<(usize, u64)>,
+    rest_until_us: u64,
     strikes: BTreeMap<&'static str, u64>,
     encoded: Vec<u8>,
 }
@@ -383,6 +389,11 @@ impl Cluster {
                 Output::Reply { id, result } => self.answered(index, id, result),
                 Output::Send { to, message } => self.send(index, to, message),
                 Output::Connect { peer, address } => self.connect_wanted(index, peer, &address),
+                Output::Event(NodeEvent::DeadForgotten { key, object }) => {
+                    let wall_ms = self.machines[index].now(self.now_us).wall_ms;
+                    self.forgotten += 1;
+                    self.history.forgot(index, self.now_us, wall_ms, &key, &object);
+                }
                 Output::Event(event) => self.trace.line(self.now_us, || format!("n{index} notes {event:?}")),
             }
         }
@@ -473,7 +484,11 @@ impl Cluster {
         let client = self.history.operation(id).client;
         if client != OPERATOR {
             let pause_us = self.network.travel_us(&mut self.rng) + self.workload.pause_us(&mut self.rng);
-            self.at(self.now_us + pause_us, Event::Next { client });
+            if let Some((_, lasts_us)) = self.rest.take_if(|(left, _)| self.workload.left <= *left) {
+                self.rest_until_us = self.now_us + lasts_us;
+            }
+            let from_us = self.now_us.max(self.rest_until_us);
+            self.at(from_us + pause_us, Event::Next { client });
         }
     }
 

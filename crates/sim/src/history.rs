@@ -108,6 +108,8 @@ pub struct Birth {
 #[derive(Clone, Debug, Default)]
 pub struct KeyHistory {
     pub births: Vec<Birth>,
+    /// What nodes forgot because all held it alike and nobody could see anything of it, and when.
+    pub forgotten: Vec<(u64, Vec<Dot>)>,
     /// A copy was damaged on disk.
     pub was_corrupted: bool,
     pub operations: Vec<RequestId>,
@@ -299,6 +301,15 @@ impl History {
         }
     }
 
+    /// Records that a machine forgot an object.
+    pub fn forgot(&mut self, machine: usize, at_us: u64, wall_ms: u64, key: &ObjectKey, object: &Object) {
+        if object.is_live(wall_ms) {
+            let detail = format!("n{machine} forgot {}", self.names(&dots_of(object)));
+            self.blame("resurrected", Some(key), detail);
+        }
+        self.keys.entry(key.clone()).or_default().forgotten.push((at_us, dots_of(object)));
+    }
+
     /// Records that `machine` lost its memory, and these durable copies.
     pub fn crashed(&mut self, machine: usize, lost: &[Dot]) {
         self.shown.retain(|(holder, _), _| *holder != machine);
@@ -360,6 +371,9 @@ impl History {
                     },
                 ),
             ));
+        }
+        for (at_us, dots) in &history.forgotten {
+            lines.push((*at_us, format!("forgotten: {}", self.names(dots))));
         }
         lines.sort_by_key(|(at_us, _)| *at_us);
         let lines: Vec<String> =
@@ -427,6 +441,12 @@ impl KeyHistory {
             });
         }
         dots
+    }
+
+    /// What was forgotten until a moment.
+    pub fn forgotten_until(&self, at_us: u64) -> impl Iterator<Item = Dot> + '_ {
+        let until = self.forgotten.iter().filter(move |(then_us, _)| *then_us <= at_us);
+        until.flat_map(|(_, dots)| dots.iter().copied())
     }
 
     fn is_dead(&self, dot: Dot, wall_ms: u64) -> bool {

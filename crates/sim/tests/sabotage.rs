@@ -78,3 +78,8 @@ fn a_ring_that_settles_early_forgets_what_has_not_moved() {
     };
     caught(tweak, "ring,loss,delay", &["reads", "lost-write"]);
 }
+
+#[test]
+fn deleted_objects_forgotten_early_come_back() {
+    caught(|config| config.sabotage = Sabotage::CollectEarly, "all", &["resurrected"]);
+}

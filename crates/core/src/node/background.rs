@@ -42,6 +42,7 @@ impl Node {
             let is_busy = self.requests_in_flight > BUSY_REQUESTS && self.rng.chance(7, 8);
             if self.config.entropy_ms > 0 && !is_busy {
                 self.compare_partition(now, out);
+                self.collect(now, out);
             }
         }
         self.start_repairs(now, out);
@@ -59,6 +60,7 @@ impl Node {
             self.tell(peer, Gossip::Hash(self.membership.hash()), out);
         }
         self.found_ring(now, out);
+        self.note_emptiness(now);
         self.turn_over_hints();
         for owner in self.handoff.owners() {
             self.hand_over(now, owner, out);

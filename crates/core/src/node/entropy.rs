@@ -17,6 +17,7 @@ use bytes::Bytes;
 
 use super::serve::end_of;
 use super::{Node, Origin, Output};
+use crate::collect::is_dead;
 use crate::detector::Health;
 use crate::message::{Control, Message};
 use crate::replica::{hash_of, row_hash};
@@ -27,14 +28,14 @@ use crate::types::{NodeId, Now, ObjectKey, Partition, Position};
 /// Rows that one step of the check visits, and a little more: it ends with a leaf.
 const CHECKED_ROWS: usize = 1024;
 /// Leaves that it visits at most.
-const CHECKED_LEAVES: usize = 1024;
+const CHECKED_LEAVES: usize = 8192;
 /// Bytes of a message beside its sums or rows, roughly.
 const MESSAGE_BYTES: usize = 32;
 
 impl Node {
     /// Compares one partition with one other owner, and checks a part of the tree.
     pub(super) fn compare_partition(&mut self, now: Now, out: &mut Vec<Output>) {
-        self.check_tree();
+        self.check_tree(now);
         let Some(ring) = &self.ring else { return };
         let n = self.replicas_max().min(ring.nodes().len());
         let me = self.membership.me;
@@ -97,7 +98,7 @@ impl Node {
     /// The sum of what this node and `peer` both replicate in a range of leaves of one partition.
     fn sum(&mut self, leaves: &Leaves, peer: NodeId) -> u64 {
         if let Some(uncounted) = self.replica.tree().uncounted(leaves) {
-            self.count_leaves(uncounted, usize::MAX);
+            self.count_leaves(uncounted, usize::MAX, None);
         }
         let ring = self.placed_ring();
         let owners = ring.preference_at(positions(leaves).0);
@@ -110,8 +111,10 @@ impl Node {
     }
 
     /// Visits the rows of `leaves`, or of the first of them if there are many rows, and sums them up. Returns how far
-    /// it came.
-    fn count_leaves(&mut self, leaves: Leaves, rows_max: usize) -> usize {
+    /// it came. With the time it looks for dead objects too.
+    fn count_leaves(&mut self, leaves: Leaves, rows_max: usize, now: Option<Now>) -> usize {
+        let now = now.filter(|_| self.collector.wants_more());
+        let mut dead = Vec::new();
         let (from, to) = positions(&leaves);
         let (first, last) = (from.0.to_be_bytes(), end_of(to));
         let (mut rows, mut corrupt, mut done_to) = (Vec::new(), Vec::new(), *leaves.end());
@@ -125,11 +128,20 @@ impl Node {
             }
             in_leaf = leaf;
             match value {
-                Ok(value) => rows.push((key, row_hash(row, hash_of(value)))),
+                Ok(value) => {
+                    let hash = hash_of(value);
+                    rows.push((key.clone(), row_hash(row, hash)));
+                    if now.is_some_and(|now| is_dead(value, now.wall_ms)) {
+                        dead.push((key, hash));
+                    }
+                }
                 Err(error) => corrupt.push((key, error)),
             }
             true
         });
+        if let Some(now) = now {
+            self.found_dead(now, dead);
+        }
         let is_right = self.replica.tree_mut().count(&(*leaves.start()..=done_to), &rows);
         // The sum of a row that has gone corrupt since was right.
         self.metrics.entropy_miscounts += (!is_right && corrupt.is_empty()) as u64;
@@ -156,13 +168,17 @@ impl Node {
     }
 
     /// Checks the next part of the tree.
-    fn check_tree(&mut self) {
+    fn check_tree(&mut self, now: Now) {
         if self.ring.is_none() {
             return;
         }
         let from = self.entropy.check_from;
-        let done_to = self.count_leaves(from..=(from + CHECKED_LEAVES).min(LEAVES) - 1, CHECKED_ROWS);
+        let leaves = from..=(from + CHECKED_LEAVES).min(LEAVES) - 1;
+        let done_to = self.count_leaves(leaves, CHECKED_ROWS, Some(now));
         self.entropy.check_from = (done_to + 1) % LEAVES;
+        if self.entropy.check_from == 0 {
+            self.collector.next_pass();
+        }
     }
 
     /// Calls `visit` with every row between two positions that this node and `peer` both replicate.

@@ -18,7 +18,7 @@ impl Node {
     pub(super) fn message(&mut self, now: Now, from: NodeId, message: Message, out: &mut Vec<Output>) {
         self.heard(now, from, out);
         match message {
-            Message::Write { task, stamp, .. } if stamp < self.stamp() => {
+            Message::Write { task, stamp, .. } if stamp < self.stamp() || self.is_removed(from) => {
                 self.tell_ring(from, out);
                 if task != 0 {
                     self.send(now, from, Message::Written { task, outcome: WriteOutcome::Stale }, out);
@@ -68,6 +68,11 @@ impl Node {
             Control::EntropyRows { from: first, to, rows, .. } => {
                 self.entropy_rows(now, from, first, to, rows, out)
             }
+            Control::AskDead { number, rows, stamp } => self.ask_dead(now, from, number, &rows, stamp, out),
+            Control::DeadAnswer { number, refused } => {
+                self.collector.answer(from, number, refused.into_iter().map(usize::from))
+            }
+            Control::Forget { rows, stamp } => self.forget(rows, stamp, out),
             Control::ListRange { task, from: first, to, stamp } => {
                 self.serve_list_range(now, from, task, first, to, stamp, out)
             }

@@ -428,11 +428,11 @@ pub const OPTIONS: &[ConfigOption] = &[
         key: "client_memory_bytes",
         group: REQUESTS,
         value_name: "BYTES",
-        doc: "Most memory that all Redis clients together may make the node hold, in bytes: commands received and not \
+        doc: "Most memory that all Redis clients together may make the node hold, in bytes or with a unit: commands received and not \
               answered, and replies not read. If they take more, the client that takes most is cut off. Too small: \
               clients that send large values at the same time lose their connections. Too large: the process can run \
               out of memory.",
-        access: Number {
+        access: Bytes {
             range: 16 << 20..=1 << 40,
             get: |c| c.client_memory_bytes,
             set: |c, v| c.client_memory_bytes = v,
@@ -474,6 +474,20 @@ pub const OPTIONS: &[ConfigOption] = &[
             range: 0..=3_600_000,
             get: |c| c.node.entropy_ms,
             set: |c, v| c.node.entropy_ms = v,
+        },
+    },
+    ConfigOption {
+        key: "collect_after_ms",
+        group: PEERS,
+        value_name: "MS",
+        doc: "How long all nodes must have held a deleted or expired object alike before they forget it, in \
+              milliseconds; 0 keeps it for ever. Too small: a message or a request that takes longer can bring a \
+              deleted value back, and messages may take 30 s and requests 60 s. Too large: deleted objects take \
+              space for longer.",
+        access: Number {
+            range: 0..=86_400_000,
+            get: |c| c.node.collect_after_ms,
+            set: |c, v| c.node.collect_after_ms = v,
         },
     },
     ConfigOption {

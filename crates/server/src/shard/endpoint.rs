@@ -13,6 +13,10 @@ use crate::connection::{Connection, INPUT_BYTES_KEPT};
 
 /// Bytes taken from one socket in one turn, at most: others wait too.
 const READ_BYTES_MAX: usize = 1 << 20;
+/// A message that a peer's system has not taken after so long, in milliseconds, is lost with its connection. Deleted
+/// objects are forgotten on that ground, see `docs/deletes.md`.
+#[cfg(target_os = "linux")]
+const MESSAGE_MS_MAX: u32 = 30_000;
 /// An output buffer larger than this is given back once it is written.
 const KEPT_BYTES_MAX: usize = 256 << 10;
 
@@ -75,6 +79,11 @@ impl Outbound {
 
 impl Endpoint {
     pub fn new(stream: TcpStream, kind: Kind) -> Endpoint {
+        #[cfg(target_os = "linux")]
+        if !matches!(kind, Kind::Client(_)) {
+            // If the system refuses, its own limit holds: some minutes.
+            let _ = rustix::net::sockopt::set_tcp_user_timeout(&stream, MESSAGE_MS_MAX);
+        }
         Endpoint { stream, kind, output: Vec::new(), written: 0 }
     }
 

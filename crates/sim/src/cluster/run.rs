@@ -22,6 +22,9 @@ use crate::network::Network;
 use crate::trace::{show_object, Trace};
 use crate::workload::{Planned, Role, Workload};
 
+/// How long all must have held a deleted object alike before it is forgotten: more than an operation may take (3 s), a
+/// message (1 s, and what is before it), and an eighth.
+const COLLECT_AFTER_MS: u64 = 6_000;
 /// Virtual time within which a healthy cluster forms.
 const FORMATION_US: u64 = 30_000_000;
 /// More events than any run needs: a cluster that never rests is caught by it.
@@ -66,6 +69,8 @@ pub struct Report {
     pub ops_ok: usize,
     pub ops_failed: usize,
     pub ops_disconnected: usize,
+    /// Copies of deleted and expired objects that nodes forgot.
+    pub forgotten: u64,
     /// How often each timed fault struck.
     pub strikes: BTreeMap<&'static str, u64>,
     /// How long the replicas took to agree after the faults ended, in microseconds of virtual time.
@@ -109,9 +114,12 @@ impl Cluster {
             // Some machines are not in the ring at first.
             config.cluster_size -= Rng::new(setup.seed).below(nodes as u64 - 2) as u16;
         }
+        // Drawn apart, so that it changes nothing of the rest of a seed's world.
+        config.collect_after_ms = [0, COLLECT_AFTER_MS][(Rng::new(!setup.seed).below(3) > 0) as usize];
         if let Some(tweak) = setup.tweak {
             tweak(&mut config);
         }
+        let rest = (config.collect_after_ms > 0).then_some((setup.ops / 2, 3 * COLLECT_AFTER_MS * 1000));
         Cluster {
             network: Network::new(nodes, &mut rng),
             machines: (0..nodes).map(|_| Machine::new(&mut rng)).collect(),
@@ -127,6 +135,9 @@ impl Cluster {
             trace: Trace::new(setup.trace),
             unanswered: 0,
             wall_ms_max: 0,
+            forgotten: 0,
+            rest,
+            rest_until_us: 0,
             strikes: BTreeMap::new(),
             encoded: Vec::new(),
         }
@@ -477,6 +488,7 @@ impl Cluster {
             ops_ok: count(&[Outcome::Acked, Outcome::NotApplied]),
             ops_failed: count(&[Outcome::Refused, Outcome::Unknown, Outcome::Pending]),
             ops_disconnected: count(&[Outcome::Disconnected]),
+            forgotten: self.forgotten,
             strikes: self.strikes,
             converged_us,
             hash: self.trace.hash(),
