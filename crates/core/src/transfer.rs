@@ -30,6 +30,8 @@ pub struct Range {
     pub from: Position,
     /// Inclusive.
     pub to: Position,
+    /// Partitions it consists of, or pieces of them.
+    pub partitions: usize,
     /// The preference list before the change.
     pub old: Vec<NodeId>,
     /// Those of them who do not hold it after the change.
@@ -123,21 +125,23 @@ impl Incoming {
                         && last.old == old
                         && last.leaving == leaving =>
                 {
-                    last.to = segment.to
+                    (last.to, last.partitions) = (segment.to, last.partitions + 1)
                 }
                 _ => {
                     let (from, to) = (segment.from, segment.to);
-                    let (in_work, is_complete) = (false, false);
-                    ranges.push(Range { from, to, old, leaving, done: Vec::new(), in_work, is_complete });
+                    let (done, in_work, is_complete) = (Vec::new(), false, false);
+                    ranges.push(Range { from, to, partitions: 1, old, leaving, done, in_work, is_complete });
                 }
             }
         }
         Incoming { ranges, has_room: true, ..Incoming::default() }
     }
 
-    /// Ranges, and how many of them are here.
+    /// Partitions, or pieces of them, and how many of them are here.
     pub fn progress(&self) -> (usize, usize) {
-        (self.ranges.len(), self.ranges.iter().filter(|range| range.is_complete).count())
+        let total = self.ranges.iter().map(|range| range.partitions).sum();
+        let here = self.ranges.iter().filter(|range| range.is_complete);
+        (total, here.map(|range| range.partitions).sum())
     }
 
     /// True if everything is here.
@@ -333,6 +337,6 @@ mod tests {
             "another stream can start, and must not wait for anything else to happen"
         );
         incoming.complete(|range| range.done == [NodeId(2)]);
-        assert_eq!(incoming.progress().1, 1);
+        assert_eq!(incoming.progress().1, incoming.ranges[0].partitions);
     }
 }

@@ -383,6 +383,7 @@ impl Cluster {
                 Output::Reply { id, result } => self.answered(index, id, result),
                 Output::Send { to, message } => self.send(index, to, message),
                 Output::Connect { peer, address } => self.connect_wanted(index, peer, &address),
+                Output::Disconnect { peer } => self.dial_no_more(index, peer),
                 Output::Event(event) => self.trace.line(self.now_us, || format!("n{index} notes {event:?}")),
             }
         }

@@ -14,7 +14,7 @@ use crate::get::Needed;
 use crate::membership::Gossip;
 use crate::message::{Control, Message, TaskId};
 use crate::replica::{hash_of, row_hash};
-use crate::ring::{Ring, RingChange, RingState};
+use crate::ring::{Ring, RingChange, RingError, RingState};
 use crate::store::Space;
 use crate::transfer::{awaited, Incoming, Range, SweepPage, PAGE_ROWS, VERIFIED_MAX};
 use crate::types::{NodeId, Now, ObjectKey, Position, SLOTS};
@@ -44,6 +44,12 @@ impl Node {
         plan_only: bool,
         out: &mut Vec<Output>,
     ) -> Result<Reply, ClientError> {
+        match change {
+            RingChange::Remove { node } if !self.is_known(node) => {
+                return Err(ClientError::Ring(RingError::NotInRing { node }))
+            }
+            _ => {}
+        }
         let state = self.placed_ring().state().change(&change).map_err(ClientError::Ring)?;
         let ring = Ring::new(state.clone());
         let plan = self.plan(&ring);
@@ -51,6 +57,11 @@ impl Node {
             self.install_ring(now, state, out);
         }
         Ok(Reply::RingPlan(plan))
+    }
+
+    /// Whether `node` is a member, or in the ring.
+    fn is_known(&self, node: NodeId) -> bool {
+        self.membership.members.contains_key(&node) || self.placed_ring().state().contains(node)
     }
 
     fn plan(&self, ring: &Ring) -> RingPlan {
@@ -622,12 +633,8 @@ impl Node {
     /// What was kept for nodes that have left the ring is owed to the owners of today.
     pub(super) fn turn_over_hints(&mut self) {
         let Some(ring) = &self.ring else { return };
-        let state = ring.state();
-        let is_in = |owner: NodeId| {
-            state.layout.node(owner).is_some()
-                || state.old.as_ref().is_some_and(|old| old.node(owner).is_some())
-        };
-        let gone: Vec<NodeId> = self.handoff.owners().into_iter().filter(|owner| !is_in(*owner)).collect();
+        let mut gone = self.handoff.owners();
+        gone.retain(|owner| !ring.state().contains(*owner));
         for owner in gone {
             for (key, _) in self.replica.hints(owner, None, TURNED_OVER_MAX) {
                 self.turn_over(owner, &key);
@@ -645,7 +652,7 @@ impl Node {
         self.drop_if_foreign(key);
     }
 
-    /// Ranges to fetch for the ring that is coming and those that are here; (0, 0) when nothing moves.
+    /// Partitions, or pieces of them, to fetch for the ring that is coming, and how many are here; (0, 0) when nothing moves.
     pub fn moving_progress(&self) -> (usize, usize) {
         self.incoming.as_ref().map_or((0, 0), Incoming::progress)
     }
