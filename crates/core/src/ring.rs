@@ -427,6 +427,15 @@ mod tests {
     }
 
     #[test]
+    fn a_member_outside_the_ring_is_removed_without_moving_anything() {
+        let three = state(3);
+        let without = three.change(&RingChange::Remove { node: NodeId(9) }).unwrap();
+        assert_eq!((&without.layout, without.old.as_ref()), (&three.layout, Some(&three.layout)));
+        assert_eq!(without.removed, BTreeSet::from([NodeId(9)]));
+        assert_eq!(without.change(&RingChange::Remove { node: NodeId(9) }), Err(RingError::NoChange));
+    }
+
+    #[test]
     fn a_removal_overtakes_a_move_and_reads_stay_where_they_were() {
         let three = state(3);
         let moving = three.change(&join(4)).unwrap();

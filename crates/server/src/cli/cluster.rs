@@ -150,20 +150,16 @@ fn status(node: &mut Node) -> Result<Json, Failure> {
 fn change(words: &[&str], gone: Option<&str>, how: &How) -> Result<(), Failure> {
     let mut node = how.node.connect()?;
     let before = status(&mut node)?;
-    let lost =
-        gone.and_then(|name| members(&before).find(|member| is_called(member, name) && is_in_ring(member)));
-    if let Some(up) = lost.filter(|member| member["health"] != "down") {
-        let (name, health) = (text(&up["name"]), text(&up["health"]));
-        let text =
-            format!("{name} is {health}: only what is gone for good is given up. Stop it, or use 'leave'");
-        return Err(Failure::Failed { text });
+    let is_in_effect = is_in_effect(words, &before);
+    if let Some(name) = gone.filter(|_| !is_in_effect) {
+        refuse_if_up(name, &before)?;
     }
     let mut command = vec!["RING"];
     command.extend(words);
     command.extend(how.plan.then_some("PLAN"));
     match node.call(&command) {
         Ok(reply) => print(plan(&reply, &before).ok_or_else(|| node.unexpected("RING"))?.as_bytes())?,
-        Err(Failure::Failed { .. }) if !how.plan && is_in_effect(words, &before) => {
+        Err(Failure::Failed { .. }) if !how.plan && is_in_effect => {
             print(b"the ring is changing so already, or has changed so\n")?
         }
         Err(Failure::Failed { text }) => return Err(Failure::Failed { text: named(text, &before) }),
@@ -172,6 +168,8 @@ fn change(words: &[&str], gone: Option<&str>, how: &How) -> Result<(), Failure> 
     if how.plan {
         return Ok(());
     }
+    let is_lost = |member: &Json, name| is_called(member, name) && is_in_ring(member) && is_down(member);
+    let lost = gone.and_then(|name| members(&before).find(|member| is_lost(member, name)));
     if let (["REPLACE", ..], Some(lost)) = (words, lost) {
         node.call(&["RING", "REMOVE", &text(&lost["id"])])?;
     }
@@ -179,6 +177,19 @@ fn change(words: &[&str], gone: Option<&str>, how: &How) -> Result<(), Failure> 
         true => Ok(()),
         false => wait(&mut node, moved(&before)),
     }
+}
+
+/// Only what is gone for good is given up without being asked for its data.
+fn refuse_if_up(name: &str, status: &Json) -> Result<(), Failure> {
+    let named = || members(status).filter(|member| is_called(member, name));
+    let Some(up) = named().next().filter(|_| !named().any(is_down)) else { return Ok(()) };
+    let (name, health) = (text(&up["name"]), text(&up["health"]));
+    let text = format!("{name} is {health}: only what is gone for good is given up. Stop it, or use 'leave'");
+    Err(Failure::Failed { text })
+}
+
+fn is_down(member: &Json) -> bool {
+    member["health"] == "down"
 }
 
 /// Whether a change that was refused is what the ring does, or has done: then asking again is no error.
@@ -194,7 +205,14 @@ fn is_in_effect(words: &[&str], status: &Json) -> bool {
     match *words {
         ["JOIN", name] => is(name, &["yes", "joining"]),
         ["LEAVE", name] => is(name, &["no", "leaving"]),
-        ["REPLACE", old, new] => !is(old, &["yes"]) && is(new, &["yes", "joining"]),
+        ["REPLACE", old, new] => {
+            let is_old = |member: &Json| is_called(member, old) && member["in_ring"] == "yes";
+            let is_new = |member: &Json| {
+                is_called(member, new) && (member["in_ring"] == "yes" || member["in_ring"] == "joining")
+            };
+            let new = members(status).find(|member| is_new(member));
+            new.is_some_and(|new| !members(status).any(|member| member["id"] != new["id"] && is_old(member)))
+        }
         ["WEIGHT", name, weight] => has(name, "weight", weight),
         ["ZONE", name, zone] => has(name, "zone", zone),
         _ => false,
@@ -345,7 +363,7 @@ fn wait(node: &mut Node, before: Moved) -> Result<(), Failure> {
 
 /// Whether a change waits for this member, which is down.
 fn is_awaited(member: &Json) -> bool {
-    member["health"] == "down" && (member["in_ring"] == "leaving" || member["in_ring"] == "joining")
+    is_down(member) && (member["in_ring"] == "leaving" || member["in_ring"] == "joining")
 }
 
 /// The status as people read it. The members stand in the order of their names; the node that was asked has a star.
