@@ -88,7 +88,7 @@ step() { printf '\n== %s\n' "$*"; }
 # What an operator types.
 operator() {
   echo "\$ oort $*"
-  "$oort" "$@" --node "$(redis "$asked")"
+  "$oort" "$@" --node "$(redis "$asked")" | tee -a "$dir/commands"
 }
 
 # Waits until the asked node sees COUNT members that are up.
@@ -172,4 +172,5 @@ cat <&"$steady_load_out"
 wait "$load" || { echo "the load failed" >&2; cat "$dir/load.log" >&2; exit 1; }
 load=
 "$steady_load" verify --nodes "$(redis 4),$(redis 6),$(redis 7)" --record "$dir/record"
+sed -n 's/.*(\([0-9]*\) keys, .* fetched)$/\1/p' "$dir/commands" | awk '{ sum += $1 } END { print "keys moved: " sum + 0 }'
 echo "grow-and-shrink: no acknowledged write is lost"

@@ -26,7 +26,7 @@ use crate::ring::RingState;
 use crate::types::NodeId;
 
 /// The version of the peer protocol that this program speaks. Others are refused.
-pub const PROTOCOL: u16 = 4;
+pub const PROTOCOL: u16 = 5;
 /// The most members a table holds.
 pub const MEMBERS_MAX: usize = 2000;
 

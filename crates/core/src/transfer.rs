@@ -17,10 +17,11 @@ use crate::message::{RangePage, TaskId};
 use crate::ring::Ring;
 use crate::types::{NodeId, ObjectKey, Position};
 
-/// Ranges fetched side by side. Fewer: nothing happens while an answer travels; more: what comes at once holds clients up.
+/// Ranges fetched side by side. Fewer: nothing happens while an answer travels; more: what comes at once holds clients
+/// up.
 pub const STREAMS_MAX: usize = 2;
-/// The most rows that one page lists; a position is never split. Too large: clients wait while a page is worked through;
-/// too small: more messages and syncs.
+/// The most rows that one page lists; a position is never split. Too large: clients wait while a page is worked
+/// through; too small: more messages and syncs.
 pub const PAGE_ROWS: usize = 128;
 /// The most rows that wait for being dropped at once.
 pub const VERIFIED_MAX: usize = 16_384;
@@ -75,7 +76,7 @@ enum Phase {
 pub struct Worked {
     /// When it was asked for.
     pub since_us: u64,
-    /// Rows that were listed.
+    /// Rows that were listed, by all nodes together.
     pub rows: usize,
     /// Requests of clients that waited at the node that listed it.
     pub waiting: u32,

@@ -29,8 +29,8 @@ const DROPPED_MAX: usize = 512;
 const STEP_US: u64 = 100;
 /// A look for rows to give away is followed by a pause of at least this many microseconds.
 const PAUSE_US: u64 = 2_000;
-/// A pause is as long as the work before it, and as long again for each so many requests of clients that wait. Too many:
-/// clients notice that data move; too few: data move slowly while clients are served.
+/// A pause is as long as the work before it, and as long again for each so many requests of clients that wait. Too
+/// many: clients notice that data move; too few: data move slowly while clients are served.
 const WAITING_PER_PAUSE: u32 = 8;
 /// The longest pause, as a multiple of the work before it.
 const PAUSES_MAX: u32 = 4;
@@ -531,7 +531,7 @@ impl Node {
             self.sweep.next = to.0.checked_add(1).map(Position);
             return self.end_sweep_if_over();
         }
-        let worked = Worked { since_us: now.mono_us, rows: 0, waiting: 0 };
+        let worked = Worked { since_us: now.mono_us, rows: rows.len(), waiting: 0 };
         let mut page = SweepPage { rows, to, worked, asked: BTreeMap::new(), answers: BTreeMap::new() };
         for owner in owners {
             let task = self.expect_rows(now, Work::Compare { owner });
@@ -552,7 +552,7 @@ impl Node {
         self.replica.store_mut().scan(Space::Data, &from.0.to_be_bytes(), &limit, &mut |row, value| {
             let Ok(key) = ObjectKey::from_row(Bytes::copy_from_slice(row)) else { return true };
             let position = key.position();
-            if position > last && (rows.len() >= PAGE_ROWS / 4 || visited >= 4 * PAGE_ROWS || position > to) {
+            if position > last && (rows.len() >= PAGE_ROWS / 4 || visited >= PAGE_ROWS || position > to) {
                 to = Position(position.0 - 1);
                 return false;
             }
@@ -579,7 +579,7 @@ impl Node {
         if page.asked.remove(&task).is_none() {
             return;
         }
-        page.worked.rows = page.worked.rows.max(listed.rows.len());
+        page.worked.rows += listed.rows.len();
         page.worked.waiting = page.worked.waiting.max(listed.waiting);
         page.answers.insert(owner, listed.rows.into_iter().collect());
         // The owner has more rows there than a page lists: the rest comes with the next one.
@@ -666,7 +666,8 @@ impl Node {
         self.drop_if_foreign(key);
     }
 
-    /// Partitions, or pieces of them, to fetch for the ring that is coming, and how many are here; (0, 0) when nothing moves.
+    /// Partitions, or pieces of them, to fetch for the ring that is coming, and how many are here; (0, 0) when nothing
+    /// moves.
     pub fn moving_progress(&self) -> (usize, usize) {
         self.incoming.as_ref().map_or((0, 0), Incoming::progress)
     }
