@@ -195,6 +195,9 @@ struct Load {
     /// The node that owns each slot, for a client that routes by slot; empty: any node gets any key.
     owners: Vec<usize>,
     latencies: Vec<u64>,
+    /// Gets a line for each batch: when it was due, in seconds since 1970, and how many milliseconds it took.
+    timeline: Option<io::BufWriter<std::fs::File>>,
+    begin: (Instant, SystemTime),
     errors: u64,
     missing: u64,
     first_error: String,
@@ -221,6 +224,8 @@ fn run(options: &Options) -> io::Result<String> {
         random: options.number::<u64>("seed") | 1,
         owners: options.owners(),
         latencies: Vec::with_capacity((batches as usize) * pipeline),
+        timeline: options.0.get("timeline").map(std::fs::File::create).transpose()?.map(io::BufWriter::new),
+        begin: (Instant::now(), SystemTime::now()),
         errors: 0,
         missing: 0,
         first_error: String::new(),
@@ -364,6 +369,11 @@ impl Load {
             return Ok(false);
         }
         let latency = connection.start.elapsed().as_nanos() as u64;
+        if let Some(timeline) = &mut self.timeline {
+            let due = self.begin.1 + connection.start.saturating_duration_since(self.begin.0);
+            let due = due.duration_since(UNIX_EPOCH).expect("a clock after 1970").as_secs_f64();
+            writeln!(timeline, "{due:.6} {:.3}", latency as f64 / 1e6)?;
+        }
         self.latencies.extend(std::iter::repeat_n(latency, self.pipeline));
         Ok(true)
     }

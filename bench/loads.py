@@ -10,6 +10,8 @@ from systems import HOST, BenchError, die_with_parent
 HERE = os.path.dirname(os.path.abspath(__file__))
 RUN_SECONDS_MAX = 600
 FILL_PIPELINE = 16
+# Loads that are ended from outside.
+LOAD_SECONDS_MAX = 600
 
 
 def build_loader(directory):
@@ -102,6 +104,12 @@ class Loader:
     def start(self, system, work):
         """Like run, but returns the process; its end is up to the caller."""
         return subprocess.Popen(self.command_for(system, work), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                                preexec_fn=die_with_parent)
+
+    def start_timeline(self, ports, op, rate, log):
+        """An even load until it is killed; `log` gets when each operation was due and how long it took."""
+        command = self.command(op, ports, 1, rate * LOAD_SECONDS_MAX) + ["--rate", str(rate), "--timeline", log]
+        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
                                 preexec_fn=die_with_parent)
 
     def command_for(self, system, work):

@@ -216,7 +216,7 @@ impl Three {
                     self.inbox.push((to, self.ids[i], message));
                 }
                 Output::Reply { result, .. } => answer = Some(result.expect("nothing fails here")),
-                Output::Connect { .. } | Output::Event(_) => {}
+                Output::Connect { .. } | Output::Disconnect { .. } | Output::Event(_) => {}
             }
         }
         answer

@@ -130,6 +130,8 @@ pub enum Gossip {
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Changes {
     pub members: Vec<NodeId>,
+    /// Members that an operator has removed.
+    pub forgotten: Vec<NodeId>,
     pub ring: bool,
     /// The ring that lost against another of the same version: two were founded, or two operators changed it at once.
     pub lost_ring: Option<RingState>,
@@ -293,7 +295,9 @@ impl Membership {
             }
         }
         let me = self.me;
-        self.members.retain(|id, _| *id == me || !ring.removed.contains(id));
+        let is_forgotten = |id: &NodeId| *id != me && ring.removed.contains(id);
+        changes.forgotten.extend(self.members.keys().copied().filter(is_forgotten));
+        self.members.retain(|id, _| !is_forgotten(id));
         self.ring = Some(ring);
         changes.ring = true;
     }

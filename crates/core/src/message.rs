@@ -154,14 +154,23 @@ pub enum Control {
         to: u64,
         stamp: u64,
     },
-    /// The answer: keys with the hashes of their objects, all of them up to `done_to`, inclusive, and the bytes of
-    /// those objects together.
+    /// The answer.
     RangeRows {
         task: TaskId,
-        rows: Vec<(ObjectKey, u64)>,
-        bytes: u64,
-        done_to: u64,
+        page: RangePage,
     },
+}
+
+/// Rows of a range, in ring order: keys with the hashes of their objects.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct RangePage {
+    pub rows: Vec<(ObjectKey, u64)>,
+    /// Of all objects together.
+    pub bytes: u64,
+    /// There are no other rows up to here, inclusive.
+    pub done_to: u64,
+    /// Requests of clients in flight at the node that lists.
+    pub waiting: u32,
 }
 
 const WRITE: u8 = 1;

@@ -111,6 +111,7 @@ impl Metrics {
             "times the hash tree was found not to be that of the rows",
             self.entropy_miscounts,
         );
+        total("dead_forgotten", "deleted and expired objects dropped here", self.dead_forgotten);
         total("transferred_keys", "keys fetched because the ring changed", self.transferred_keys);
         total("transferred_bytes", "bytes fetched because the ring changed", self.transferred_bytes);
         total("given_away_keys", "keys dropped after their new owners had them", self.given_away_keys);
@@ -122,6 +123,8 @@ impl Metrics {
         total("suspicions", "times a peer became suspect or down", self.suspicions);
         total("late_messages", "messages that named no request in flight", self.late_messages);
         visit("hints_pending", "hints waiting for their owner", false, self.hints_pending);
+        let waiting = "deleted and expired objects held alike by all, to be dropped when that has lasted";
+        visit("dead_waiting", waiting, false, self.dead_waiting);
         let in_sync = "partitions, for each other owner, whose last comparison found no difference";
         visit("entropy_in_sync", in_sync, false, self.entropy_in_sync);
         let compared = "partitions, for each other owner, that were compared";

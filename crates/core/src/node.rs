@@ -77,6 +77,8 @@ pub enum Output {
     Send { to: NodeId, message: Message },
     /// Keep a link open to this peer at this address from now on, instead of any before.
     Connect { peer: NodeId, address: String },
+    /// Dial this peer no more: it has left for good. A link that is open may stay, and the peer may open one.
+    Disconnect { peer: NodeId },
     /// Something an operator may want to read.
     Event(Event),
 }
@@ -94,7 +96,7 @@ impl Output {
                 Message::Control(Control::DeadAnswer { .. }) => true,
                 _ => false,
             },
-            Output::Connect { .. } | Output::Event(_) => false,
+            Output::Connect { .. } | Output::Disconnect { .. } | Output::Event(_) => false,
         }
     }
 

@@ -51,7 +51,8 @@ pub enum RingChange {
     Join { node: RingNode },
     /// A node hands over what it holds and stops holding data.
     Leave { node: NodeId },
-    /// A node is gone for good: its share is made anew from the other replicas.
+    /// A node is gone for good: its share, if it has one, is made anew from the other replicas, and it is no member
+    /// any more.
     Remove { node: NodeId },
     /// `new` takes the place of `old`, which leaves. If it is gone, remove it too: then nobody waits for it.
     Replace { old: NodeId, new: RingNode },
@@ -118,6 +119,12 @@ impl RingState {
             && self.version <= u32::MAX as u64
     }
 
+    /// Whether `node` holds data, is to hold some, or has not handed over all it held.
+    pub fn contains(&self, node: NodeId) -> bool {
+        let is_in = |layout: &Layout| layout.node(node).is_some();
+        is_in(&self.layout) || self.old.as_ref().is_some_and(is_in)
+    }
+
     /// What orders states: the version in the upper half, a hash of everything in the lower.
     ///
     /// Requests carry it, so that a replica can refuse a coordinator that has not heard of a change yet.
@@ -156,10 +163,9 @@ impl RingState {
                 self.layout.change(nodes)
             }
             RingChange::Leave { node } | RingChange::Remove { node } => {
-                let is_removal = matches!(change, RingChange::Remove { .. });
                 // A node that has left, or is leaving, may die before it has handed over everything.
-                let is_leaving = self.old.as_ref().is_some_and(|old| old.node(*node).is_some());
-                if !(is_removal && is_leaving) {
+                let is_removal = matches!(change, RingChange::Remove { .. });
+                if !is_removal {
                     must_be_in(*node)?;
                 }
                 nodes.retain(|other| other.id != *node && !removed.contains(&other.id));
@@ -169,7 +175,7 @@ impl RingState {
                 if is_removal && !removed.insert(*node) {
                     return Err(RingError::NoChange);
                 }
-                match has_arrived {
+                match has_arrived || nodes.len() == self.layout.nodes.len() {
                     true => self.layout.clone(),
                     false => self.layout.change(nodes),
                 }
@@ -418,6 +424,15 @@ mod tests {
         assert_eq!(state(1).change(&RingChange::Leave { node: NodeId(1) }), Err(RingError::LastNode));
         let moving = three.change(&join(4)).unwrap();
         assert_eq!(moving.change(&join(5)), Err(RingError::Moving { version: 2 }));
+    }
+
+    #[test]
+    fn a_member_outside_the_ring_is_removed_without_moving_anything() {
+        let three = state(3);
+        let without = three.change(&RingChange::Remove { node: NodeId(9) }).unwrap();
+        assert_eq!((&without.layout, without.old.as_ref()), (&three.layout, Some(&three.layout)));
+        assert_eq!(without.removed, BTreeSet::from([NodeId(9)]));
+        assert_eq!(without.change(&RingChange::Remove { node: NodeId(9) }), Err(RingError::NoChange));
     }
 
     #[test]

@@ -13,14 +13,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::message::TaskId;
+use crate::message::{RangePage, TaskId};
 use crate::ring::Ring;
 use crate::types::{NodeId, ObjectKey, Position};
 
-/// Ranges fetched side by side.
-pub const STREAMS_MAX: usize = 4;
-/// The most rows that one page lists; a position is never split.
-pub const PAGE_ROWS: usize = 256;
+/// Ranges fetched side by side. Fewer: nothing happens while an answer travels; more: what comes at once holds clients
+/// up.
+pub const STREAMS_MAX: usize = 2;
+/// The most rows that one page lists; a position is never split. Too large: clients wait while a page is worked
+/// through; too small: more messages and syncs.
+pub const PAGE_ROWS: usize = 128;
 /// The most rows that wait for being dropped at once.
 pub const VERIFIED_MAX: usize = 16_384;
 
@@ -30,6 +32,8 @@ pub struct Range {
     pub from: Position,
     /// Inclusive.
     pub to: Position,
+    /// Partitions it consists of, or pieces of them.
+    pub partitions: usize,
     /// The preference list before the change.
     pub old: Vec<NodeId>,
     /// Those of them who do not hold it after the change.
@@ -54,13 +58,28 @@ pub struct Stream {
 enum Phase {
     /// The next page is to be asked for.
     Ready,
-    Asked(TaskId),
+    Asked {
+        task: TaskId,
+        at_us: u64,
+    },
     /// Keys of the page are being repaired; `failed`: one of them could not be.
     Repairing {
         left: usize,
         failed: bool,
         done_to: u64,
+        worked: Worked,
     },
+}
+
+/// How much work a page was.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Worked {
+    /// When it was asked for.
+    pub since_us: u64,
+    /// Rows that were listed, by all nodes together.
+    pub rows: usize,
+    /// Requests of clients that waited at the node that listed it.
+    pub waiting: u32,
 }
 
 /// Everything a node has to fetch for one ring.
@@ -71,6 +90,8 @@ pub struct Incoming {
     streams_made: u64,
     /// A stream has ended since streams were started: another may take its place, or everything is here.
     has_room: bool,
+    /// Pages that are over, since somebody looked.
+    finished: Vec<Worked>,
     pub bytes: u64,
     pub keys: u64,
 }
@@ -123,21 +144,23 @@ impl Incoming {
                         && last.old == old
                         && last.leaving == leaving =>
                 {
-                    last.to = segment.to
+                    (last.to, last.partitions) = (segment.to, last.partitions + 1)
                 }
                 _ => {
                     let (from, to) = (segment.from, segment.to);
-                    let (in_work, is_complete) = (false, false);
-                    ranges.push(Range { from, to, old, leaving, done: Vec::new(), in_work, is_complete });
+                    let (done, in_work, is_complete) = (Vec::new(), false, false);
+                    ranges.push(Range { from, to, partitions: 1, old, leaving, done, in_work, is_complete });
                 }
             }
         }
         Incoming { ranges, has_room: true, ..Incoming::default() }
     }
 
-    /// Ranges, and how many of them are here.
+    /// Partitions, or pieces of them, and how many of them are here.
     pub fn progress(&self) -> (usize, usize) {
-        (self.ranges.len(), self.ranges.iter().filter(|range| range.is_complete).count())
+        let total = self.ranges.iter().map(|range| range.partitions).sum();
+        let here = self.ranges.iter().filter(|range| range.is_complete);
+        (total, here.map(|range| range.partitions).sum())
     }
 
     /// True if everything is here.
@@ -187,23 +210,31 @@ impl Incoming {
         self.streams.get(&number)
     }
 
-    /// The next page of a stream was asked for by `task`.
-    pub fn asked(&mut self, number: u64, task: TaskId) {
+    /// The next page of a stream was asked for by `task`, at `at_us`.
+    pub fn asked(&mut self, number: u64, task: TaskId, at_us: u64) {
         if let Some(stream) = self.streams.get_mut(&number) {
-            stream.phase = Phase::Asked(task);
+            stream.phase = Phase::Asked { task, at_us };
         }
     }
 
     /// A page came, and `left` of its keys are being repaired. False if nobody waits for it.
-    pub fn page(&mut self, number: u64, task: TaskId, left: usize, done_to: u64) -> bool {
-        match self.streams.get_mut(&number) {
-            Some(stream) if stream.phase == Phase::Asked(task) => {
-                stream.phase = Phase::Repairing { left, failed: false, done_to };
+    pub fn page(&mut self, number: u64, task: TaskId, page: &RangePage, left: usize) -> bool {
+        let Some(stream) = self.streams.get_mut(&number) else { return false };
+        match stream.phase {
+            Phase::Asked { task: asked, at_us } if asked == task => {
+                let (done_to, rows, waiting) = (page.done_to, page.rows.len(), page.waiting);
+                let worked = Worked { since_us: at_us, rows, waiting };
+                stream.phase = Phase::Repairing { left, failed: false, done_to, worked };
                 self.turn_page(number);
                 true
             }
             _ => false,
         }
+    }
+
+    /// A page that is over and was not returned before.
+    pub fn take_finished(&mut self) -> Option<Worked> {
+        self.finished.pop()
     }
 
     /// One key of the current page was repaired, or could not be.
@@ -220,8 +251,9 @@ impl Incoming {
 
     fn turn_page(&mut self, number: u64) {
         let Some(stream) = self.streams.get_mut(&number) else { return };
-        let Phase::Repairing { left: 0, failed, done_to } = stream.phase else { return };
+        let Phase::Repairing { left: 0, failed, done_to, worked } = stream.phase else { return };
         stream.phase = Phase::Ready;
+        self.finished.push(worked);
         match done_to.checked_add(1).filter(|_| done_to < stream.to.0) {
             // The same page once more: what could be repaired does not differ any more.
             _ if failed => {}
@@ -262,6 +294,7 @@ pub struct Sweep {
 pub struct SweepPage {
     pub rows: Vec<(ObjectKey, u64)>,
     pub to: Position,
+    pub worked: Worked,
     pub asked: BTreeMap<TaskId, NodeId>,
     /// What the owners hold of it.
     pub answers: BTreeMap<NodeId, BTreeMap<ObjectKey, u64>>,
@@ -307,6 +340,10 @@ mod tests {
         assert_eq!(awaited(&Ring::new(without), &[3]), BTreeSet::from([NodeId(1), NodeId(3)]));
     }
 
+    fn page(done_to: u64, waiting: u32) -> RangePage {
+        RangePage { rows: Vec::new(), bytes: 0, done_to, waiting }
+    }
+
     #[test]
     fn a_page_that_failed_is_asked_for_again() {
         let ring = moving();
@@ -315,24 +352,26 @@ mod tests {
         let number = incoming.ready()[0];
         let first = incoming.stream(number).unwrap().clone();
         assert_eq!(first.source, NodeId(2));
-        incoming.ready().into_iter().for_each(|number| incoming.asked(number, 7));
+        incoming.ready().into_iter().for_each(|number| incoming.asked(number, 7, 70));
         assert!(!incoming.has_work(), "all streams have asked");
-        assert!(!incoming.page(number, 8, 0, 0), "another task's answer");
-        assert!(incoming.page(number, 7, 2, first.next.0));
+        assert!(!incoming.page(number, 8, &page(0, 0), 0), "another task's answer");
+        assert!(incoming.page(number, 7, &page(first.next.0, 5), 2));
         incoming.repaired(number, true);
+        assert_eq!(incoming.take_finished(), None);
         incoming.repaired(number, false);
+        assert_eq!(incoming.take_finished(), Some(Worked { since_us: 70, rows: 0, waiting: 5 }));
         assert_eq!(incoming.stream(number).unwrap().next, first.next);
-        incoming.asked(number, 9);
-        assert!(incoming.page(number, 9, 0, first.next.0));
+        incoming.asked(number, 9, 90);
+        assert!(incoming.page(number, 9, &page(first.next.0, 0), 0));
         assert_eq!(incoming.stream(number).unwrap().next.0, first.next.0 + 1);
-        incoming.asked(number, 10);
-        assert!(incoming.page(number, 10, 0, first.to.0));
+        incoming.asked(number, 10, 100);
+        assert!(incoming.page(number, 10, &page(first.to.0, 0), 0));
         assert!(incoming.stream(number).is_none(), "the range is done with this source");
         assert!(
             incoming.has_work(),
             "another stream can start, and must not wait for anything else to happen"
         );
         incoming.complete(|range| range.done == [NodeId(2)]);
-        assert_eq!(incoming.progress().1, 1);
+        assert_eq!(incoming.progress().1, incoming.ranges[0].partitions);
     }
 }

@@ -10,7 +10,7 @@ use oort_core::client::{ClientError, Operation, Quorum, Reply, Scan, Want};
 use oort_core::clock::reading_at;
 use oort_core::membership::Gossip;
 use oort_core::message::{Control, Message, ReadOutcome, WriteOutcome};
-use oort_core::mutation::{Basis, Condition, Expiry, Mutation, MutationError};
+use oort_core::mutation::{Basis, Condition, Expiry, ExpiryCondition, Mutation, MutationError};
 use oort_core::node::{Event, Input, Node, OpenError};
 use oort_core::object::{Object, Version};
 use oort_core::replica::META_FORMAT;
@@ -596,4 +596,59 @@ fn extreme_numbers_from_a_peer_do_no_harm() {
     cluster.advance(2_000);
     cluster.put(0, "cart", "v").unwrap();
     assert_eq!(cluster.values(1, "cart"), ["v"]);
+}
+
+/// A cluster of four with replicas on three, where deleted objects are forgotten after two seconds.
+fn forgetful() -> Cluster {
+    Cluster::with(4, |config| {
+        config.entropy_ms = 50;
+        config.collect_after_ms = 2_000;
+    })
+}
+
+fn delete() -> Mutation {
+    Mutation::Delete { basis: Basis::Local, condition: Condition::Always }
+}
+
+fn holders(cluster: &Cluster, name: &str) -> usize {
+    (0..4).filter(|i| cluster.held(*i, name).is_some()).count()
+}
+
+/// Source: DESIGN §1.5, `docs/deletes.md`.
+#[test]
+fn deleted_and_expired_objects_are_forgotten_everywhere_and_live_ones_are_not() {
+    let mut cluster = forgetful();
+    for name in ["deleted", "expiring", "kept"] {
+        cluster.put(0, name, "v").unwrap();
+    }
+    cluster.update(0, "deleted", delete()).unwrap();
+    let at_ms = Some(cluster.now(0).wall_ms + 3_000);
+    let condition = ExpiryCondition::ALWAYS;
+    cluster.update(0, "expiring", Mutation::SetExpiry { at_ms, condition }).unwrap();
+    cluster.advance(1_000);
+    assert_eq!(holders(&cluster, "deleted"), 3, "not at once");
+    cluster.advance(60_000);
+    for (name, expected) in [("deleted", 0), ("expiring", 0), ("kept", 3)] {
+        assert_eq!(holders(&cluster, name), expected, "{name}");
+    }
+    assert_eq!(cluster.total("dead_forgotten"), 6);
+    assert_eq!(cluster.values(3, "kept"), ["v"]);
+    cluster.put(1, "deleted", "again").unwrap();
+    assert_eq!(cluster.values(2, "deleted"), ["again"]);
+}
+
+/// Source: DESIGN §1.5: while a member is down it may hold what was deleted.
+#[test]
+fn nothing_is_forgotten_while_a_member_is_down_and_it_brings_nothing_back() {
+    let mut cluster = forgetful();
+    cluster.put(0, "x", "old").unwrap();
+    let owner = (1..4).find(|i| cluster.held(*i, "x").is_some()).expect("somebody else holds it");
+    cluster.kill(owner);
+    cluster.update(0, "x", delete()).unwrap();
+    cluster.advance(60_000);
+    assert!(holders(&cluster, "x") >= 2, "the others remember the delete");
+    cluster.restart(owner);
+    cluster.advance(60_000);
+    assert_eq!(holders(&cluster, "x"), 0, "it has heard of the delete, and all have forgotten it");
+    assert!(cluster.values(0, "x").is_empty());
 }

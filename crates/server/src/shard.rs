@@ -109,6 +109,8 @@ pub struct Shard {
     scratch: Vec<u8>,
     numbers: Numbers,
     stop_deadline: Option<Instant>,
+    /// The log says that this node's address was another's.
+    has_told_former: bool,
     /// Clients are served. A restarted node first looks for its peers, or it would refuse what they could answer.
     is_admitting: bool,
     /// Requests of other threads that wait for that.
@@ -203,6 +205,7 @@ impl Shard {
                 random: RefCell::new(Rng::new(random_seed)),
             },
             stop_deadline: None,
+            has_told_former: false,
             is_admitting: false,
             early: Vec::new(),
         };
@@ -373,7 +376,24 @@ impl Shard {
                     self.close(slot);
                 }
             }
-            Output::Event(event) => log(&event),
+            Output::Disconnect { peer } => self.links.forget(peer),
+            Output::Event(event) => self.note(&event),
+        }
+    }
+
+    fn note(&mut self, event: &Event) {
+        log(event);
+        let own = self.node.membership().own();
+        let former = status::former(&self.node, own.id);
+        let Some(former) = former.filter(|former| former.addresses.peer == own.addresses.peer) else {
+            return;
+        };
+        if !std::mem::replace(&mut self.has_told_former, true) {
+            warn!(
+                "this node is new here and holds no data, but the ring has node {} of the same address: if that was \
+                 this node before its disk was lost, type 'oort cluster replace {} {} --gone'",
+                former.id, former.id, own.id
+            );
         }
     }
 

@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use oort_core::bucket::DEFAULT_BUCKET;
 use oort_core::config::Addresses;
 use oort_core::detector::Health;
+use oort_core::membership::Member;
+use oort_core::node::Node;
 use oort_core::placement::RingNode;
 use oort_core::ring::Ring;
 use oort_core::types::{NodeId, Partition};
@@ -17,10 +19,13 @@ use crate::handle::Inside;
 /// ```text
 /// { "cluster": name,
 ///   "node":    { "id", "name", "addresses": {"peer", "redis", "http"}, "ready", "read_only": null or why,
-///                "uptime_ms", "connections", "requests_in_flight", "store_bytes" },
+///                "uptime_ms", "connections", "requests_in_flight", "store_bytes",
+///                "in_ring", "partitions_to_fetch", "partitions_fetched", and since it started "keys_fetched",
+///                "bytes_fetched" },
 ///   "members": [ { "id", "name", "addresses", "health": "up" | "suspect" | "down", "stopped", "partitions",
-///                  "rtt_us" } ],
-///   "ring":    null or { "version", "partitions", "strategy", "nodes" },
+///                  "rtt_us", "in_ring": "yes" | "joining" | "leaving" | "no" | "removed", "weight", "zone",
+///                  "has_moved", "former": null or the id of the lost node whose place it seems to have } ],
+///   "ring":    null or { "version", "partitions", "strategy", "nodes", "moving" },
 ///   "hints_pending": count,
 ///   "buckets": [ { "name", "properties" } ] }
 /// ```
@@ -42,6 +47,7 @@ pub fn json(inside: &Inside) -> Value {
                 "in_ring": in_ring(node.ring(), member.id),
                 "weight": ring_node(node.ring(), member.id).map_or(member.weight, |node| node.weight),
                 "zone": ring_node(node.ring(), member.id).map_or(&member.zone, |node| &node.zone),
+                "former": former(node, member.id).map(|former| former.id.to_string()),
                 "has_moved": node.ring().is_some_and(|ring| member.moved == ring.stamp()),
                 "partitions": owned.get(&member.id).copied().unwrap_or(0),
                 "rtt_us": node.rtt_us(member.id),
@@ -61,8 +67,10 @@ pub fn json(inside: &Inside) -> Value {
             "connections": inside.connections,
             "requests_in_flight": node.requests_in_flight(),
             "store_bytes": node.store_bytes(),
-            "ranges_to_fetch": node.moving_progress().0,
-            "ranges_fetched": node.moving_progress().1,
+            "in_ring": in_ring(node.ring(), own.id),
+            "partitions_to_fetch": node.moving_progress().0,
+            "partitions_fetched": node.moving_progress().1,
+            "keys_fetched": node.metrics().transferred_keys,
             "bytes_fetched": node.metrics().transferred_bytes,
         },
         "members": members,
@@ -70,6 +78,20 @@ pub fn json(inside: &Inside) -> Value {
         "hints_pending": node.metrics().hints_pending,
         "buckets": buckets(inside),
     })
+}
+
+/// Whose place a member outside the ring may be meant to take: a node of the ring that is down and had the same peer
+/// address, or else the same name. So it looks when a node comes back with an empty disk.
+pub fn former(node: &Node, id: NodeId) -> Option<&Member> {
+    let (ring, membership) = (node.ring()?.state(), node.membership());
+    let member = membership.members.get(&id).filter(|_| !ring.contains(id))?;
+    let lost =
+        |other: &&Member| ring.layout.node(other.id).is_some() && node.health(other.id) == Health::Down;
+    let find = |is_alike: fn(&Member, &Member) -> bool| {
+        membership.members.values().filter(lost).find(|other| is_alike(other, member))
+    };
+    find(|other, member| other.addresses.peer == member.addresses.peer)
+        .or_else(|| find(|other, member| other.name == member.name))
 }
 
 /// The word for an opinion.
@@ -100,13 +122,14 @@ fn ring_node(ring: Option<&Ring>, id: NodeId) -> Option<&RingNode> {
     ring?.state().layout.node(id)
 }
 
-/// `yes`, `no`, or on its way: `joining`, `leaving`.
+/// `yes`, `no`, `removed`, or on its way: `joining`, `leaving`.
 fn in_ring(ring: Option<&Ring>, id: NodeId) -> &'static str {
     let Some(state) = ring.map(Ring::state) else { return "no" };
     let will_be = state.layout.node(id).is_some();
     let was = state.old.as_ref().map_or(will_be, |old| old.node(id).is_some());
     match (was, will_be) {
         (true, true) => "yes",
+        (false, false) if state.removed.contains(&id) => "removed",
         (false, false) => "no",
         (false, true) => "joining",
         (true, false) => "leaving",

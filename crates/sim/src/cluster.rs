@@ -394,6 +394,7 @@ impl Cluster {
                     self.forgotten += 1;
                     self.history.forgot(index, self.now_us, wall_ms, &key, &object);
                 }
+                Output::Disconnect { peer } => self.dial_no_more(index, peer),
                 Output::Event(event) => self.trace.line(self.now_us, || format!("n{index} notes {event:?}")),
             }
         }

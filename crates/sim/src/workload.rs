@@ -88,7 +88,14 @@ pub struct Workload {
     loyal_of_ten: u64,
     pause_us_max: u64,
     large_values: bool,
+    /// When so many operations are left the clients rest, and before that they delete.
+    rest_at: Option<usize>,
+    /// The longest time limit of an operation.
+    timeout_ms_max: u32,
 }
+
+/// So many operations before the rest are mostly deletes.
+const DELETES: usize = 40;
 
 impl Workload {
     /// Draws a seed's clients, buckets and keys.
@@ -130,7 +137,15 @@ impl Workload {
             loyal_of_ten: [0, 5, 10][rng.below(3) as usize],
             pause_us_max: [2_000, 50_000, 300_000, 1_000_000][rng.below(4) as usize],
             large_values: rng.chance(1, 8),
+            rest_at: None,
+            timeout_ms_max: u32::MAX,
         }
+    }
+
+    /// The clients will rest when so many operations are left: before that they delete much, so that something can be
+    /// forgotten, and they never wait long for an answer.
+    pub fn rest_at(&mut self, left: usize, timeout_ms_max: u32) {
+        (self.rest_at, self.timeout_ms_max) = (Some(left), timeout_ms_max);
     }
 
     /// How long a client thinks before its next operation.
@@ -149,7 +164,7 @@ impl Workload {
             false => rng.below(self.machines as u64) as usize,
         };
         let timeout_ms = match rng.below(4) {
-            0 => Some([30, 300, 3000][rng.below(3) as usize]),
+            0 => Some([30, 300, 3000][rng.below(3) as usize].min(self.timeout_ms_max)),
             _ => None,
         };
         let index = match rng.chance(3, 4) {
@@ -241,6 +256,10 @@ impl Workload {
                 }
             }
             _ => {}
+        }
+        let is_clearing = self.rest_at.is_some_and(|at| (at..at + DELETES).contains(&self.left));
+        if is_clearing && spec.role != Role::Text && rng.chance(3, 4) {
+            return Mutation::Delete { basis: Basis::Local, condition: Condition::Always };
         }
         let basis = match (rng.below(10) < self.seen_of_ten, screen) {
             (true, Some(screen)) => Basis::Seen(screen.context.clone()),

@@ -199,12 +199,19 @@ impl Node {
         if changes.ring {
             self.ring_changed(now, out);
         }
+        out.extend(changes.forgotten.into_iter().map(|peer| Output::Disconnect { peer }));
     }
 
+    /// Keeps links to these members, except to those that were stopped after they had left the ring.
     fn connect(&mut self, members: &[NodeId], out: &mut Vec<Output>) {
-        for id in members.iter().filter(|id| **id != self.membership.me) {
-            let address = self.membership.members[id].addresses.peer.clone();
-            out.push(Output::Connect { peer: *id, address });
+        for &peer in members.iter().filter(|id| **id != self.membership.me) {
+            let member = &self.membership.members[&peer];
+            let ring = self.membership.ring.as_ref();
+            let has_left = member.stopped && ring.is_some_and(|ring| !ring.contains(peer));
+            out.push(match has_left {
+                true => Output::Disconnect { peer },
+                false => Output::Connect { peer, address: member.addresses.peer.clone() },
+            });
         }
     }
 

@@ -143,10 +143,8 @@ impl Node {
     /// Lets the others know whether this node has anything that they would have to ask for.
     pub(super) fn note_emptiness(&mut self, now: Now) {
         let is_outside = self.ring.is_some() && !self.is_in_ring(self.membership.me);
-        let is_empty = is_outside
-            && !self.is_giving_away()
-            && self.handoff.pending() == 0
-            && self.replica.is_empty();
+        let is_empty =
+            is_outside && !self.is_giving_away() && self.handoff.pending() == 0 && self.replica.is_empty();
         if self.membership.own().empty != is_empty {
             self.membership.update_own(now.wall_ms, |own| own.empty = is_empty);
             self.membership_is_dirty = true;

@@ -329,8 +329,7 @@ impl Node {
             },
         };
         if let Some(bytes) = own_restored {
-            self.metrics.corrupt_rows_repaired += 1;
-            self.replica.merge_in(now, &key, &bytes, self.is_lww(&key));
+            self.restore_own(now, &key, &bytes);
         }
         if let Some((bytes, stale)) = repairs {
             self.repair(now, &key, bytes, stale, out);
@@ -365,11 +364,7 @@ impl Node {
         for node in stale {
             self.metrics.read_repairs += 1;
             if node == self.membership.me {
-                self.replica.merge_in(now, key, &bytes, self.is_lww(key));
-                if !self.holds(node, key) {
-                    // The sweep may have dropped it while the answer was under way.
-                    self.sweep.start();
-                }
+                self.take_in_own(now, key, &bytes);
                 continue;
             }
             let message = Message::write(0, key.clone(), bytes.clone(), self.stamp());
@@ -377,12 +372,25 @@ impl Node {
         }
     }
 
+    /// This node's own corrupt row is what others hold.
+    fn restore_own(&mut self, now: Now, key: &ObjectKey, bytes: &bytes::Bytes) {
+        self.metrics.corrupt_rows_repaired += 1;
+        self.take_in_own(now, key, bytes);
+    }
+
+    fn take_in_own(&mut self, now: Now, key: &ObjectKey, bytes: &bytes::Bytes) {
+        self.replica.merge_in(now, key, bytes, self.is_lww(key));
+        if !self.holds(self.membership.me, key) {
+            // While the answer was under way the sweep may have passed here.
+            self.sweep.start();
+        }
+    }
+
     /// One of two replicas could not read its row: it gets what the other holds.
     fn restore_what_can_be(&mut self, now: Now, mut get: Get, out: &mut Vec<Output>) {
         let key = get.key.clone();
         if let Some(bytes) = get.take_restored(self.membership.me) {
-            self.metrics.corrupt_rows_repaired += 1;
-            self.replica.merge_in(now, &key, &bytes, self.is_lww(&key));
+            self.restore_own(now, &key, &bytes);
         }
         if let Some((bytes, stale)) = get.take_repairs() {
             self.repair(now, &key, bytes, stale, out);

@@ -12,11 +12,11 @@ use crate::client::{ClientError, NodePlan, Reply, RingPlan};
 use crate::detector::Health;
 use crate::get::Needed;
 use crate::membership::Gossip;
-use crate::message::{Control, Message, TaskId};
+use crate::message::{Control, Message, RangePage, TaskId};
 use crate::replica::{hash_of, row_hash};
-use crate::ring::{Ring, RingChange, RingState};
+use crate::ring::{Ring, RingChange, RingError, RingState};
 use crate::store::Space;
-use crate::transfer::{awaited, Incoming, Range, SweepPage, PAGE_ROWS, VERIFIED_MAX};
+use crate::transfer::{awaited, Incoming, Range, SweepPage, Worked, PAGE_ROWS, VERIFIED_MAX};
 use crate::types::{NodeId, Now, ObjectKey, Position, SLOTS};
 
 /// A node asks for a newer ring at most this often, in microseconds.
@@ -27,8 +27,13 @@ const TURNED_OVER_MAX: usize = 256;
 const DROPPED_MAX: usize = 512;
 /// Steps of a move are at least this far apart, in microseconds.
 const STEP_US: u64 = 100;
-/// A page of the sweep, and a page fetched while clients wait, is followed by a pause of this many microseconds.
+/// A look for rows to give away is followed by a pause of at least this many microseconds.
 const PAUSE_US: u64 = 2_000;
+/// A pause is as long as the work before it, and as long again for each so many requests of clients that wait. Too
+/// many: clients notice that data move; too few: data move slowly while clients are served.
+const WAITING_PER_PAUSE: u32 = 8;
+/// The longest pause, as a multiple of the work before it.
+const PAUSES_MAX: u32 = 4;
 
 impl Node {
     /// The stamp of this node's ring, 0 if it knows none.
@@ -44,6 +49,12 @@ impl Node {
         plan_only: bool,
         out: &mut Vec<Output>,
     ) -> Result<Reply, ClientError> {
+        match change {
+            RingChange::Remove { node } if !self.is_known(node) => {
+                return Err(ClientError::Ring(RingError::NotInRing { node }))
+            }
+            _ => {}
+        }
         let state = self.placed_ring().state().change(&change).map_err(ClientError::Ring)?;
         let ring = Ring::new(state.clone());
         let plan = self.plan(&ring);
@@ -51,6 +62,11 @@ impl Node {
             self.install_ring(now, state, out);
         }
         Ok(Reply::RingPlan(plan))
+    }
+
+    /// Whether `node` is a member, or in the ring.
+    fn is_known(&self, node: NodeId) -> bool {
+        self.membership.members.contains_key(&node) || self.placed_ring().state().contains(node)
     }
 
     fn plan(&self, ring: &Ring) -> RingPlan {
@@ -241,7 +257,7 @@ impl Node {
             let Some(stream) = incoming.stream(number) else { continue };
             let (from, to, source) = (stream.next.0, stream.to.0, stream.source);
             let task = self.expect_rows(now, Work::Fetch { stream: number, source });
-            incoming.asked(number, task);
+            incoming.asked(number, task, now.mono_us);
             self.list_range_of(now, source, task, from, to, out);
         }
         if incoming.is_complete()
@@ -338,68 +354,79 @@ impl Node {
             true
         });
         corrupt.into_iter().for_each(|(key, error)| self.replica.note_corruption(&key, error));
-        let message = Control::RangeRows { task, rows, bytes, done_to };
-        self.send(now, peer, Message::Control(message), out);
+        let page = RangePage { rows, bytes, done_to, waiting: self.requests_in_flight as u32 };
+        self.send(now, peer, Message::Control(Control::RangeRows { task, page }), out);
     }
 
     /// The rows of a range, as a peer has them.
-    #[allow(clippy::too_many_arguments)] // The fields of one message.
     pub(super) fn range_rows(
         &mut self,
         now: Now,
         peer: NodeId,
         task: TaskId,
-        rows: Vec<(ObjectKey, u64)>,
-        bytes: u64,
-        done_to: u64,
+        page: RangePage,
         out: &mut Vec<Output>,
     ) {
         match self.tasks.get_mut(task).map(|task| &task.work) {
             Some(Work::Fetch { stream, source }) if *source == peer => {
                 let stream = *stream;
                 self.tasks.remove(task);
-                self.fetched(now, peer, stream, task, rows, bytes, done_to, out);
+                self.fetched(now, peer, stream, task, page, out);
             }
             Some(Work::Compare { owner }) if *owner == peer => {
                 self.tasks.remove(task);
-                self.compared(now, peer, task, rows, done_to, out);
+                self.compared(now, peer, task, page, out);
             }
             _ => self.metrics.late_messages += 1,
         }
     }
 
-    #[allow(clippy::too_many_arguments)]
     fn fetched(
         &mut self,
         now: Now,
         source: NodeId,
         stream: u64,
         task: TaskId,
-        rows: Vec<(ObjectKey, u64)>,
-        bytes: u64,
-        done_to: u64,
+        page: RangePage,
         out: &mut Vec<Output>,
     ) {
-        let listed = rows.len().max(1) as u64;
-        let differing: Vec<ObjectKey> = rows
-            .into_iter()
-            .filter(|(key, hash)| self.is_mine(key) && self.own_hash(key) != Some(*hash))
-            .map(|(key, _)| key)
-            .collect();
-        let moved_bytes = bytes * differing.len() as u64 / listed;
+        let mut differing = Vec::new();
+        for (key, hash) in &page.rows {
+            if self.is_mine(key) && self.own_hash(key) != Some(*hash) {
+                differing.push(key.clone());
+            }
+        }
+        let moved_bytes = page.bytes * differing.len() as u64 / page.rows.len().max(1) as u64;
         let Some(incoming) = &mut self.incoming else { return };
-        if !incoming.page(stream, task, differing.len(), done_to) {
+        if !incoming.page(stream, task, &page, differing.len()) {
             return;
         }
         incoming.bytes += moved_bytes;
         self.metrics.transferred_bytes += moved_bytes;
         self.metrics.transferred_keys += differing.len() as u64;
-        // Clients come first: the more of them wait, the longer the pause. Source: Dynamo §6.5.
         let budget_us = moved_bytes * 1_000_000 / self.config.transfer_bytes_per_s.max(1);
-        let busy_us = PAUSE_US * (self.requests_in_flight as u64 / 8).min(8);
-        self.resume_moving_us = self.resume_moving_us.max(now.mono_us) + budget_us + busy_us;
+        self.resume_moving_us = self.resume_moving_us.max(now.mono_us) + budget_us;
+        self.rest_from_fetching();
         for key in differing {
             self.repair_with(now, Origin::Transfer(stream), key, source, out);
+        }
+    }
+
+    /// Clients come first: the longer a page took and the more requests wait, here or at the peer, the longer the pause
+    /// before the next one. Source: Dynamo §6.5.
+    fn rest(&mut self, worked: Worked) {
+        let now_us = self.last_now.mono_us;
+        let waiting = worked.waiting.max(self.requests_in_flight as u32);
+        let pauses = (1 + waiting / WAITING_PER_PAUSE).min(PAUSES_MAX);
+        let full_us = now_us.saturating_sub(worked.since_us) * pauses as u64;
+        // A page with few rows takes time, but is little work.
+        let pause_us = full_us * worked.rows.min(PAGE_ROWS) as u64 / PAGE_ROWS as u64;
+        self.resume_moving_us = self.resume_moving_us.max(now_us) + pause_us;
+    }
+
+    fn rest_from_fetching(&mut self) {
+        while let Some(worked) = self.incoming.as_mut().and_then(Incoming::take_finished) {
+            self.rest(worked);
         }
     }
 
@@ -427,6 +454,7 @@ impl Node {
         if let Some(incoming) = &mut self.incoming {
             incoming.repaired(stream, is_repaired);
         }
+        self.rest_from_fetching();
     }
 
     /// Rows did not come in time.
@@ -489,6 +517,7 @@ impl Node {
             return;
         }
         let (rows, to) = self.strays(from);
+        self.resume_moving_us = now.mono_us + PAUSE_US;
         let Some((first, _)) = rows.first() else {
             self.sweep.next = to.0.checked_add(1).map(Position);
             return self.end_sweep_if_over();
@@ -502,14 +531,14 @@ impl Node {
             self.sweep.next = to.0.checked_add(1).map(Position);
             return self.end_sweep_if_over();
         }
-        let mut page = SweepPage { rows, to, asked: BTreeMap::new(), answers: BTreeMap::new() };
+        let worked = Worked { since_us: now.mono_us, rows: rows.len(), waiting: 0 };
+        let mut page = SweepPage { rows, to, worked, asked: BTreeMap::new(), answers: BTreeMap::new() };
         for owner in owners {
             let task = self.expect_rows(now, Work::Compare { owner });
             page.asked.insert(task, owner);
             self.list_range_of(now, owner, task, from.0, to.0, out);
         }
         self.sweep.page = Some(page);
-        self.resume_moving_us = now.mono_us + PAUSE_US;
     }
 
     /// Rows from `from` on that this node does not own and that nobody is owed, up to the end of their partition or
@@ -523,7 +552,7 @@ impl Node {
         self.replica.store_mut().scan(Space::Data, &from.0.to_be_bytes(), &limit, &mut |row, value| {
             let Ok(key) = ObjectKey::from_row(Bytes::copy_from_slice(row)) else { return true };
             let position = key.position();
-            if position > last && (rows.len() >= PAGE_ROWS / 4 || visited >= 4 * PAGE_ROWS || position > to) {
+            if position > last && (rows.len() >= PAGE_ROWS / 4 || visited >= PAGE_ROWS || position > to) {
                 to = Position(position.0 - 1);
                 return false;
             }
@@ -545,25 +574,21 @@ impl Node {
     }
 
     /// An owner's rows for the sweep's page.
-    fn compared(
-        &mut self,
-        now: Now,
-        owner: NodeId,
-        task: TaskId,
-        rows: Vec<(ObjectKey, u64)>,
-        done_to: u64,
-        out: &mut Vec<Output>,
-    ) {
+    fn compared(&mut self, now: Now, owner: NodeId, task: TaskId, listed: RangePage, out: &mut Vec<Output>) {
         let Some(page) = &mut self.sweep.page else { return };
         if page.asked.remove(&task).is_none() {
             return;
         }
-        page.answers.insert(owner, rows.into_iter().collect());
+        page.worked.rows += listed.rows.len();
+        page.worked.waiting = page.worked.waiting.max(listed.waiting);
+        page.answers.insert(owner, listed.rows.into_iter().collect());
         // The owner has more rows there than a page lists: the rest comes with the next one.
-        page.to = page.to.min(Position(done_to));
+        page.to = page.to.min(Position(listed.done_to));
         if !page.asked.is_empty() {
             return;
         }
+        let worked = page.worked;
+        self.rest(worked);
         let Some(page) = self.end_sweep_page() else { return };
         for (key, hash) in page.rows.into_iter().filter(|(key, _)| key.position() <= page.to) {
             let n = self.replicas_of(&key);
@@ -622,12 +647,8 @@ impl Node {
     /// What was kept for nodes that have left the ring is owed to the owners of today.
     pub(super) fn turn_over_hints(&mut self) {
         let Some(ring) = &self.ring else { return };
-        let state = ring.state();
-        let is_in = |owner: NodeId| {
-            state.layout.node(owner).is_some()
-                || state.old.as_ref().is_some_and(|old| old.node(owner).is_some())
-        };
-        let gone: Vec<NodeId> = self.handoff.owners().into_iter().filter(|owner| !is_in(*owner)).collect();
+        let mut gone = self.handoff.owners();
+        gone.retain(|owner| !ring.state().contains(*owner));
         for owner in gone {
             for (key, _) in self.replica.hints(owner, None, TURNED_OVER_MAX) {
                 self.turn_over(owner, &key);
@@ -645,7 +666,8 @@ impl Node {
         self.drop_if_foreign(key);
     }
 
-    /// Ranges to fetch for the ring that is coming and those that are here; (0, 0) when nothing moves.
+    /// Partitions, or pieces of them, to fetch for the ring that is coming, and how many are here; (0, 0) when nothing
+    /// moves.
     pub fn moving_progress(&self) -> (usize, usize) {
         self.incoming.as_ref().map_or((0, 0), Incoming::progress)
     }

@@ -76,9 +76,7 @@ impl Node {
             Control::ListRange { task, from: first, to, stamp } => {
                 self.serve_list_range(now, from, task, first, to, stamp, out)
             }
-            Control::RangeRows { task, rows, bytes, done_to } => {
-                self.range_rows(now, from, task, rows, bytes, done_to, out)
-            }
+            Control::RangeRows { task, page } => self.range_rows(now, from, task, page, out),
         }
     }
 

@@ -335,6 +335,10 @@ impl Cluster {
                 Output::Connect { address, .. } => {
                     self.wanted.insert(pair(i, address.parse().expect("test addresses are indices")));
                 }
+                Output::Disconnect { peer } => {
+                    let peer = self.index_of(peer);
+                    self.wanted.retain(|link| peer.is_none_or(|peer| *link != pair(i, peer)));
+                }
                 Output::Event(event) => self.events.push((i, event)),
             }
         }

@@ -1,6 +1,6 @@
 //! `oort cluster`: the cluster as one node sees it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::IsTerminal;
 use std::time::Duration;
 
@@ -11,18 +11,25 @@ use super::node::{Node, NodeArguments};
 use super::{print, Failure};
 use crate::resp::Value;
 
+/// Between two looks at a move; also how long a node may take to say how far it is.
+const PAUSE: Duration = Duration::from_millis(300);
+/// Length of the progress bar.
+const BAR: usize = 30;
+
 /// Show the state of the cluster, and change which nodes hold its data
 #[derive(Args)]
 #[command(after_help = "\
 A NODE is the name or the id of a member, see 'oort cluster status'. With --plan
 nothing is changed. Otherwise the command waits until the data have moved; it
-can be interrupted: the move goes on, and 'oort cluster wait' watches it again.
+can be interrupted: the move goes on, and the same command, or 'oort cluster
+wait', watches it again.
 
 Examples:
   oort cluster status --node 10.0.0.2:6379 --json
   oort cluster join node4 --plan
   oort cluster leave node2
-  oort cluster remove node3     (it is gone for good)")]
+  oort cluster remove node3                  (it is gone for good)
+  oort cluster replace node3 node5 --gone    (and node5 is to have its place)")]
 pub struct Arguments {
     #[command(subcommand)]
     command: Command,
@@ -52,17 +59,21 @@ enum Command {
         #[command(flatten)]
         how: How,
     },
-    /// Make the copies of a node that is gone for good anew
+    /// Make the copies of a node that is gone for good anew, and forget it
     Remove {
         #[arg(value_name = "NODE")]
         name: String,
         #[command(flatten)]
         how: How,
     },
-    /// Have a member take the place of another node, which leaves; then remove that one if it is gone
+    /// Have a member take the place of another node, which leaves
     Replace {
         old: String,
+        /// If several nodes have this name, the one that is not in the ring
         new: String,
+        /// OLD is gone for good: make its copies anew from the others'
+        #[arg(long)]
+        gone: bool,
         #[command(flatten)]
         how: How,
     },
@@ -112,13 +123,19 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
                 false => print(report(&status).as_bytes()),
             }
         }
-        Command::Join { name, how } => change(&["JOIN", &name], &how),
-        Command::Leave { name, how } => change(&["LEAVE", &name], &how),
-        Command::Remove { name, how } => change(&["REMOVE", &name], &how),
-        Command::Replace { old, new, how } => change(&["REPLACE", &old, &new], &how),
-        Command::Weight { name, weight, how } => change(&["WEIGHT", &name, &weight.to_string()], &how),
-        Command::Zone { name, zone, how } => change(&["ZONE", &name, &zone], &how),
-        Command::Wait { node } => wait(&mut node.connect()?),
+        Command::Join { name, how } => change(&["JOIN", &name], None, &how),
+        Command::Leave { name, how } => change(&["LEAVE", &name], None, &how),
+        Command::Remove { name, how } => change(&["REMOVE", &name], Some(&name), &how),
+        Command::Replace { old, new, gone, how } => {
+            change(&["REPLACE", &old, &new], gone.then_some(&old), &how)
+        }
+        Command::Weight { name, weight, how } => change(&["WEIGHT", &name, &weight.to_string()], None, &how),
+        Command::Zone { name, zone, how } => change(&["ZONE", &name, &zone], None, &how),
+        Command::Wait { node } => {
+            let mut node = node.connect()?;
+            let before = moved(&status(&mut node)?);
+            wait(&mut node, before)
+        }
     }
 }
 
@@ -129,47 +146,134 @@ fn status(node: &mut Node) -> Result<Json, Failure> {
     serde_json::from_slice(&text).map_err(|_| node.unexpected("CLUSTER STATUS"))
 }
 
-/// Plans a change of the ring, or carries it out and waits for the data.
-fn change(words: &[&str], how: &How) -> Result<(), Failure> {
+/// Plans a change of the ring, or carries it out and waits for the data. `gone`: the node that will never be back.
+fn change(words: &[&str], gone: Option<&str>, how: &How) -> Result<(), Failure> {
     let mut node = how.node.connect()?;
-    let command: Vec<&str> =
-        ["RING"].iter().chain(words).chain(how.plan.then_some(&"PLAN")).copied().collect();
-    let reply = node.call(&command)?;
-    let names = names(&status(&mut node)?);
-    print(plan(&reply, &names).ok_or_else(|| node.unexpected("RING"))?.as_bytes())?;
-    match how.plan || how.no_wait {
+    let before = status(&mut node)?;
+    let is_in_effect = is_in_effect(words, &before);
+    if let Some(name) = gone.filter(|_| !is_in_effect) {
+        refuse_if_up(name, &before)?;
+    }
+    let mut command = vec!["RING"];
+    command.extend(words);
+    command.extend(how.plan.then_some("PLAN"));
+    match node.call(&command) {
+        Ok(reply) => print(plan(&reply, &before).ok_or_else(|| node.unexpected("RING"))?.as_bytes())?,
+        Err(Failure::Failed { .. }) if !how.plan && is_in_effect => {
+            print(b"the ring is changing so already, or has changed so\n")?
+        }
+        Err(Failure::Failed { text }) => return Err(Failure::Failed { text: named(text, &before) }),
+        Err(failure) => return Err(failure),
+    }
+    if how.plan {
+        return Ok(());
+    }
+    let is_lost = |member: &Json, name| is_called(member, name) && is_in_ring(member) && is_down(member);
+    let lost = gone.and_then(|name| members(&before).find(|member| is_lost(member, name)));
+    if let (["REPLACE", ..], Some(lost)) = (words, lost) {
+        node.call(&["RING", "REMOVE", &text(&lost["id"])])?;
+    }
+    match how.no_wait {
         true => Ok(()),
-        false => wait(&mut node),
+        false => wait(&mut node, moved(&before)),
     }
 }
 
-/// The members' names by their ids.
-fn names(status: &Json) -> BTreeMap<String, String> {
-    let members = status["members"].as_array().into_iter().flatten();
-    members.map(|member| (text(&member["id"]), text(&member["name"]))).collect()
+/// Only what is gone for good is given up without being asked for its data.
+fn refuse_if_up(name: &str, status: &Json) -> Result<(), Failure> {
+    let named = || members(status).filter(|member| is_called(member, name));
+    let Some(up) = named().next().filter(|_| !named().any(is_down)) else { return Ok(()) };
+    let (name, health) = (text(&up["name"]), text(&up["health"]));
+    let text = format!("{name} is {health}: only what is gone for good is given up. Stop it, or use 'leave'");
+    Err(Failure::Failed { text })
+}
+
+fn is_down(member: &Json) -> bool {
+    member["health"] == "down"
+}
+
+/// Whether a change that was refused is what the ring does, or has done: then asking again is no error.
+fn is_in_effect(words: &[&str], status: &Json) -> bool {
+    let is = |name: &str, states: &[&str]| {
+        let mut named = members(status).filter(|member| is_called(member, name));
+        named.any(|member| member["in_ring"].as_str().is_some_and(|state| states.contains(&state)))
+    };
+    let has = |name: &str, field: &str, value: &str| {
+        let mut named = members(status).filter(|member| is_called(member, name));
+        named.any(|member| member[field].as_str().map_or(member[field].to_string(), str::to_owned) == value)
+    };
+    match *words {
+        ["JOIN", name] => is(name, &["yes", "joining"]),
+        ["LEAVE", name] => is(name, &["no", "leaving"]),
+        ["REPLACE", old, new] => {
+            let is_old = |member: &Json| is_called(member, old) && member["in_ring"] == "yes";
+            let is_new = |member: &Json| {
+                is_called(member, new) && (member["in_ring"] == "yes" || member["in_ring"] == "joining")
+            };
+            let new = members(status).find(|member| is_new(member));
+            new.is_some_and(|new| !members(status).any(|member| member["id"] != new["id"] && is_old(member)))
+        }
+        ["WEIGHT", name, weight] => has(name, "weight", weight),
+        ["ZONE", name, zone] => has(name, "zone", zone),
+        _ => false,
+    }
+}
+
+fn members(status: &Json) -> impl Iterator<Item = &Json> {
+    status["members"].as_array().into_iter().flatten()
+}
+
+fn is_called(member: &Json, name: &str) -> bool {
+    member["name"] == name || member["id"] == name
+}
+
+fn is_in_ring(member: &Json) -> bool {
+    member["in_ring"] == "yes" || member["in_ring"] == "leaving"
+}
+
+/// A node's refusal, with the names of the nodes whose ids it has.
+fn named(mut refusal: String, status: &Json) -> String {
+    for member in members(status) {
+        let (id, name) = (text(&member["id"]), text(&member["name"]));
+        refusal = refusal.replace(&id, &format!("{name} ({id})"));
+    }
+    refusal
 }
 
 /// A plan as people read it.
-fn plan(reply: &Value, names: &BTreeMap<String, String>) -> Option<String> {
+fn plan(reply: &Value, status: &Json) -> Option<String> {
+    let names: BTreeMap<String, String> =
+        members(status).map(|member| (text(&member["id"]), text(&member["name"]))).collect();
     let (version, slots) = (number(reply, "version")?, number(reply, "slots")?);
     let percent = |count: i64| format!("{:.1}%", count as f64 * 100.0 / slots as f64);
     let mut rows = vec![["node", "holds", "will hold", "is sent"].map(String::from)];
     let Value::Array(nodes) = field(reply, "nodes")? else { return None };
-    let mut received = 0;
+    let (mut received, mut left) = (0, 0);
     for node in nodes {
         let Value::Bulk(id) = field(node, "node")? else { return None };
         let id = String::from_utf8_lossy(id).into_owned();
         let receives = number(node, "receives")?;
         received += receives;
-        let [before, after] = [number(node, "before")?, number(node, "after")?].map(percent);
-        rows.push([names.get(&id).cloned().unwrap_or(id), before, after, percent(receives)]);
+        let [before, after] = [number(node, "before")?, number(node, "after")?];
+        left += (after > 0) as u64;
+        let name = names.get(&id).cloned().unwrap_or(id);
+        rows.push([name, percent(before), percent(after), percent(receives)]);
     }
     let moved = percent(number(reply, "slots_moved")?);
-    Some(format!(
-        "ring version {version}: {moved} of the ring get another first owner, {} of one copy of the data are sent\n\n{}",
-        percent(received),
+    let sent = percent(received);
+    let mut out = format!(
+        "ring version {version}: {moved} of the ring get another first owner, {sent} of one copy of the data are \
+         sent\n\n{}",
         aligned(&rows)
-    ))
+    );
+    let buckets = status["buckets"].as_array().into_iter().flatten();
+    let copies = buckets.filter_map(|bucket| bucket["properties"]["n"].as_u64()).max().unwrap_or(0);
+    if left < copies {
+        out += &format!(
+            "\n{left} nodes hold data then: of {copies} copies that a bucket wants there are {left}\n"
+        );
+    }
+    Some(out)
 }
 
 fn field<'a>(value: &'a Value, name: &str) -> Option<&'a Value> {
@@ -189,43 +293,77 @@ fn number(value: &Value, name: &str) -> Option<i64> {
     }
 }
 
-/// Shows how far the data are until they are all there. Ranges are counted over all nodes that can be asked.
-fn wait(node: &mut Node) -> Result<(), Failure> {
-    const PAUSE: Duration = Duration::from_millis(300);
-    const BAR: usize = 30;
+/// What nodes have fetched since they started, and for the change that is under way.
+#[derive(Clone, Copy, Default)]
+struct Moved {
+    partitions: u64,
+    partitions_wanted: u64,
+    keys: u64,
+    bytes: u64,
+}
+
+/// The sum over all members that can be asked.
+fn moved(overview: &Json) -> Moved {
+    let mut moved = Moved::default();
+    let addresses = members(overview).filter_map(|member| member["addresses"]["redis"].as_str());
+    for status in addresses.filter_map(|address| status(&mut Node::at(address, PAUSE).ok()?).ok()) {
+        let count = |name: &str| status["node"][name].as_u64().unwrap_or(0);
+        moved.partitions += count("partitions_fetched");
+        moved.partitions_wanted += count("partitions_to_fetch");
+        moved.keys += count("keys_fetched");
+        moved.bytes += count("bytes_fetched");
+    }
+    moved
+}
+
+/// Shows how far the data are until they are all there, and whom they wait for.
+fn wait(node: &mut Node, before: Moved) -> Result<(), Failure> {
     let is_terminal = std::io::stderr().is_terminal();
-    let mut shown = String::new();
+    let (mut shown, mut told) = (String::new(), BTreeSet::new());
     loop {
         let overview = status(node)?;
+        let Moved { partitions, partitions_wanted, keys, bytes } = moved(&overview);
+        // A node that started again counts from 0.
+        let (keys, bytes) = (keys.saturating_sub(before.keys), bytes.saturating_sub(before.bytes));
         if overview["ring"]["moving"].as_bool() != Some(true) {
             if is_terminal && !shown.is_empty() {
                 eprint!("\r{}\r", " ".repeat(shown.len()));
             }
+            let version = &overview["ring"]["version"];
+            let fetched = match keys {
+                0 => String::new(),
+                _ => format!(" ({keys} keys, {} fetched)", size(bytes)),
+            };
             return print(
-                format!("ring version {}: all data are where they belong\n", overview["ring"]["version"])
-                    .as_bytes(),
+                format!("ring version {version}: all data are where they belong{fetched}\n").as_bytes(),
             );
         }
-        let (mut total, mut done, mut bytes) = (0, 0, 0);
-        let members = overview["members"].as_array().into_iter().flatten();
-        let addresses = members.filter_map(|member| member["addresses"]["redis"].as_str());
-        for status in addresses.filter_map(|address| status(&mut Node::at(address, PAUSE).ok()?).ok()) {
-            let count = |name: &str| status["node"][name].as_u64().unwrap_or(0);
-            total += count("ranges_to_fetch");
-            done += count("ranges_fetched");
-            bytes += count("bytes_fetched");
-        }
-        let filled = (done as usize * BAR).checked_div(total as usize).unwrap_or(0);
+        let filled = (partitions as usize * BAR).checked_div(partitions_wanted as usize).unwrap_or(0);
         let bar = "#".repeat(filled) + &".".repeat(BAR - filled);
-        let line = format!("[{bar}] {done} of {total} ranges, {} fetched", size(bytes));
+        let line = format!("[{bar}] {partitions} of {partitions_wanted} partitions, {} fetched", size(bytes));
         if is_terminal {
             eprint!("\r{line:<width$}", width = shown.len());
         } else if line != shown {
             eprintln!("{line}");
         }
         shown = line;
+        for member in members(&overview).filter(|member| is_awaited(member)) {
+            let (name, id) = (text(&member["name"]), text(&member["id"]));
+            if told.insert(id.clone()) {
+                let start = if is_terminal { "\n" } else { "" };
+                eprintln!(
+                    "{start}{name} is down, and the move waits for it: start it, or if it is gone for good, type \
+                     'oort cluster remove {id}'"
+                );
+            }
+        }
         std::thread::sleep(PAUSE);
     }
+}
+
+/// Whether a change waits for this member, which is down.
+fn is_awaited(member: &Json) -> bool {
+    is_down(member) && (member["in_ring"] == "leaving" || member["in_ring"] == "joining")
 }
 
 /// The status as people read it. The members stand in the order of their names; the node that was asked has a star.
@@ -255,8 +393,14 @@ fn report(status: &Json) -> String {
     if let Some(why) = node["read_only"].as_str() {
         out += &format!("it refuses writes: {why}\n");
     }
+    if node["in_ring"] == "removed" {
+        out += "an operator has removed it: it holds no data, and the others do not know it any more\n";
+    }
+    for member in members(status) {
+        out += &returned(member, status).unwrap_or_default();
+    }
     out.push('\n');
-    let mut members: Vec<&Json> = status["members"].as_array().into_iter().flatten().collect();
+    let mut members: Vec<&Json> = members(status).collect();
     members.sort_by_key(|member| (text(&member["name"]), text(&member["id"])));
     let header = [
         "node",
@@ -274,6 +418,18 @@ fn report(status: &Json) -> String {
     .map(String::from);
     let rows = members.into_iter().map(|member| row(member, &node["id"]));
     out + &aligned(&std::iter::once(header).chain(rows).collect::<Vec<_>>())
+}
+
+/// What to do about a node that seems to have come back without its disk.
+fn returned(member: &Json, status: &Json) -> Option<String> {
+    let former = members(status).find(|other| other["id"] == member["former"])?;
+    let (old, new) = (text(&former["id"]), text(&member["id"]));
+    Some(format!(
+        "{} ({new}) is not in the ring. {} ({old}), which is, had its place and is down: if that was the same node \
+         before its disk was lost, type 'oort cluster replace {old} {new} --gone'\n",
+        text(&member["name"]),
+        text(&former["name"]),
+    ))
 }
 
 fn row(member: &Json, asked: &Json) -> [String; 11] {

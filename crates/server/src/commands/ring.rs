@@ -1,11 +1,12 @@
 //! `RING`: changing which nodes hold what.
 //!
-//! A node is named by its id or, if only one member has it, by its name. With `PLAN` at the end nothing is changed. The
+//! A node is named by its id, or by its name: if several members are called so, the one is meant that is in the ring,
+//! and where a node is to come into the ring, the one that is not. With `PLAN` at the end nothing is changed. The
 //! answer is what moves; the move itself goes on in the background, see `CLUSTER STATUS`.
 
 use oort_core::client::{NodePlan, Operation, Reply, RingPlan};
 use oort_core::membership::Member;
-use oort_core::ring::RingChange;
+use oort_core::ring::{Ring, RingChange};
 use oort_core::types::NodeId;
 
 use super::errors::{refusal, shortened, wrong_arity};
@@ -15,7 +16,7 @@ use crate::resp::Value;
 
 /// `RING JOIN node [PLAN]`
 pub fn join(call: &mut Call) -> Outcome {
-    let node = member(call, 2)?.ring_node();
+    let node = member(call, 2, Place::Outside)?.ring_node();
     change(call, 3, RingChange::Join { node })
 }
 
@@ -33,7 +34,7 @@ pub fn remove(call: &mut Call) -> Outcome {
 
 /// `RING REPLACE old new [PLAN]`
 pub fn replace(call: &mut Call) -> Outcome {
-    let (old, new) = (node(call, 2)?, member(call, 3)?.ring_node());
+    let (old, new) = (node(call, 2)?, member(call, 3, Place::Outside)?.ring_node());
     change(call, 4, RingChange::Replace { old, new })
 }
 
@@ -88,25 +89,44 @@ fn show(reply: Reply) -> Value {
     ])
 }
 
+/// Which of several members of one name is meant.
+#[derive(Clone, Copy, PartialEq)]
+enum Place {
+    InRing,
+    Outside,
+}
+
 /// The member that an argument names.
-fn member(call: &Call, index: usize) -> Result<Member, Value> {
+fn member(call: &Call, index: usize, place: Place) -> Result<Member, Value> {
     let text = call.arg(index);
     let members = || call.view.membership().members.values();
-    let by_id = members().find(|member| member.id.to_string().as_bytes() == text);
-    let mut by_name = members().filter(|member| member.name.as_bytes() == text);
-    match (by_id, by_name.next(), by_name.next()) {
-        (Some(member), ..) | (None, Some(member), None) => Ok(member.clone()),
-        (None, Some(_), Some(_)) => {
-            Err(refusal(format!("ERR several nodes are called '{}': give an id", shortened(text, 128))))
+    if let Some(member) = members().find(|member| member.id.to_string().as_bytes() == text) {
+        return Ok(member.clone());
+    }
+    let named: Vec<&Member> = members().filter(|member| member.name.as_bytes() == text).collect();
+    let ring = call.view.ring().map(Ring::state);
+    let is_placed = |member: &&&Member| {
+        let is_in = ring.is_some_and(|ring| ring.contains(member.id));
+        is_in == (place == Place::InRing)
+    };
+    let placed: Vec<&Member> = named.iter().filter(is_placed).copied().collect();
+    let name = shortened(text, 128);
+    match (&named[..], &placed[..]) {
+        ([member], _) | (_, [member]) => Ok((*member).clone()),
+        ([], _) => {
+            let mut names: Vec<&str> = members().map(|member| member.name.as_str()).collect();
+            names.sort_unstable();
+            let names = shortened(names.join(", ").as_bytes(), 512);
+            Err(refusal(format!("ERR unknown node '{name}': the members are {names}")))
         }
-        (None, None, _) => Err(refusal(format!("ERR unknown node '{}'", shortened(text, 128)))),
+        _ => Err(refusal(format!("ERR several nodes are called '{name}': give an id"))),
     }
 }
 
 /// The id of a member, or of a node that nobody tells of any more.
 fn node(call: &Call, index: usize) -> Result<NodeId, Value> {
     let text = std::str::from_utf8(call.arg(index)).unwrap_or_default();
-    match member(call, index) {
+    match member(call, index, Place::InRing) {
         Ok(member) => Ok(member.id),
         Err(error) => match u64::from_str_radix(text, 16) {
             Ok(id) if text.len() == 16 => Ok(NodeId(id)),

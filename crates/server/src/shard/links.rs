@@ -2,6 +2,7 @@
 //!
 //! A link is two connections, one for each direction, and is up while both are: what is asked over the one is answered
 //! over the other. A dial that fails is tried again after 50 ms, then after twice as long each time, up to a second.
+//! A peer that has left for good is not dialled any more; if it is there after all, it dials.
 //! Host names are resolved on a thread of their own, because the system's resolver blocks.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -25,6 +26,8 @@ struct Target {
     address: String,
     /// `None`: a seed that has not told yet.
     peer: Option<NodeId>,
+    /// Dial it again when the connection closes.
+    is_wanted: bool,
     slot: Option<usize>,
     is_open: bool,
     dial_at_us: u64,
@@ -64,15 +67,16 @@ impl Links {
             resolver,
         };
         for address in seeds {
-            links.add(address, None, 0);
+            links.add(address, None, true, 0);
         }
         links
     }
 
-    fn add(&mut self, address: String, peer: Option<NodeId>, dial_at_us: u64) {
+    fn add(&mut self, address: String, peer: Option<NodeId>, is_wanted: bool, dial_at_us: u64) {
         self.targets.push(Target {
             address,
             peer,
+            is_wanted,
             slot: None,
             is_open: false,
             dial_at_us,
@@ -91,6 +95,7 @@ impl Links {
     /// another.
     pub fn want(&mut self, peer: NodeId, address: String, now_us: u64) -> Option<usize> {
         if let Some(target) = self.targets.iter_mut().find(|target| target.peer == Some(peer)) {
+            target.is_wanted = true;
             if target.address == address {
                 return None;
             }
@@ -100,9 +105,17 @@ impl Links {
         }
         match self.targets.iter_mut().find(|target| target.peer.is_none() && target.address == address) {
             Some(seed) => seed.peer = Some(peer),
-            None => self.add(address, Some(peer), now_us),
+            None => self.add(address, Some(peer), true, now_us),
         }
         None
+    }
+
+    /// Dials `peer` no more. A link that is open stays until it closes.
+    pub fn forget(&mut self, peer: NodeId) {
+        self.targets.iter_mut().filter(|target| target.peer == Some(peer)).for_each(|target| {
+            target.is_wanted = false;
+        });
+        self.targets.retain(|target| target.is_wanted || target.slot.is_some());
     }
 
     /// A peer dialled us: it is there, so dial it without waiting, also if nobody has told of it before.
@@ -112,7 +125,8 @@ impl Links {
             .iter_mut()
             .find(|target| target.peer == Some(member.id) || target.address == member.addresses.peer);
         let Some(target) = target else {
-            return self.add(member.addresses.peer.clone(), Some(member.id), now_us);
+            // Once the link is up the node says whether it is wanted.
+            return self.add(member.addresses.peer.clone(), Some(member.id), false, now_us);
         };
         target.retry_us = RETRY_US_MIN;
         if target.slot.is_none() {
@@ -229,15 +243,16 @@ impl Links {
 
     /// The connection in `slot` is gone. Returns the peer whose link is down by that.
     pub fn closed(&mut self, slot: usize, now_us: u64) -> Option<NodeId> {
-        let target = self.targets.iter_mut().find(|target| target.slot == Some(slot))?;
+        let index = self.targets.iter().position(|target| target.slot == Some(slot))?;
+        let target = &mut self.targets[index];
         target.slot = None;
         target.dial_at_us = now_us + target.retry_us;
-        let peer = target.peer;
-        if !std::mem::replace(&mut target.is_open, false) {
-            target.has_failed = true;
-            return None;
+        let (peer, was_open) = (target.peer, std::mem::replace(&mut target.is_open, false));
+        target.has_failed |= !was_open;
+        if !target.is_wanted {
+            self.targets.remove(index);
         }
-        let peer = peer?;
+        let peer = peer.filter(|_| was_open)?;
         self.open.remove(&peer);
         self.linked.remove(&peer).then_some(peer)
     }

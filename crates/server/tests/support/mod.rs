@@ -139,6 +139,7 @@ pub struct Node {
     pub http: String,
     pub peer: String,
     flags: Vec<String>,
+    data: PathBuf,
     log: PathBuf,
     process: Option<Process>,
 }
@@ -167,6 +168,7 @@ impl Cluster {
                 http,
                 peer,
                 flags: own.chain(flags.iter().map(|flag| flag.to_string())).collect(),
+                data: dir.path().join(format!("data{}", i + 1)),
                 log: dir.path().join(format!("log{}", i + 1)),
                 process: None,
             }
@@ -194,7 +196,8 @@ impl Cluster {
         let own = own.into_iter().flat_map(|(flag, value)| [flag.to_owned(), value]);
         let flags = own.chain(flags.iter().map(|flag| flag.to_string())).collect();
         let log = self.dir.path().join(format!("log{number}"));
-        let mut node = Node { redis, http, peer, flags, log, process: None };
+        let data = self.dir.path().join(format!("data{number}"));
+        let mut node = Node { redis, http, peer, flags, data, log, process: None };
         node.start();
         eventually("the new node serves", || node.sees_all(number).then_some(()));
         self.nodes.push(node);
@@ -234,6 +237,16 @@ impl Node {
     /// `kill -9`.
     pub fn kill(&mut self) {
         self.process.take().expect("it runs").signal(Signal::KILL);
+    }
+
+    /// Empties the disk of a node that does not run.
+    pub fn wipe(&self) {
+        assert!(self.process.is_none(), "{} runs", self.redis);
+        fs::remove_dir_all(&self.data).unwrap();
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        self.process.as_ref().expect("it runs").signal(signal);
     }
 
     /// SIGTERM, then waits for the end.

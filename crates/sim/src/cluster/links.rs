@@ -79,6 +79,13 @@ impl Cluster {
         }
     }
 
+    /// The machine does not dial `peer` any more.
+    pub(super) fn dial_no_more(&mut self, machine: usize, peer: NodeId) {
+        if let Some(&peer) = self.by_id.get(&peer) {
+            self.network.end(machine, peer).wanted = false;
+        }
+    }
+
     pub(super) fn want_link(&mut self, machine: usize, peer: usize) {
         self.network.end(machine, peer).wanted = true;
         let delay_us = self.rng.below(2_000);

@@ -22,9 +22,11 @@ use crate::network::Network;
 use crate::trace::{show_object, Trace};
 use crate::workload::{Planned, Role, Workload};
 
-/// How long all must have held a deleted object alike before it is forgotten: more than an operation may take (3 s), a
-/// message (1 s, and what is before it), and an eighth.
-const COLLECT_AFTER_MS: u64 = 6_000;
+/// How long all must have held a deleted object alike before it is forgotten: more than an operation may take then, a
+/// message (1 s, and what is before it), and two standstills of an eighth.
+const COLLECT_AFTER_MS: u64 = 2_000;
+/// How long an operation may take, in milliseconds, where deleted objects are forgotten so soon.
+const SHORT_TIMEOUT_MS: u32 = 300;
 /// Virtual time within which a healthy cluster forms.
 const FORMATION_US: u64 = 30_000_000;
 /// More events than any run needs: a cluster that never rests is caught by it.
@@ -115,15 +117,24 @@ impl Cluster {
             config.cluster_size -= Rng::new(setup.seed).below(nodes as u64 - 2) as u16;
         }
         // Drawn apart, so that it changes nothing of the rest of a seed's world.
-        config.collect_after_ms = [0, COLLECT_AFTER_MS][(Rng::new(!setup.seed).below(3) > 0) as usize];
+        config.collect_after_ms = 0;
+        if Rng::new(!setup.seed).below(3) > 0 {
+            (config.collect_after_ms, config.timeout_ms) = (COLLECT_AFTER_MS, SHORT_TIMEOUT_MS);
+        }
         if let Some(tweak) = setup.tweak {
             tweak(&mut config);
         }
-        let rest = (config.collect_after_ms > 0).then_some((setup.ops / 2, 3 * COLLECT_AFTER_MS * 1000));
+        let rest = (config.collect_after_ms > 0).then_some((setup.ops / 2, 4 * COLLECT_AFTER_MS * 1000));
+        let network = Network::new(nodes, &mut rng);
+        let machines = (0..nodes).map(|_| Machine::new(&mut rng)).collect();
+        let mut workload = Workload::draw(nodes, setup.ops, &mut rng);
+        if let Some((left, _)) = rest {
+            workload.rest_at(left, SHORT_TIMEOUT_MS);
+        }
         Cluster {
-            network: Network::new(nodes, &mut rng),
-            machines: (0..nodes).map(|_| Machine::new(&mut rng)).collect(),
-            workload: Workload::draw(nodes, setup.ops, &mut rng),
+            network,
+            machines,
+            workload,
             config,
             rng,
             now_us: 0,
@@ -405,9 +416,15 @@ impl Cluster {
             while self.unanswered > 0 && self.advance() {}
         }
         for (key, id) in gets {
-            let held = self.held(&key).map_or(Vec::new(), |object| dots_of(&object));
+            let mut held = self.held(&key).map_or(Vec::new(), |object| dots_of(&object));
+            // What is dead may have been forgotten between the two.
+            let past = self.history.keys.get(&key);
+            let forgotten: Vec<_> = past.map_or(Vec::new(), |past| past.forgotten_until(u64::MAX).collect());
+            held.retain(|dot| !forgotten.contains(dot));
             let record = self.history.operation(id);
-            if record.outcome != Outcome::Acked || record.read != held {
+            let mut read = record.read.clone();
+            read.retain(|dot| !forgotten.contains(dot));
+            if record.outcome != Outcome::Acked || read != held {
                 let (outcome, read, error) = (record.outcome, record.read.clone(), record.error.clone());
                 let detail = format!(
                     "n{} answered {outcome:?} {} {error}; the replicas hold {}",
