@@ -108,6 +108,12 @@ impl Collector {
         self.found.insert(row.0, row.1);
     }
 
+    /// What was found, for a core that asks nobody.
+    #[cfg(feature = "sabotage")]
+    pub fn take_found(&mut self) -> Vec<DeadRow> {
+        std::mem::take(&mut self.found).into_iter().collect()
+    }
+
     /// All rows have been visited once more: forgets what was waited for and is not there any more.
     pub fn next_pass(&mut self) {
         let pass = self.pass;

@@ -44,8 +44,8 @@ pub enum Sabotage {
     KeepActor,
     /// A changed ring settles before data have moved.
     SettleEarly,
-    /// Deleted objects are forgotten when all members that happen to be up hold them.
-    CollectEarly,
+    /// Deleted objects are forgotten when they are found.
+    ForgetUnasked,
 }
 
 /// A node's configuration. The defaults suit a cluster in one data centre.

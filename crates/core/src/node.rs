@@ -150,14 +150,6 @@ impl Output {
     }
 }
 
-fn collector(config: &NodeConfig) -> Collector {
-    #[cfg(feature = "sabotage")]
-    if config.sabotage == crate::config::Sabotage::CollectEarly {
-        return Collector::new(1);
-    }
-    Collector::new(config.collect_after_ms)
-}
-
 fn claims_durability(result: &Result<Reply, ClientError>) -> bool {
     match result {
         Ok(Reply::Updated(updated)) => updated.applied,
@@ -422,7 +414,7 @@ impl Node {
             tasks: Tasks::new(rng.next_u64() as u32),
             handoff,
             entropy: Entropy::default(),
-            collector: collector(&config),
+            collector: Collector::new(config.collect_after_ms),
             incoming: None,
             sweep: Sweep::default(),
             resume_moving_us: 0,

@@ -80,6 +80,6 @@ fn a_ring_that_settles_early_forgets_what_has_not_moved() {
 }
 
 #[test]
-fn deleted_objects_forgotten_early_come_back() {
-    caught(|config| config.sabotage = Sabotage::CollectEarly, "all", &["resurrected"]);
+fn deleted_objects_that_nobody_was_asked_about_come_back() {
+    caught(|config| config.sabotage = Sabotage::ForgetUnasked, "all", &["resurrected"]);
 }

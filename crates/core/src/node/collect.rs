@@ -33,6 +33,11 @@ impl Node {
         let Some(stamp) = self.stable_stamp() else { return };
         let others = self.holders();
         let rows = self.collector.conclude(now, stamp);
+        #[cfg(feature = "sabotage")]
+        let rows = match self.config.sabotage {
+            crate::config::Sabotage::ForgetUnasked => self.collector.take_found(),
+            _ => rows,
+        };
         if !rows.is_empty() {
             for &peer in &others {
                 let forget = Control::Forget { rows: rows.clone(), stamp };
@@ -42,11 +47,6 @@ impl Node {
         }
         self.metrics.dead_waiting = self.collector.waiting();
         let is_up = |peer: &NodeId| self.detector.health(*peer) == Health::Up;
-        #[cfg(feature = "sabotage")]
-        let others: BTreeSet<NodeId> = match self.config.sabotage {
-            crate::config::Sabotage::CollectEarly => others.into_iter().filter(is_up).collect(),
-            _ => others,
-        };
         if !self.collector.is_awake(now) || !others.iter().all(is_up) {
             return;
         }
