@@ -80,8 +80,8 @@ pub struct NodeConfig {
     pub gossip_ms: u64,
     /// Time between two comparisons of a partition with another owner, in milliseconds. 0 turns anti-entropy off.
     pub entropy_ms: u64,
-    /// How long all members must have held a deleted or expired object alike before it is forgotten, in milliseconds; 0:
-    /// it never is. Too small: what was under way longer comes back. At least a request's longest time limit and a
+    /// How long all members must have held a deleted or expired object alike before it is forgotten, in milliseconds;
+    /// 0: it never is. Too small: what was under way longer comes back. At least a request's longest time limit and a
     /// message's, and a quarter more.
     pub collect_after_ms: u64,
     /// Most bytes a second that are asked for while partitions move to this node. Too large: clients wait; too small:

@@ -518,6 +518,13 @@ impl Node {
         }
     }
 
+    /// The last call after [`Input::Stop`]: keeps what spares the next start work. Nothing may be stepped after it.
+    ///
+    /// Errors: the disk refuses; the next start does the work.
+    pub fn close(mut self) -> Result<(), StoreError> {
+        self.replica.close()
+    }
+
     /// Takes back what `out` claims to be durable here, because the disk failed to keep what was staged.
     fn deny_unkept(&mut self, error: StoreError, out: &mut Vec<Output>) {
         self.moved_in_turn = None;

@@ -22,6 +22,8 @@ use crate::types::{ActorId, NodeId, Now, ObjectKey, Rng};
 pub const META_FORMAT: u8 = 4;
 
 const IDENTITY_ROW: &[u8] = b"identity";
+/// The hash tree, of a node that has stopped: the last that it writes, and gone with the first that it writes again.
+const TREE_ROW: &[u8] = b"tree";
 
 /// Who this node is, and what it may not forget. One row in the meta space.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -163,10 +165,15 @@ impl Replica {
         identity.forgot |= must_renew.is_some();
         (identity.clean, identity.boot) = (false, boot);
         let clock = HybridClock::new(identity.lease, skew_ms_max);
+        let tree = match store.lost_writes() {
+            false => load_meta(&mut *store, TREE_ROW).ok().flatten().filter(HashTree::is_whole),
+            true => None,
+        };
+        store.apply((Space::Meta, Bytes::from_static(TREE_ROW), None));
         let mut replica = Replica {
             store,
             known: KnownObjects::new(known_bytes, identity.actor.0),
-            tree: HashTree::new(),
+            tree: tree.unwrap_or_else(HashTree::new),
             identity,
             clock,
             rng,
@@ -494,6 +501,13 @@ impl Replica {
     pub fn stop_cleanly(&mut self) {
         self.identity.clean = true;
         self.save_identity();
+    }
+
+    /// Keeps the hash tree for the next start. Nothing may be stored after it. Errors: the disk refuses.
+    pub fn close(&mut self) -> Result<(), StoreError> {
+        let record = encode_meta(&self.tree);
+        self.store.apply((Space::Meta, Bytes::from_static(TREE_ROW), Some(record)));
+        self.sync(Durability::Durable)
     }
 
     /// True if the next sync must reach the disk, because a lease or an identity is in it.

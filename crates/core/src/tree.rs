@@ -6,7 +6,8 @@
 //!
 //! Rows of buckets with different numbers of replicas are summed apart: two owners compare what both replicate.
 //!
-//! A leaf is *counted* when its sum is that of the store. After a start none is, and whoever needs one visits its rows.
+//! A leaf is *counted* when its sum is that of the store. A node that stops keeps its tree; after any other end none
+//! is, and whoever needs one visits its rows.
 //!
 //! Source: Dynamo §4.7. Differs: sums instead of hashes of hashes, one tree for all partitions.
 
@@ -14,6 +15,7 @@ use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 
 use crate::types::{ObjectKey, Position};
 
@@ -29,7 +31,7 @@ const BLOCK: usize = 64;
 pub type Leaves = RangeInclusive<usize>;
 
 /// How many replicas buckets have: of the default bucket and those like it, and of the others.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct Sizes {
     pub default: u8,
     pub others: BTreeMap<Bytes, u8>,
@@ -42,7 +44,7 @@ impl Sizes {
 }
 
 /// The tree. 520 KiB for each number of replicas that a bucket has.
-#[derive(Default)]
+#[derive(Default, Serialize, Deserialize)]
 pub struct HashTree {
     sizes: Sizes,
     sums: BTreeMap<u8, Sums>,
@@ -50,10 +52,12 @@ pub struct HashTree {
     /// Of each block, how many leaves are not counted.
     uncounted: Vec<u8>,
     /// Leaves touched since the store was last synced: if that fails their rows are as they were before.
+    #[serde(skip)]
     touched: Vec<usize>,
 }
 
 /// The sums of leaves, and of blocks of leaves.
+#[derive(Serialize, Deserialize)]
 struct Sums {
     leaves: Vec<u64>,
     blocks: Vec<u64>,
@@ -105,6 +109,13 @@ impl HashTree {
     pub fn new() -> HashTree {
         let (counted, uncounted) = (vec![false; LEAVES], vec![BLOCK as u8; LEAVES / BLOCK]);
         HashTree { counted, uncounted, ..HashTree::default() }
+    }
+
+    /// False for a tree from a record that another program made.
+    pub fn is_whole(&self) -> bool {
+        let blocks = LEAVES / BLOCK;
+        let is_whole = |sums: &Sums| sums.leaves.len() == LEAVES && sums.blocks.len() == blocks;
+        self.counted.len() == LEAVES && self.uncounted.len() == blocks && self.sums.values().all(is_whole)
     }
 
     /// Takes over how many replicas buckets have. If that is news, nothing is counted any more.

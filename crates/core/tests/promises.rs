@@ -13,10 +13,11 @@ use oort_core::message::{Control, Message, ReadOutcome, WriteOutcome};
 use oort_core::mutation::{Basis, Condition, Expiry, ExpiryCondition, Mutation, MutationError};
 use oort_core::node::{Event, Input, Node, OpenError};
 use oort_core::object::{Object, Version};
-use oort_core::replica::META_FORMAT;
+use oort_core::replica::{Replica, META_FORMAT};
 use oort_core::store::{Durability, Space, Store};
-use oort_core::types::{ActorId, ObjectKey, Position, SIBLINGS_MAX};
-use support::{key, Cluster, Crash};
+use oort_core::tree::LEAVES;
+use oort_core::types::{ActorId, ObjectKey, Position, Rng, SIBLINGS_MAX};
+use support::{key, Cluster, Crash, Disk};
 
 fn store(value: &str, basis: Basis, condition: Condition) -> Mutation {
     let (headers, expiry) = (Vec::new(), Expiry::Default);
@@ -651,4 +652,27 @@ fn nothing_is_forgotten_while_a_member_is_down_and_it_brings_nothing_back() {
     cluster.advance(60_000);
     assert_eq!(holders(&cluster, "x"), 0, "it has heard of the delete, and all have forgotten it");
     assert!(cluster.values(0, "x").is_empty());
+}
+
+/// Source: issue 3, "no full rebuild in normal life".
+#[test]
+fn a_stopped_node_keeps_its_hash_tree_and_a_killed_one_does_not() {
+    let disk = Disk::default();
+    let open = || Replica::open(Box::new(disk.clone()), "oort", Rng::new(1), 60_000, 1 << 20, 0).unwrap();
+    let all = 0..=LEAVES - 1;
+    let mut replica = open();
+    replica.tree_mut().count(&all, &[]);
+    let object = Object::default();
+    replica.save(&key("x"), &object, object.encode());
+    replica.sync(Durability::Durable).unwrap();
+    let sum = replica.tree().sum(&all, |_| true);
+    assert_ne!(sum, 0);
+    replica.close().unwrap();
+
+    let mut replica = open();
+    assert_eq!((replica.tree().uncounted(&all), replica.tree().sum(&all, |_| true)), (None, sum));
+    replica.sync(Durability::Durable).unwrap();
+
+    let replica = open();
+    assert_eq!(replica.tree().uncounted(&all), Some(all), "nobody stopped it");
 }

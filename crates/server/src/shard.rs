@@ -237,6 +237,9 @@ impl Shard {
             }
             self.end_turn();
             if self.is_finished() {
+                if let Err(error) = self.node.close() {
+                    warn!(%error, "the next start has to visit all rows once");
+                }
                 return Ok(());
             }
         }

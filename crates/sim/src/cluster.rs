@@ -239,6 +239,11 @@ impl Cluster {
         self.trace.event(self.now_us, b'E', index);
         self.trace.line(self.now_us, || format!("n{index} ends: {ending:?}"));
         let machine = &mut self.machines[index];
+        let is_clean = machine.is_stopping && machine.waiting.is_empty() && ending == Ending::Killed;
+        if let Some(node) = machine.node.take_if(|_| is_clean) {
+            // A disk that refuses leaves the next start more to do.
+            let _ = node.close();
+        }
         machine.node = None;
         machine.inbox = VecDeque::new();
         machine.has_turn = false;

@@ -5,8 +5,8 @@
 //!  first owner ◄── but for those, and durably ── every member
 //!  first owner ── drop them ──► every member
 //! ```
-//! The walk that checks the hash tree finds dead objects. Who cannot be reached stops it all: nothing is forgotten while
-//! a member is down. `collect` keeps the books; `docs/deletes.md` says why nothing comes back.
+//! The walk that checks the hash tree finds dead objects. Who cannot be reached stops it all: nothing is forgotten
+//! while a member is down. `collect` keeps the books; `docs/deletes.md` says why nothing comes back.
 
 use std::collections::BTreeSet;
 
