@@ -130,8 +130,8 @@ pub enum Control {
         rows: Vec<(ObjectKey, u64)>,
         stamp: u64,
     },
-    /// Do you hold, under each of these keys, just the object with this hash, of which no reader would see anything, and
-    /// no hint; or nothing? See `collect`.
+    /// Do you hold, under each of these keys, just the object with this hash, of which no reader would see anything,
+    /// and no hint; or nothing? See `collect`.
     AskDead {
         number: u64,
         rows: Vec<(ObjectKey, u64)>,
