@@ -24,9 +24,10 @@ use crate::config::Addresses;
 use crate::placement::{RingNode, Strategy, WEIGHT_DEFAULT};
 use crate::ring::RingState;
 use crate::types::NodeId;
+use crate::vivaldi::Coordinate;
 
 /// The version of the peer protocol that this program speaks. Others are refused.
-pub const PROTOCOL: u16 = 4;
+pub const PROTOCOL: u16 = 5;
 /// The most members a table holds.
 pub const MEMBERS_MAX: usize = 2000;
 
@@ -45,13 +46,16 @@ pub struct Member {
     pub zone: String,
     /// Stamp of the last ring for which the node is ready: it will not forget it, and has all data that it is to hold.
     pub moved: u64,
+    /// Where it lies in the network. Told anew only when it has moved far: peers that ask it often know better.
+    pub coordinate: Coordinate,
 }
 
 impl Member {
     /// A node of the default weight that nobody has heard of yet.
     pub fn new(id: NodeId, name: String, addresses: Addresses) -> Member {
         let (weight, zone) = (WEIGHT_DEFAULT, String::new());
-        Member { id, version: 0, name, addresses, stopped: false, weight, zone, moved: 0 }
+        let (version, stopped, moved, coordinate) = (0, false, 0, Coordinate::default());
+        Member { id, version, name, addresses, stopped, weight, zone, moved, coordinate }
     }
 
     /// What the ring is to know of it.
@@ -120,8 +124,10 @@ pub enum Gossip {
     Delta { members: Vec<Member>, ring: Option<RingState>, buckets: Vec<(Bytes, BucketEntry)> },
     /// Is anybody there? `mono_us` comes back; `wall_ms` lets the receiver compare clocks.
     Ping { mono_us: u64, wall_ms: u64 },
-    /// The answer to a ping.
-    Pong { mono_us: u64, wall_ms: u64 },
+    /// The answer to a ping. `coordinate`: where the sender takes itself to be by now.
+    Pong { mono_us: u64, wall_ms: u64, coordinate: Coordinate },
+    /// These do not answer the sender. Whoever takes them for up asks them.
+    Rumour { silent: Vec<NodeId> },
 }
 
 /// What merging news changed.
@@ -276,7 +282,8 @@ impl Membership {
             None => self.members.len() < MEMBERS_MAX,
         };
         if is_news {
-            self.members.insert(member.id, member.clone());
+            let coordinate = member.coordinate.clamped();
+            self.members.insert(member.id, Member { coordinate, ..member.clone() });
         }
         is_news
     }

@@ -19,7 +19,7 @@ use crate::tree::{leaf_of, HashTree};
 use crate::types::{ActorId, NodeId, Now, ObjectKey, Rng};
 
 /// The version of the records in the meta space that this program writes and reads.
-pub const META_FORMAT: u8 = 3;
+pub const META_FORMAT: u8 = 4;
 
 const IDENTITY_ROW: &[u8] = b"identity";
 

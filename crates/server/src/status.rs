@@ -8,6 +8,7 @@ use oort_core::detector::Health;
 use oort_core::placement::RingNode;
 use oort_core::ring::Ring;
 use oort_core::types::{NodeId, Partition};
+use oort_core::vivaldi::Coordinate;
 use serde_json::{json, Value};
 
 use crate::handle::Inside;
@@ -19,7 +20,8 @@ use crate::handle::Inside;
 ///   "node":    { "id", "name", "addresses": {"peer", "redis", "http"}, "ready", "read_only": null or why,
 ///                "uptime_ms", "connections", "requests_in_flight", "store_bytes" },
 ///   "members": [ { "id", "name", "addresses", "health": "up" | "suspect" | "down", "stopped", "partitions",
-///                  "rtt_us" } ],
+///                  "rtt_us", "distance_us": as measured or else estimated, null if unknown,
+///                  "coordinate": { "x_us", "y_us", "height_us", "error": 0 to 1.5 } } ],
 ///   "ring":    null or { "version", "partitions", "strategy", "nodes" },
 ///   "hints_pending": count,
 ///   "buckets": [ { "name", "properties" } ] }
@@ -45,6 +47,8 @@ pub fn json(inside: &Inside) -> Value {
                 "has_moved": node.ring().is_some_and(|ring| member.moved == ring.stamp()),
                 "partitions": owned.get(&member.id).copied().unwrap_or(0),
                 "rtt_us": node.rtt_us(member.id),
+                "distance_us": node.distance_us(member.id),
+                "coordinate": coordinate(if member.id == node.id() { node.coordinate() } else { member.coordinate }),
             })
         })
         .collect();
@@ -70,6 +74,12 @@ pub fn json(inside: &Inside) -> Value {
         "hints_pending": node.metrics().hints_pending,
         "buckets": buckets(inside),
     })
+}
+
+fn coordinate(coordinate: Coordinate) -> Value {
+    let Coordinate { x_us, y_us, height_us, error_per_mille } = coordinate;
+    let error = error_per_mille as f64 / 1000.0;
+    json!({ "x_us": x_us, "y_us": y_us, "height_us": height_us, "error": error })
 }
 
 /// The word for an opinion.

@@ -26,6 +26,10 @@ pub(super) const HEDGE_COST: u32 = 20;
 /// The most that can be saved up, for the moment when a replica falls silent.
 pub(super) const HEDGE_BUDGET_MAX: u32 = 128 * HEDGE_COST;
 
+/// Nodes nearer than this are as good as each other, in microseconds of round trip. Too small: within one site the load
+/// follows chance delays; too large: gets go to another site without need.
+const NEAR_US: u64 = 5_000;
+
 /// Whether a request may still be handed to another coordinator.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Hop {
@@ -149,8 +153,8 @@ impl Node {
         self.buckets().properties(key.bucket()).conflict == Conflict::Lww
     }
 
-    /// Whom a get may ask, in order: this node, primaries that are up, suspect ones, then as many fallbacks as
-    /// primaries are down.
+    /// Whom a get may ask, in order: this node, primaries that are up, nearest first, suspect ones, then as many
+    /// fallbacks as primaries are down. Those about as near take turns.
     fn candidates(&mut self, key: &ObjectKey) -> Vec<Candidate> {
         let n = self.replicas_of(key);
         let me = self.id();
@@ -161,17 +165,25 @@ impl Node {
             candidates.push(Candidate { node: me, is_primary: true });
         }
         for wanted in [Health::Up, Health::Suspect] {
+            let first = candidates.len();
             for i in 0..n {
                 let node = list[(i + turn) % n];
                 if node != me && self.detector.health(node) == wanted {
                     candidates.push(Candidate { node, is_primary: true });
                 }
             }
+            candidates[first..].sort_by_key(|candidate| self.remoteness(candidate.node));
         }
         let missing = n - candidates.len();
         let fallbacks = list[n..].iter().filter(|&&node| self.health(node) != Health::Down).take(missing);
         candidates.extend(fallbacks.map(|&node| Candidate { node, is_primary: false }));
         candidates
+    }
+
+    /// 0 for a node nearby or of unknown distance, 1 for one farther than [`NEAR_US`], and one more for each doubling.
+    fn remoteness(&self, node: NodeId) -> u32 {
+        let distance_us = self.distance_us(node).unwrap_or(0);
+        u64::BITS - (distance_us / NEAR_US).leading_zeros()
     }
 
     // Gets

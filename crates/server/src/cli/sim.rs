@@ -1,6 +1,8 @@
 //! `oort sim`: a whole cluster in one thread, with faults, judged by checkers. See the crate `oort_sim`.
 
-use clap::Args;
+mod detector;
+
+use clap::{Args, Subcommand};
 use oort_sim::cli::{Options, NODES};
 use oort_sim::faults::Faults;
 
@@ -11,16 +13,20 @@ use super::Failure;
 /// A seed is one history: the same seed gives the same events, on any machine. Exit code 1: a promise was broken; the
 /// command that replays the seed is printed.
 #[derive(Args)]
+#[command(args_conflicts_with_subcommands = true)]
 #[command(after_help = "\
 Examples:
   oort sim --seed 1
   oort sim --seed 1 --trace | less         every event of that history
   oort sim --seeds 500                     seeds 1 to 500
   oort sim --seeds 100 --faults crash,split --nodes 5
+  oort sim detector                        how fast are crashes noticed?
 
 Faults: delay, loss, duplicate, reorder, split, oneway, skew, crash, restart,
 slow, disk-full, corrupt; or all, or none")]
 pub struct Arguments {
+    #[command(subcommand)]
+    command: Option<Command>,
     /// The first seed
     #[arg(long, value_name = "SEED", default_value_t = 1)]
     seed: u64,
@@ -44,8 +50,16 @@ pub struct Arguments {
     json: bool,
 }
 
+#[derive(Subcommand)]
+enum Command {
+    Detector(detector::Arguments),
+}
+
 pub fn run(arguments: Arguments) -> Result<(), Failure> {
-    let Arguments { seed, seeds, nodes, ops, faults, trace, json } = arguments;
+    if let Some(Command::Detector(arguments)) = arguments.command {
+        return detector::run(arguments);
+    }
+    let Arguments { seed, seeds, nodes, ops, faults, trace, json, command: _ } = arguments;
     match oort_sim::cli::run(&Options { seed, seeds, nodes, ops, faults, trace, json }) {
         0 => Ok(()),
         _ => Err(Failure::Failed { text: "a promise was broken".into() }),
