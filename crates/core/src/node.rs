@@ -327,6 +327,8 @@ pub struct Node {
     turns: u64,
     /// How far this node's wall clock is ahead of each peer's, in milliseconds.
     clock_ahead_ms: BTreeMap<NodeId, i64>,
+    /// How many of these are more than `clock_skew_ms_max`.
+    clocks_far_behind: usize,
     /// The wall clock jumped ahead and no peer has confirmed it yet.
     clock_is_doubtful: bool,
     clock_was_ahead: bool,
@@ -413,6 +415,7 @@ impl Node {
             asked_for_ring_us: 0,
             turns: 0,
             clock_ahead_ms: BTreeMap::new(),
+            clocks_far_behind: 0,
             clock_is_doubtful: false,
             clock_was_ahead: false,
             read_only: None,

@@ -135,7 +135,8 @@ impl Node {
         if self.detector.link_down(peer) {
             self.health_changed(now, peer, before, out);
         }
-        self.clock_ahead_ms.remove(&peer);
+        let known = self.clock_ahead_ms.remove(&peer);
+        self.clocks_far_behind -= known.is_some_and(|ahead_ms| self.is_far(ahead_ms)) as usize;
     }
 
     pub(super) fn heard(&mut self, now: Now, peer: NodeId, out: &mut Vec<Output>) {
@@ -293,6 +294,7 @@ impl Node {
         self.last_now = now;
         if now.wall_ms > expected_ms.saturating_add(self.config.clock_skew_ms_max) {
             self.clock_ahead_ms.clear();
+            self.clocks_far_behind = 0;
             self.clock_is_doubtful = true;
             for peer in self.peers_up() {
                 self.ping(now, peer, out);
@@ -301,8 +303,10 @@ impl Node {
     }
 
     fn compare_clock(&mut self, now: Now, peer: NodeId, their_wall_ms: u64, out: &mut Vec<Output>) {
-        let ahead = (now.wall_ms as i64).saturating_sub(their_wall_ms as i64);
-        self.clock_ahead_ms.insert(peer, ahead);
+        let ahead_ms = (now.wall_ms as i64).saturating_sub(their_wall_ms as i64);
+        let known = self.clock_ahead_ms.insert(peer, ahead_ms);
+        self.clocks_far_behind += self.is_far(ahead_ms) as usize;
+        self.clocks_far_behind -= known.is_some_and(|ahead_ms| self.is_far(ahead_ms)) as usize;
         if self.clock_is_doubtful && self.clock_ahead_ms.len() * 2 >= self.detector.up_count() {
             self.clock_is_doubtful = false;
         }
@@ -318,15 +322,20 @@ impl Node {
 
     /// How far this node's clock is ahead of most of its peers', if that is too much to make dots by it.
     pub(super) fn clock_is_ahead(&self) -> Option<u64> {
-        let mut ahead: Vec<i64> = self.clock_ahead_ms.values().copied().collect();
-        let middle = ahead.len() / 2;
-        let median = if ahead.is_empty() { 0 } else { *ahead.select_nth_unstable(middle).1 };
         let is_doubtful = self.clock_is_doubtful && self.detector.up_count() > 0;
-        let limit = self.config.clock_skew_ms_max;
-        match is_doubtful || median > limit as i64 {
-            true => Some(median.max(limit as i64) as u64),
-            false => None,
+        let far = self.clocks_far_behind;
+        let is_far_ahead = far > 0 && 2 * far >= self.clock_ahead_ms.len();
+        if !is_doubtful && !is_far_ahead {
+            return None;
         }
+        let mut ahead_ms: Vec<i64> = self.clock_ahead_ms.values().copied().collect();
+        ahead_ms.sort_unstable();
+        let median_ms = ahead_ms.get(ahead_ms.len() / 2).copied().unwrap_or(0);
+        Some(median_ms.max(self.config.clock_skew_ms_max as i64) as u64)
+    }
+
+    fn is_far(&self, ahead_ms: i64) -> bool {
+        ahead_ms > self.config.clock_skew_ms_max as i64
     }
 
     // Hints
