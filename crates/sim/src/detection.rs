@@ -1,9 +1,10 @@
 //! How fast a cluster notices a crash, what that costs, and how often it is wrong: the core's own nodes in clusters of
 //! up to a thousand, with nothing else to do.
 //!
-//! The cluster is fully linked. First it rests, and its messages are counted. Then nodes lose power one after the other,
-//! without a link closing, so that only silence tells: the time is taken until each other node no longer takes it for
-//! up. At last messages get lost, and whoever takes a living node for anything but up is wrong. `docs/failure-detection.md` shows the result.
+//! The cluster is fully linked. First it rests, and its messages are counted. Then nodes lose power one after the
+//! other, without a link closing, so that only silence tells: the time is taken until each other node no longer takes
+//! it for up. At last messages get lost, and whoever takes a living node for anything but up is wrong.
+//! `docs/failure-detection.md` shows the result.
 //!
 //! Read next: `world`, `report`.
 

@@ -100,7 +100,7 @@ impl Node {
 
     fn tell_coordinate(&mut self, now: Now) {
         let has_moved = self.coordinate.moved_us(&self.membership.own().coordinate) >= COORDINATE_MOVED_US;
-        if !has_moved || now.mono_us < self.next_coordinate_us {
+        if !has_moved || !self.coordinate.is_useful() || now.mono_us < self.next_coordinate_us {
             return;
         }
         self.next_coordinate_us = now.mono_us + COORDINATE_PAUSE_US;

@@ -32,7 +32,7 @@ pub struct Opinion {
 }
 
 enum Happening {
-    Arrive { from: usize, to: usize, message: Message },
+    Arrive { from: usize, to: usize, message: Box<Message> },
     Wake { node: usize },
 }
 
@@ -131,7 +131,7 @@ impl World {
             self.now_us = at_us;
             match happening {
                 Happening::Arrive { from, to, message } => {
-                    self.turn(to, Input::Message { from: self.ids[from], message });
+                    self.turn(to, Input::Message { from: self.ids[from], message: *message });
                 }
                 Happening::Wake { node } if self.wake_us[node] == at_us => {
                     self.wake_us[node] = u64::MAX;
@@ -205,7 +205,7 @@ impl World {
         }
         let way_us = (self.wires)(from, to);
         let at_us = self.now_us + way_us + self.rng.below(1 + way_us / 4);
-        self.at(at_us, Happening::Arrive { from, to, message });
+        self.at(at_us, Happening::Arrive { from, to, message: Box::new(message) });
     }
 
     fn wake_at(&mut self, node: usize, at_us: u64) {
