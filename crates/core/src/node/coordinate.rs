@@ -342,7 +342,7 @@ impl Node {
         };
         if let Some(bytes) = own_restored {
             self.metrics.corrupt_rows_repaired += 1;
-            self.replica.merge_in(now, &key, &bytes, self.is_lww(&key));
+            self.repair_own(now, &key, &bytes);
         }
         if let Some((bytes, stale)) = repairs {
             self.repair(now, &key, bytes, stale, out);
@@ -377,15 +377,19 @@ impl Node {
         for node in stale {
             self.metrics.read_repairs += 1;
             if node == self.membership.me {
-                self.replica.merge_in(now, key, &bytes, self.is_lww(key));
-                if !self.holds(node, key) {
-                    // The sweep may have dropped it while the answer was under way.
-                    self.sweep.start();
-                }
+                self.repair_own(now, key, &bytes);
                 continue;
             }
             let message = Message::write(0, key.clone(), bytes.clone(), self.stamp());
             self.send(now, node, message, out);
+        }
+    }
+
+    fn repair_own(&mut self, now: Now, key: &ObjectKey, bytes: &bytes::Bytes) {
+        self.replica.merge_in(now, key, bytes, self.is_lww(key));
+        if !self.holds(self.membership.me, key) {
+            // While the answer was under way the sweep may have dropped the row, or passed it by as unreadable.
+            self.sweep.start();
         }
     }
 
@@ -394,7 +398,7 @@ impl Node {
         let key = get.key.clone();
         if let Some(bytes) = get.take_restored(self.membership.me) {
             self.metrics.corrupt_rows_repaired += 1;
-            self.replica.merge_in(now, &key, &bytes, self.is_lww(&key));
+            self.repair_own(now, &key, &bytes);
         }
         if let Some((bytes, stale)) = get.take_repairs() {
             self.repair(now, &key, bytes, stale, out);
