@@ -1,21 +1,40 @@
-//! Whether a peer is worth asking: this node's own opinion, from links and silence.
+//! Whether a peer is worth asking: this node's own opinion, from links and silence, and what makes others look too.
 //!
 //! A closed link makes a peer down at once. Silence does so in two steps: a message left unanswered for `suspect_ms`
 //! makes it suspect (others are asked first, but it still gets its writes), ten times that makes it down (it gets hints
-//! instead). Any message from it makes it up again. Probes to a silent peer back off, from one round of gossip to 32.
+//! instead). Meanwhile it is asked again, after a quarter of `suspect_ms` and then each time twice as late, so one lost
+//! message makes nobody suspect. Any message from it makes it up again.
 //!
-//! Source: Dynamo §4.8.3: a local notion of failure is enough, because joins and leaves are explicit.
+//! Each round of gossip asks a few peers in shuffled order, in a small cluster all of them: the work of a node does
+//! not grow with the cluster. Whoever finds a peer silent tells many others. A rumour changes nobody's opinion: who
+//! hears it asks the peer, and passes the rumour on when it got no answer either. So all know of a crash within a few
+//! times `suspect_ms`, a false rumour dies with those who hear it first, and nothing has to be refuted.
+//! `docs/failure-detection.md` has figures.
+//!
+//! Source: Dynamo §4.8.3: a local notion of failure is enough, because joins and leaves are explicit. Das et al.,
+//! "SWIM", 2002: a few probes a round, in shuffled order (§4.3). Differs: SWIM spreads verdicts, so it needs others to
+//! confirm them and numbers to take them back. Here everyone asks for itself: what counts is whom this node can reach.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use crate::types::NodeId;
+use crate::types::{NodeId, Rng};
 
 /// After this many times `suspect_ms` of silence a suspect peer counts as down.
 const DOWN_FACTOR: u64 = 10;
-/// The longest pause between probes, in rounds.
-const BACKOFF_ROUNDS_MAX: u32 = 32;
+/// A silent peer is asked again after this part of `suspect_ms`. Too small: more messages to busy peers; too large: one
+/// or two lost messages make a peer suspect.
+const RETRY_PART: u64 = 4;
+/// The longest pause before a silent peer is asked again. Too small: messages in vain; too large: it takes longer until
+/// both sides of a healed split see each other.
+const RETRY_PAUSE_US_MAX: u64 = 5_000_000;
+/// How many peers are asked in a round of gossip. Too small: a silent peer is noticed later; too large: messages.
+const PROBES_PER_ROUND: usize = 10;
+/// The most peers that one rumour names; further ones follow in the next.
+pub const RUMOUR_PEERS_MAX: usize = 128;
+/// A round trip measured longer ago than this says less than coordinates.
+const FRESH_US: u64 = 10_000_000;
 
 /// This node's opinion of a peer.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
@@ -30,11 +49,18 @@ pub enum Health {
 #[derive(Clone, Debug)]
 struct Peer {
     linked: bool,
-    waiting_since_us: Option<u64>,
     health: Health,
-    probe_in_rounds: u32,
-    backoff_rounds: u32,
-    rtt_us: u64,
+    /// The last round trips of probes; 0: none yet.
+    round_trips_us: [u64; 3],
+    measured_us: u64,
+}
+
+/// A peer that owes an answer.
+#[derive(Clone, Copy, Debug)]
+struct Silence {
+    since_us: u64,
+    /// When it is asked again.
+    retry_us: u64,
 }
 
 /// Opinions of all peers ever linked.
@@ -42,12 +68,25 @@ struct Peer {
 pub struct Detector {
     suspect_us: u64,
     peers: BTreeMap<NodeId, Peer>,
+    silent: BTreeMap<NodeId, Silence>,
+    /// Whose turn it still is before the order is shuffled anew, last first.
+    unprobed: Vec<NodeId>,
+    /// Peers found silent that nobody was told of yet.
+    untold: BTreeSet<NodeId>,
+    next_rumour_us: u64,
 }
 
 impl Detector {
-    /// `suspect_ms`: silence that makes a peer suspect.
+    /// `suspect_ms`: silence that makes a peer suspect, at least 1.
     pub fn new(suspect_ms: u64) -> Detector {
-        Detector { suspect_us: suspect_ms * 1000, peers: BTreeMap::new() }
+        Detector {
+            suspect_us: suspect_ms * 1000,
+            peers: BTreeMap::new(),
+            silent: BTreeMap::new(),
+            unprobed: Vec::new(),
+            untold: BTreeSet::new(),
+            next_rumour_us: 0,
+        }
     }
 
     /// The opinion of `peer`; one never linked is down.
@@ -60,115 +99,157 @@ impl Detector {
         self.health(peer) != Health::Down
     }
 
-    /// Smoothed round trip of probes, in microseconds; 0 if never measured.
+    /// Number of peers that are up.
+    pub fn up_count(&self) -> usize {
+        self.peers.values().filter(|p| p.health == Health::Up).count()
+    }
+
+    /// The round trip of a probe, the median of the last three, in microseconds; 0 if never measured.
     pub fn rtt_us(&self, peer: NodeId) -> u64 {
-        self.peers.get(&peer).map_or(0, |p| p.rtt_us)
+        self.peers.get(&peer).map_or(0, |p| median(p.round_trips_us))
+    }
+
+    /// [`Detector::rtt_us`] if it was measured lately.
+    pub fn fresh_rtt_us(&self, peer: NodeId, now_us: u64) -> Option<u64> {
+        let p = self.peers.get(&peer).filter(|p| p.round_trips_us[0] > 0)?;
+        (now_us <= p.measured_us + FRESH_US).then(|| median(p.round_trips_us))
     }
 
     /// The link to `peer` was opened. True if the opinion changed.
     pub fn link_up(&mut self, peer: NodeId) -> bool {
-        let changed = self.health(peer) != Health::Up;
-        let rtt_us = self.rtt_us(peer);
-        self.peers.insert(
-            peer,
-            Peer {
-                linked: true,
-                waiting_since_us: None,
-                health: Health::Up,
-                probe_in_rounds: 0,
-                backoff_rounds: 1,
-                rtt_us,
-            },
-        );
-        changed
+        self.silent.remove(&peer);
+        let unknown = Peer { linked: false, health: Health::Down, round_trips_us: [0; 3], measured_us: 0 };
+        let p = self.peers.entry(peer).or_insert(unknown);
+        p.linked = true;
+        std::mem::replace(&mut p.health, Health::Up) != Health::Up
     }
 
     /// The link to `peer` was closed. True if the opinion changed.
     pub fn link_down(&mut self, peer: NodeId) -> bool {
-        let changed = self.health(peer) != Health::Down;
-        if let Some(p) = self.peers.get_mut(&peer) {
-            (p.linked, p.health, p.waiting_since_us) = (false, Health::Down, None);
-        }
-        changed
+        self.silent.remove(&peer);
+        let Some(p) = self.peers.get_mut(&peer) else {
+            return false;
+        };
+        p.linked = false;
+        std::mem::replace(&mut p.health, Health::Down) != Health::Down
     }
 
     /// A message that wants an answer is being sent to `peer`.
     pub fn sent(&mut self, peer: NodeId, now_us: u64) {
-        if let Some(p) = self.peers.get_mut(&peer) {
-            p.waiting_since_us.get_or_insert(now_us);
+        if self.silent.contains_key(&peer) || !self.is_linked(peer) {
+            return;
         }
+        let retry_us = now_us + self.suspect_us / RETRY_PART;
+        self.silent.insert(peer, Silence { since_us: now_us, retry_us });
     }
 
     /// A message came from `peer`. True if the opinion changed.
     pub fn heard(&mut self, peer: NodeId) -> bool {
-        let Some(p) = self.peers.get_mut(&peer) else {
-            return false;
-        };
-        p.waiting_since_us = None;
-        if p.health == Health::Up || !p.linked {
-            return false;
+        self.silent.remove(&peer);
+        match self.peers.get_mut(&peer) {
+            Some(p) if p.linked => std::mem::replace(&mut p.health, Health::Up) != Health::Up,
+            _ => false,
         }
-        (p.health, p.backoff_rounds, p.probe_in_rounds) = (Health::Up, 1, 0);
-        true
     }
 
-    /// A probe's answer took `rtt_us`.
-    pub fn measured(&mut self, peer: NodeId, rtt_us: u64) {
+    /// A probe's answer took `rtt_us`, at least 1.
+    pub fn measured(&mut self, peer: NodeId, rtt_us: u64, now_us: u64) {
         if let Some(p) = self.peers.get_mut(&peer) {
-            p.rtt_us = if p.rtt_us == 0 { rtt_us } else { (p.rtt_us * 7 + rtt_us) / 8 };
+            let [last, before, _] = p.round_trips_us;
+            p.round_trips_us = if last == 0 { [rtt_us; 3] } else { [rtt_us, last, before] };
+            p.measured_us = now_us;
         }
     }
 
     /// Applies the passing of time; returns the peers whose health changed, with their health before.
     pub fn expire(&mut self, now_us: u64) -> Vec<(NodeId, Health)> {
         let mut changed = Vec::new();
-        for (id, p) in &mut self.peers {
-            let Some(since) = p.waiting_since_us else { continue };
-            let silence = now_us.saturating_sub(since);
-            let health = match silence {
-                s if s >= self.suspect_us * DOWN_FACTOR => Health::Down,
-                s if s >= self.suspect_us => Health::Suspect,
+        for (id, silence) in &self.silent {
+            let health = match now_us.saturating_sub(silence.since_us) {
+                silent_us if silent_us >= self.suspect_us * DOWN_FACTOR => Health::Down,
+                silent_us if silent_us >= self.suspect_us => Health::Suspect,
                 _ => continue,
             };
-            if health > p.health {
-                changed.push((*id, p.health));
-                p.health = health;
+            let Some(p) = self.peers.get_mut(id).filter(|p| p.health < health) else { continue };
+            if p.health == Health::Up {
+                self.untold.insert(*id);
             }
+            changed.push((*id, std::mem::replace(&mut p.health, health)));
         }
         changed
     }
 
-    /// When [`Detector::expire`] next has something to do, in microseconds.
-    pub fn next_deadline_us(&self) -> Option<u64> {
-        self.peers
-            .values()
-            .filter_map(|p| match (p.waiting_since_us, p.health) {
-                (Some(since), Health::Up) => Some(since + self.suspect_us),
-                (Some(since), Health::Suspect) => Some(since + self.suspect_us * DOWN_FACTOR),
-                _ => None,
-            })
-            .min()
-    }
-
-    /// Whom to probe in this round of gossip: everybody linked, silent ones ever more rarely.
-    pub fn probes(&mut self) -> Vec<NodeId> {
+    /// Silent peers that are to be asked again now.
+    pub fn retries(&mut self, now_us: u64) -> Vec<NodeId> {
         let mut due = Vec::new();
-        for (id, p) in &mut self.peers {
-            if !p.linked {
-                continue;
-            }
-            if p.probe_in_rounds > 1 {
-                p.probe_in_rounds -= 1;
-                continue;
-            }
+        for (id, silence) in self.silent.iter_mut().filter(|(_, silence)| silence.retry_us <= now_us) {
+            let silent_us = now_us - silence.since_us;
+            silence.retry_us = now_us + silent_us.min(RETRY_PAUSE_US_MAX);
             due.push(*id);
-            if p.health == Health::Down {
-                p.backoff_rounds = (p.backoff_rounds * 2).min(BACKOFF_ROUNDS_MAX);
-                p.probe_in_rounds = p.backoff_rounds;
-            }
         }
         due
     }
+
+    /// When [`Detector::expire`], [`Detector::retries`] or [`Detector::rumour`] next has something to do, in
+    /// microseconds.
+    pub fn next_deadline_us(&self) -> Option<u64> {
+        let deadline_us = |(id, silence): (&NodeId, &Silence)| match self.health(*id) {
+            Health::Up => silence.retry_us.min(silence.since_us + self.suspect_us),
+            Health::Suspect => silence.retry_us.min(silence.since_us + self.suspect_us * DOWN_FACTOR),
+            Health::Down => silence.retry_us,
+        };
+        let rumour_us = (!self.untold.is_empty()).then_some(self.next_rumour_us);
+        self.silent.iter().map(deadline_us).chain(rumour_us).min()
+    }
+
+    /// Whom to probe in this round of gossip: everybody linked if they are few, else the next in shuffled order.
+    /// Whoever owes an answer is asked again at its own time.
+    pub fn probes(&mut self, rng: &mut Rng) -> Vec<NodeId> {
+        let linked = self.peers.iter().filter(|(_, p)| p.linked);
+        let linked: Vec<NodeId> = linked.map(|(id, _)| *id).collect();
+        let mut due = Vec::new();
+        for _ in 0..linked.len().min(PROBES_PER_ROUND) {
+            if self.unprobed.is_empty() {
+                self.unprobed.clone_from(&linked);
+                rng.shuffle(&mut self.unprobed);
+            }
+            due.extend(self.unprobed.pop());
+        }
+        due.retain(|peer| self.is_linked(*peer) && !self.silent.contains_key(peer));
+        due
+    }
+
+    /// The peers to tell others of now, because they do not answer; empty if there are none or it is too early.
+    pub fn rumour(&mut self, now_us: u64) -> Vec<NodeId> {
+        if now_us < self.next_rumour_us || self.untold.is_empty() {
+            return Vec::new();
+        }
+        // When much of the cluster falls silent at once, few messages say so.
+        self.next_rumour_us = now_us + self.suspect_us / 2;
+        let mut peers = Vec::new();
+        while let Some(peer) = self.untold.pop_first() {
+            if self.health(peer) != Health::Up {
+                peers.push(peer);
+            }
+            if peers.len() == RUMOUR_PEERS_MAX {
+                break;
+            }
+        }
+        peers
+    }
+
+    /// Whether a rumour that `peer` is silent is news: it is up here, and no answer of it is awaited.
+    pub fn is_trusted(&self, peer: NodeId) -> bool {
+        self.health(peer) == Health::Up && !self.silent.contains_key(&peer)
+    }
+
+    fn is_linked(&self, peer: NodeId) -> bool {
+        self.peers.get(&peer).is_some_and(|p| p.linked)
+    }
+}
+
+fn median([a, b, c]: [u64; 3]) -> u64 {
+    a.max(b).min(a.min(b).max(c))
 }
 
 #[cfg(test)]
@@ -176,6 +257,12 @@ mod tests {
     use super::*;
 
     const PEER: NodeId = NodeId(7);
+
+    fn linked(peers: u64) -> Detector {
+        let mut detector = Detector::new(40);
+        (0..peers).for_each(|id| assert!(detector.link_up(NodeId(id))));
+        detector
+    }
 
     #[test]
     fn silence_makes_suspect_then_down_and_a_word_makes_up() {
@@ -185,7 +272,6 @@ mod tests {
         detector.sent(PEER, 1_000);
         detector.sent(PEER, 40_000);
         assert!(detector.expire(50_000).is_empty());
-        assert_eq!(detector.next_deadline_us(), Some(51_000));
         assert_eq!(detector.expire(51_000), [(PEER, Health::Up)]);
         assert_eq!(detector.health(PEER), Health::Suspect);
         assert_eq!(detector.expire(501_000), [(PEER, Health::Suspect)]);
@@ -200,17 +286,76 @@ mod tests {
         detector.link_up(PEER);
         assert!(detector.link_down(PEER));
         assert!(!detector.heard(PEER));
+        detector.sent(PEER, 0);
+        assert_eq!(detector.next_deadline_us(), None);
         assert_eq!(detector.health(PEER), Health::Down);
         assert!(detector.link_up(PEER));
     }
 
     #[test]
-    fn probes_to_a_silent_peer_back_off() {
-        let mut detector = Detector::new(50);
-        detector.link_up(PEER);
-        detector.sent(PEER, 0);
-        detector.expire(10_000_000);
-        let probes = (0..100).filter(|_| !detector.probes().is_empty()).count();
-        assert!((5..10).contains(&probes), "{probes} probes in 100 rounds");
+    fn a_silent_peer_is_asked_again_and_ever_more_rarely() {
+        let mut detector = linked(1);
+        let mut asked_ms = Vec::new();
+        detector.sent(NodeId(0), 0);
+        for ms in 0..30_000 {
+            detector.expire(ms * 1000);
+            if !detector.retries(ms * 1000).is_empty() {
+                asked_ms.push(ms);
+            }
+            detector.rumour(ms * 1000);
+            assert!(detector.next_deadline_us() > Some(ms * 1000));
+        }
+        assert_eq!(asked_ms, [10, 20, 40, 80, 160, 320, 640, 1280, 2560, 5120, 10120, 15120, 20120, 25120]);
+        assert!(detector.heard(NodeId(0)));
+        assert_eq!(detector.next_deadline_us(), None);
+    }
+
+    #[test]
+    fn few_peers_are_all_probed_and_of_many_each_in_its_turn() {
+        let mut rng = Rng::new(1);
+        let mut detector = linked(9);
+        detector.link_down(NodeId(3));
+        for _ in 0..100 {
+            assert_eq!(detector.probes(&mut rng).len(), 8);
+        }
+        detector.sent(NodeId(4), 0);
+        assert!(!detector.probes(&mut rng).contains(&NodeId(4)), "it is asked again at its own time");
+        let mut detector = linked(50);
+        let mut probed: Vec<NodeId> = (0..5).flat_map(|_| detector.probes(&mut rng)).collect();
+        assert_ne!(probed, (0..50).map(NodeId).collect::<Vec<_>>());
+        probed.sort();
+        assert_eq!(probed, (0..50).map(NodeId).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn rumours_name_silent_peers_once_and_in_bundles() {
+        let mut detector = linked(200);
+        (0..200).for_each(|id| detector.sent(NodeId(id), id));
+        detector.expire(40_100);
+        detector.heard(NodeId(5));
+        let first = detector.rumour(40_100);
+        assert_eq!(first.len(), 101 - 1);
+        assert!(!first.contains(&NodeId(5)), "it has answered");
+        detector.expire(40_300);
+        assert!(detector.rumour(40_300).is_empty(), "too early");
+        assert_eq!(detector.next_deadline_us().map(|at_us| at_us.min(60_100)), Some(10_000));
+        detector.retries(40_300);
+        assert_eq!(detector.next_deadline_us(), Some(60_100));
+        assert_eq!(detector.rumour(60_100).len(), 99);
+        assert!(detector.rumour(90_000).is_empty());
+        assert!(detector.is_trusted(NodeId(5)));
+        assert!(!detector.is_trusted(NodeId(6)));
+    }
+
+    #[test]
+    fn round_trips_are_medians_and_grow_old() {
+        let mut detector = linked(1);
+        assert_eq!((detector.rtt_us(NodeId(0)), detector.fresh_rtt_us(NodeId(0), 0)), (0, None));
+        detector.measured(NodeId(0), 100, 0);
+        detector.measured(NodeId(0), 2_000_000, 0);
+        assert_eq!(detector.fresh_rtt_us(NodeId(0), FRESH_US), Some(100));
+        detector.measured(NodeId(0), 300, 1);
+        assert_eq!(detector.rtt_us(NodeId(0)), 300);
+        assert_eq!(detector.fresh_rtt_us(NodeId(0), FRESH_US + 2), None);
     }
 }

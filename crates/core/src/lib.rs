@@ -16,6 +16,7 @@ pub mod ring;
 pub mod client;
 pub mod config;
 pub mod detector;
+pub mod vivaldi;
 pub mod membership;
 pub mod message;
 pub mod metrics;

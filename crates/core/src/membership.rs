@@ -24,6 +24,7 @@ use crate::config::Addresses;
 use crate::placement::{RingNode, Strategy, WEIGHT_DEFAULT};
 use crate::ring::RingState;
 use crate::types::NodeId;
+use crate::vivaldi::Coordinate;
 
 /// The version of the peer protocol that this program speaks. Others are refused.
 pub const PROTOCOL: u16 = 5;
@@ -47,13 +48,17 @@ pub struct Member {
     pub moved: u64,
     /// The node is not in the ring and holds no objects: nobody needs to ask it for any.
     pub empty: bool,
+    /// Where it lies in the network. Told anew only when it has moved far: peers that ask it often know better.
+    pub coordinate: Coordinate,
 }
 
 impl Member {
     /// A node of the default weight that nobody has heard of yet.
     pub fn new(id: NodeId, name: String, addresses: Addresses) -> Member {
         let (weight, zone) = (WEIGHT_DEFAULT, String::new());
-        Member { id, version: 0, name, addresses, stopped: false, weight, zone, moved: 0, empty: false }
+        let (version, stopped, moved, empty) = (0, false, 0, false);
+        let coordinate = Coordinate::default();
+        Member { id, version, name, addresses, stopped, weight, zone, moved, empty, coordinate }
     }
 
     /// What the ring is to know of it.
@@ -122,8 +127,10 @@ pub enum Gossip {
     Delta { members: Vec<Member>, ring: Option<RingState>, buckets: Vec<(Bytes, BucketEntry)> },
     /// Is anybody there? `mono_us` comes back; `wall_ms` lets the receiver compare clocks.
     Ping { mono_us: u64, wall_ms: u64 },
-    /// The answer to a ping.
-    Pong { mono_us: u64, wall_ms: u64 },
+    /// The answer to a ping. `coordinate`: where the sender takes itself to be by now.
+    Pong { mono_us: u64, wall_ms: u64, coordinate: Coordinate },
+    /// These do not answer the sender. Whoever takes them for up asks them.
+    Rumour { silent: Vec<NodeId> },
 }
 
 /// What merging news changed.
@@ -280,7 +287,8 @@ impl Membership {
             None => self.members.len() < MEMBERS_MAX,
         };
         if is_news {
-            self.members.insert(member.id, member.clone());
+            let coordinate = member.coordinate.clamped();
+            self.members.insert(member.id, Member { coordinate, ..member.clone() });
         }
         is_news
     }

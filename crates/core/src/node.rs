@@ -44,6 +44,7 @@ use crate::store::{Durability, Store, StoreError};
 use crate::tasks::Tasks;
 use crate::transfer::{Incoming, Sweep};
 use crate::types::{NodeId, Now, ObjectKey, Rng};
+use crate::vivaldi::Coordinate;
 
 /// How many handed-over requests are remembered. Too few: one that the network brings twice, late, is run twice.
 const RECENT_FORWARDS_MAX: usize = 4096;
@@ -320,6 +321,8 @@ pub struct Node {
     membership: Membership,
     ring: Option<Ring>,
     detector: Detector,
+    /// Where this node is by now. Its member record says where it was when it last told everybody.
+    coordinate: Coordinate,
     metrics: Metrics,
     rng: Rng,
     tasks: Tasks<Task>,
@@ -339,6 +342,8 @@ pub struct Node {
     turns: u64,
     /// How far this node's wall clock is ahead of each peer's, in milliseconds.
     clock_ahead_ms: BTreeMap<NodeId, i64>,
+    /// How many of these are more than `clock_skew_ms_max`.
+    clocks_far_behind: usize,
     /// The wall clock jumped ahead and no peer has confirmed it yet.
     clock_is_doubtful: bool,
     clock_was_ahead: bool,
@@ -354,6 +359,8 @@ pub struct Node {
     has_announced: bool,
     last_now: Now,
     next_round_us: u64,
+    /// When the member record may next get another coordinate.
+    next_coordinate_us: u64,
     next_entropy_us: u64,
     last_durable_us: u64,
     /// Puts whose own copy was stored in this turn, and who asked for them.
@@ -410,6 +417,7 @@ impl Node {
         let mut node = Node {
             ring: membership.ring.clone().map(Ring::new),
             detector: Detector::new(config.suspect_ms),
+            coordinate: membership.own().coordinate,
             metrics: Metrics::default(),
             tasks: Tasks::new(rng.next_u64() as u32),
             handoff,
@@ -423,6 +431,7 @@ impl Node {
             asked_for_ring_us: 0,
             turns: 0,
             clock_ahead_ms: BTreeMap::new(),
+            clocks_far_behind: 0,
             clock_is_doubtful: false,
             clock_was_ahead: false,
             read_only: None,
@@ -435,6 +444,7 @@ impl Node {
             has_announced: false,
             last_now: now,
             next_round_us: now.mono_us,
+            next_coordinate_us: now.mono_us,
             next_entropy_us: now.mono_us + config.entropy_ms * 1000,
             last_durable_us: now.mono_us,
             turn_puts: Vec::new(),
@@ -610,9 +620,25 @@ impl Node {
         }
     }
 
-    /// Smoothed round trip to `peer` in microseconds, 0 if unknown.
+    /// Round trip to `peer` as it was measured last, in microseconds, 0 if unknown.
     pub fn rtt_us(&self, peer: NodeId) -> u64 {
         self.detector.rtt_us(peer)
+    }
+
+    /// Where this node takes itself to be.
+    pub fn coordinate(&self) -> Coordinate {
+        self.coordinate
+    }
+
+    /// How far `peer` is, as a round trip in microseconds: measured if that was lately, else estimated from
+    /// coordinates; `None` if neither is known.
+    pub fn distance_us(&self, peer: NodeId) -> Option<u64> {
+        let measured = self.detector.fresh_rtt_us(peer, self.last_now.mono_us);
+        measured.or_else(|| {
+            let theirs = self.membership.members.get(&peer)?.coordinate;
+            let is_useful = self.coordinate.is_useful() && theirs.is_useful();
+            is_useful.then(|| self.coordinate.distance_us(&theirs))
+        })
     }
 
     /// What this node counted since it started.

@@ -54,6 +54,16 @@ pub enum Strategy {
 }
 
 impl Strategy {
+    /// The strategy of this number, 1 to 3; 3 has no use for `tokens`.
+    pub fn numbered(number: u8, tokens: u16) -> Strategy {
+        assert!((1..=3).contains(&number), "there is no strategy {number}");
+        match number {
+            1 => Strategy::TokenRanges { tokens },
+            2 => Strategy::TokensAndPartitions { tokens },
+            _ => Strategy::EqualPartitions,
+        }
+    }
+
     /// Dynamo's number for it.
     pub fn number(self) -> u8 {
         match self {

@@ -76,6 +76,8 @@ pub struct Replica {
     /// Of objects that are in the store; never of one that was undone, dropped or replaced.
     known: KnownObjects,
     tree: HashTree,
+    /// The store may hold a tree that the next change makes wrong.
+    has_tree_row: bool,
     identity: Identity,
     clock: HybridClock,
     rng: Rng,
@@ -169,11 +171,11 @@ impl Replica {
             false => load_meta(&mut *store, TREE_ROW).ok().flatten().filter(HashTree::is_whole),
             true => None,
         };
-        store.apply((Space::Meta, Bytes::from_static(TREE_ROW), None));
         let mut replica = Replica {
             store,
             known: KnownObjects::new(known_bytes, identity.actor.0),
             tree: tree.unwrap_or_else(HashTree::new),
+            has_tree_row: true,
             identity,
             clock,
             rng,
@@ -506,6 +508,8 @@ impl Replica {
     /// Keeps the hash tree for the next start. Nothing may be stored after it. Errors: the disk refuses.
     pub fn close(&mut self) -> Result<(), StoreError> {
         let record = encode_meta(&self.tree);
+        // Else its own batch would remove it again.
+        self.has_tree_row = false;
         self.store.apply((Space::Meta, Bytes::from_static(TREE_ROW), Some(record)));
         self.sync(Durability::Durable)
     }
@@ -525,8 +529,12 @@ impl Replica {
     ///
     /// Errors: the disk refuses; everything since the last success is undone.
     pub fn sync(&mut self, durability: Durability) -> Result<(), StoreError> {
+        if self.has_tree_row {
+            self.store.apply((Space::Meta, Bytes::from_static(TREE_ROW), None));
+        }
         match self.store.sync(durability) {
             Ok(()) => {
+                self.has_tree_row = false;
                 self.needs_durable &= durability != Durability::Durable;
                 self.tree.staged();
                 Ok(())

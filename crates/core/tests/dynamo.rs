@@ -7,13 +7,14 @@ mod support;
 use oort_core::bucket::BucketProperties;
 use oort_core::client::{ClientError, Operation, Quorum, Want};
 use oort_core::detector::Health;
-use oort_core::membership::{Refusal, PROTOCOL};
+use oort_core::membership::{Gossip, Refusal, PROTOCOL};
+use oort_core::message::{Control, Message};
 use oort_core::mutation::{Basis, Condition, Expiry, Mutation};
 use oort_core::node::Event;
 use oort_core::placement::RingNode;
 use oort_core::ring::{Ring, RingChange};
 use oort_core::store::Space;
-use oort_core::types::Position;
+use oort_core::types::{NodeId, Position};
 use support::{key, Cluster, Crash};
 
 fn store(value: &str, basis: Basis) -> Mutation {
@@ -344,6 +345,40 @@ fn a_silent_peer_is_suspect_then_down_in_the_eyes_of_those_who_wait_for_it() {
     assert_eq!(cluster.node(0).health(peer), Health::Up);
     cluster.cut(0, 2);
     assert_eq!(cluster.node(0).health(peer), Health::Down, "a closed link is down at once");
+}
+
+/// Source: Dynamo §4.8.3. A node that is told of a silent peer asks the peer, and believes only what it sees.
+#[test]
+fn a_rumour_makes_nodes_ask_and_nothing_else() {
+    // Rounds are so rare that none disturbs.
+    let mut cluster = Cluster::with(8, |config| config.gossip_ms = 1_000_000);
+    let peer = cluster.id(7);
+    let suspect_ms = cluster.machines[0].config.suspect_ms;
+    let rumour = |silent: Vec<NodeId>| Message::Control(Control::Gossip(Gossip::Rumour { silent }));
+    cluster.inject(0, 1, rumour(vec![peer, cluster.id(1), NodeId(1), cluster.id(0)]));
+    let pings = |cluster: &Cluster, to: usize| {
+        let is_ping =
+            |message: &Message| matches!(message, Message::Control(Control::Gossip(Gossip::Ping { .. })));
+        cluster.log.iter().filter(|(_, other, _, message)| *other == to && is_ping(message)).count()
+    };
+    assert_eq!((pings(&cluster, 7), pings(&cluster, 0)), (1, 1));
+    cluster.advance(suspect_ms * 3);
+    assert_eq!(cluster.node(1).health(peer), Health::Up, "it answered");
+    // One node hears of a silent peer; soon all know by themselves.
+    cluster.mute(7);
+    cluster.inject(0, 1, rumour(vec![peer]));
+    cluster.advance(suspect_ms);
+    assert_eq!(cluster.node(1).health(peer), Health::Suspect);
+    assert_eq!(cluster.node(2).health(peer), Health::Up);
+    cluster.advance(suspect_ms);
+    for i in 0..7 {
+        assert_eq!(cluster.node(i).health(peer), Health::Suspect, "n{i}");
+    }
+    cluster.heal();
+    cluster.advance(suspect_ms * 2);
+    for i in 0..7 {
+        assert_eq!(cluster.node(i).health(peer), Health::Up, "n{i} asks again");
+    }
 }
 
 /// Source: Dynamo §4.8.1, gossip "propagates membership changes and maintains an eventually consistent view".

@@ -17,6 +17,7 @@ use oort_core::replica::{Replica, META_FORMAT};
 use oort_core::store::{Durability, Space, Store};
 use oort_core::tree::LEAVES;
 use oort_core::types::{ActorId, ObjectKey, Position, Rng, SIBLINGS_MAX};
+use oort_core::vivaldi::Coordinate;
 use support::{key, Cluster, Crash, Disk};
 
 fn store(value: &str, basis: Basis, condition: Condition) -> Mutation {
@@ -562,7 +563,10 @@ fn siblings_from_before_a_bucket_became_lww_are_no_longer_shown() {
 fn extreme_numbers_from_a_peer_do_no_harm() {
     let mut cluster = Cluster::new(3);
     for wall_ms in [0, 1 << 63, u64::MAX] {
-        for gossip in [Gossip::Ping { mono_us: u64::MAX, wall_ms }, Gossip::Pong { mono_us: 0, wall_ms }] {
+        for gossip in [
+            Gossip::Ping { mono_us: u64::MAX, wall_ms },
+            Gossip::Pong { mono_us: 0, wall_ms, coordinate: Coordinate::default() },
+        ] {
             cluster.inject(1, 0, Message::Control(Control::Gossip(gossip)));
         }
     }

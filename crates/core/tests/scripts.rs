@@ -2,7 +2,7 @@
 //!
 //! A line that starts with `>` is a command, a line that starts with `#` a comment; everything else was written by this
 //! program. `UPDATE_GOLDENFILES=1 cargo test -p oort-core --test scripts` writes it anew: read that diff like code.
-//! Gossip is left out. Commands:
+//! Gossip is left out; rings are always of strategy 3. Commands:
 //!
 //! ```text
 //! > nodes COUNT          > put nI KEY VALUE     > kill nI      > advance MS
@@ -18,6 +18,7 @@ use bytes::Bytes;
 use oort_core::message::{Control, Message, ReadOutcome};
 use oort_core::node::Event;
 use oort_core::object::Object;
+use oort_core::placement::Strategy;
 use support::{text, Cluster};
 
 #[test]
@@ -54,7 +55,8 @@ fn tell(script: &str) -> String {
             writeln!(told, "{gap}> {command}").expect("memory");
             let words: Vec<&str> = command.split(' ').collect();
             if let ["nodes", count] = words[..] {
-                cluster = Some(Cluster::new(count.parse().expect("a number of nodes")));
+                let count = count.parse().expect("a number of nodes");
+                cluster = Some(Cluster::with(count, |config| config.strategy = Strategy::EqualPartitions));
                 continue;
             }
             let cluster = cluster.as_mut().expect("a script starts with `nodes`");

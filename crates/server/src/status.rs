@@ -10,6 +10,7 @@ use oort_core::node::Node;
 use oort_core::placement::RingNode;
 use oort_core::ring::Ring;
 use oort_core::types::{NodeId, Partition};
+use oort_core::vivaldi::Coordinate;
 use serde_json::{json, Value};
 
 use crate::handle::Inside;
@@ -23,7 +24,9 @@ use crate::handle::Inside;
 ///                "in_ring", "partitions_to_fetch", "partitions_fetched", and since it started "keys_fetched",
 ///                "bytes_fetched" },
 ///   "members": [ { "id", "name", "addresses", "health": "up" | "suspect" | "down", "stopped", "partitions",
-///                  "rtt_us", "in_ring": "yes" | "joining" | "leaving" | "no" | "removed", "weight", "zone",
+///                  "rtt_us", "distance_us": as measured or else estimated, null if unknown,
+///                  "coordinate": { "x_us", "y_us", "height_us", "error": 0 to 1.5 },
+///                  "in_ring": "yes" | "joining" | "leaving" | "no" | "removed", "weight", "zone",
 ///                  "has_moved", "former": null or the id of the lost node whose place it seems to have } ],
 ///   "ring":    null or { "version", "partitions", "strategy", "nodes", "moving" },
 ///   "hints_pending": count,
@@ -51,6 +54,8 @@ pub fn json(inside: &Inside) -> Value {
                 "has_moved": node.ring().is_some_and(|ring| member.moved == ring.stamp()),
                 "partitions": owned.get(&member.id).copied().unwrap_or(0),
                 "rtt_us": node.rtt_us(member.id),
+                "distance_us": node.distance_us(member.id),
+                "coordinate": coordinate(if member.id == node.id() { node.coordinate() } else { member.coordinate }),
             })
         })
         .collect();
@@ -92,6 +97,12 @@ pub fn former(node: &Node, id: NodeId) -> Option<&Member> {
     };
     find(|other, member| other.addresses.peer == member.addresses.peer)
         .or_else(|| find(|other, member| other.name == member.name))
+}
+
+fn coordinate(coordinate: Coordinate) -> Value {
+    let Coordinate { x_us, y_us, height_us, error_per_mille } = coordinate;
+    let error = error_per_mille as f64 / 1000.0;
+    json!({ "x_us": x_us, "y_us": y_us, "height_us": height_us, "error": error })
 }
 
 /// The word for an opinion.

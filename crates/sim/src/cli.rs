@@ -21,6 +21,8 @@ pub struct Options {
     /// Client operations per seed.
     pub ops: usize,
     pub faults: Faults,
+    /// Of the partitioning strategies; drawn from each seed if `None`.
+    pub strategy: Option<u8>,
     /// Print every event.
     pub trace: bool,
     /// Print one JSON object per seed instead of text.
@@ -40,6 +42,7 @@ pub fn run(options: &Options) -> u8 {
             nodes: options.nodes,
             ops: options.ops,
             faults: options.faults,
+            strategy: options.strategy,
             trace: options.trace,
             tweak: None,
         };
@@ -104,10 +107,11 @@ pub fn summary(setup: &Setup, report: &Report) -> String {
     let strikes: Vec<String> =
         report.strikes.iter().map(|(fault, times)| format!("{fault} {times}")).collect();
     let mut text = format!(
-        "seed {}: {} nodes, {} events, {} s of virtual time, agreed after {} s\n  \
+        "seed {}: {} nodes, strategy {}, {} events, {} s of virtual time, agreed after {} s\n  \
          operations: {} ok, {} failed, {} disconnected; {} dead copies forgotten\n  faults: {}\n",
         report.seed,
         report.nodes,
+        report.strategy,
         report.events,
         show_time(report.virtual_us).trim_start(),
         show_time(report.converged_us).trim_start(),
@@ -153,6 +157,7 @@ fn to_json(setup: &Setup, report: &Report) -> serde_json::Value {
     json!({
         "seed": report.seed,
         "nodes": report.nodes,
+        "strategy": report.strategy,
         "events": report.events,
         "virtual_us": report.virtual_us,
         "converged_us": report.converged_us,

@@ -7,7 +7,7 @@
 //!
 //! Reading order: what is recorded (`trace`, `history`), the world (`disk`, `faults`, `network`, `workload`), what is
 //! demanded of it (`check`), the event loop (`machine`, `cluster`), the command line (`cli`). Beside them stands
-//! `balance`: how evenly rings spread load, without running anything.
+//! `balance`: how evenly rings spread load, without running anything, and `detection`: how fast crashes are noticed.
 //!
 //! Source: FoundationDB's simulation and TigerBeetle's VOPR; swarm testing (Groce et al., 2012): every seed draws its
 //! own subset of faults and its own rates, because a bug often needs some faults to be absent.
@@ -23,3 +23,4 @@ pub mod machine;
 pub mod cluster;
 pub mod cli;
 pub mod balance;
+pub mod detection;

@@ -6,7 +6,7 @@ use oort_sim::cluster::{run, Setup};
 use oort_sim::faults::Faults;
 
 /// Seeds within which each variant must be caught.
-const SEEDS: u64 = 60;
+const SEEDS: u64 = 240;
 
 fn caught(tweak: fn(&mut NodeConfig), faults: &str, by: &[&str]) {
     let faults: Faults = faults.parse().unwrap();

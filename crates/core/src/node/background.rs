@@ -6,12 +6,18 @@ use super::{Event, Node, Origin, Output, Task, Work};
 use crate::bucket::{BucketEntry, BucketProperties, PropertyError, BUCKETS_MAX};
 use crate::client::{ClientError, Reply};
 use crate::config::NodeConfig;
-use crate::detector::Health;
+use crate::detector::{Health, RUMOUR_PEERS_MAX};
 use crate::handoff::Delivery;
 use crate::membership::{Changes, Gossip, Hello};
 use crate::message::{Control, Message, TaskId, WriteOutcome};
 use crate::object::Object;
 use crate::types::{NodeId, Now, ObjectKey};
+
+/// A coordinate is told to everybody when it has moved by this much, in microseconds. Too small: gossip never rests;
+/// too large: nodes that seldom measure their distance take a far one for near.
+const COORDINATE_MOVED_US: u64 = 5_000;
+/// Between two tellings of a coordinate at least this long passes, in microseconds.
+const COORDINATE_PAUSE_US: u64 = 60_000_000;
 
 /// A node with more client requests in flight than this is busy: background work holds back. Source: Dynamo §6.5.
 const BUSY_REQUESTS: usize = 16;
@@ -31,6 +37,10 @@ impl Node {
         for (peer, before) in self.detector.expire(now.mono_us) {
             self.health_changed(now, peer, before, out);
         }
+        for peer in self.detector.retries(now.mono_us) {
+            self.ping(now, peer, out);
+        }
+        self.tell_rumour(now, out);
         if now.mono_us >= self.next_round_us {
             self.next_round_us = now.mono_us + self.config.gossip_ms * 1000;
             self.round(now, out);
@@ -49,9 +59,9 @@ impl Node {
         self.move_data(now, out);
     }
 
-    /// One round of gossip: probes to all peers, a hash of the tables to one.
+    /// One round of gossip: probes to some peers, a hash of the tables to one.
     fn round(&mut self, now: Now, out: &mut Vec<Output>) {
-        for peer in self.detector.probes() {
+        for peer in self.detector.probes(&mut self.rng) {
             self.ping(now, peer, out);
         }
         let up: Vec<NodeId> = self.peers_up();
@@ -59,6 +69,7 @@ impl Node {
             let peer = up[self.rng.below(up.len() as u64) as usize];
             self.tell(peer, Gossip::Hash(self.membership.hash()), out);
         }
+        self.tell_coordinate(now);
         self.found_ring(now, out);
         self.note_emptiness(now);
         self.turn_over_hints();
@@ -73,6 +84,31 @@ impl Node {
 
     pub(super) fn tell(&mut self, to: NodeId, gossip: Gossip, out: &mut Vec<Output>) {
         out.push(Output::Send { to, message: Message::Control(Control::Gossip(gossip)) });
+    }
+
+    /// Tells many others who has fallen silent: so many that with all who find the same hardly anybody is left out.
+    fn tell_rumour(&mut self, now: Now, out: &mut Vec<Output>) {
+        let silent = self.detector.rumour(now.mono_us);
+        if silent.is_empty() {
+            return;
+        }
+        let mut peers = self.peers_up();
+        self.rng.shuffle(&mut peers);
+        peers.truncate(2 + 2 * peers.len().max(1).ilog2() as usize);
+        for peer in peers {
+            self.tell(peer, Gossip::Rumour { silent: silent.clone() }, out);
+        }
+    }
+
+    fn tell_coordinate(&mut self, now: Now) {
+        let has_moved = self.coordinate.moved_us(&self.membership.own().coordinate) >= COORDINATE_MOVED_US;
+        if !has_moved || !self.coordinate.is_useful() || now.mono_us < self.next_coordinate_us {
+            return;
+        }
+        self.next_coordinate_us = now.mono_us + COORDINATE_PAUSE_US;
+        let coordinate = self.coordinate;
+        self.membership.update_own(now.wall_ms, |own| own.coordinate = coordinate);
+        self.membership_is_dirty = true;
     }
 
     fn ping(&mut self, now: Now, peer: NodeId, out: &mut Vec<Output>) {
@@ -90,8 +126,7 @@ impl Node {
         let changes = self.membership.merge(vec![hello.member], None, Vec::new());
         self.membership_changed(now, changes, out);
         self.ping(now, peer, out);
-        let versions = self.membership.versions(true);
-        self.tell(peer, versions, out);
+        self.tell(peer, Gossip::Hash(self.membership.hash()), out);
         if changed {
             self.health_changed(now, peer, before, out);
         }
@@ -102,7 +137,8 @@ impl Node {
         if self.detector.link_down(peer) {
             self.health_changed(now, peer, before, out);
         }
-        self.clock_ahead_ms.remove(&peer);
+        let known = self.clock_ahead_ms.remove(&peer);
+        self.clocks_far_behind -= known.is_some_and(|ahead_ms| self.is_far(ahead_ms)) as usize;
     }
 
     pub(super) fn heard(&mut self, now: Now, peer: NodeId, out: &mut Vec<Output>) {
@@ -168,11 +204,20 @@ impl Node {
             }
             Gossip::Ping { mono_us, wall_ms } => {
                 self.compare_clock(now, from, wall_ms, out);
-                self.tell(from, Gossip::Pong { mono_us, wall_ms: now.wall_ms }, out);
+                let coordinate = self.coordinate;
+                self.tell(from, Gossip::Pong { mono_us, wall_ms: now.wall_ms, coordinate }, out);
             }
-            Gossip::Pong { mono_us, wall_ms } => {
-                self.detector.measured(from, now.mono_us.saturating_sub(mono_us).max(1));
+            Gossip::Pong { mono_us, wall_ms, coordinate } => {
+                self.detector.measured(from, now.mono_us.saturating_sub(mono_us).max(1), now.mono_us);
+                self.coordinate.update(coordinate, self.detector.rtt_us(from), &mut self.rng);
                 self.compare_clock(now, from, wall_ms, out);
+            }
+            Gossip::Rumour { silent } => {
+                for peer in silent.into_iter().take(RUMOUR_PEERS_MAX) {
+                    if self.detector.is_trusted(peer) {
+                        self.ping(now, peer, out);
+                    }
+                }
             }
         }
     }
@@ -258,6 +303,7 @@ impl Node {
         self.last_now = now;
         if now.wall_ms > expected_ms.saturating_add(self.config.clock_skew_ms_max) {
             self.clock_ahead_ms.clear();
+            self.clocks_far_behind = 0;
             self.clock_is_doubtful = true;
             for peer in self.peers_up() {
                 self.ping(now, peer, out);
@@ -266,9 +312,11 @@ impl Node {
     }
 
     fn compare_clock(&mut self, now: Now, peer: NodeId, their_wall_ms: u64, out: &mut Vec<Output>) {
-        let ahead = (now.wall_ms as i64).saturating_sub(their_wall_ms as i64);
-        self.clock_ahead_ms.insert(peer, ahead);
-        if self.clock_ahead_ms.len() * 2 >= self.peers_up().len() {
+        let ahead_ms = (now.wall_ms as i64).saturating_sub(their_wall_ms as i64);
+        let known = self.clock_ahead_ms.insert(peer, ahead_ms);
+        self.clocks_far_behind += self.is_far(ahead_ms) as usize;
+        self.clocks_far_behind -= known.is_some_and(|ahead_ms| self.is_far(ahead_ms)) as usize;
+        if self.clock_is_doubtful && self.clock_ahead_ms.len() * 2 >= self.detector.up_count() {
             self.clock_is_doubtful = false;
         }
         let ahead = self.clock_is_ahead();
@@ -283,15 +331,20 @@ impl Node {
 
     /// How far this node's clock is ahead of most of its peers', if that is too much to make dots by it.
     pub(super) fn clock_is_ahead(&self) -> Option<u64> {
-        let mut ahead: Vec<i64> = self.clock_ahead_ms.values().copied().collect();
-        ahead.sort_unstable();
-        let median = ahead.get(ahead.len() / 2).copied().unwrap_or(0);
-        let is_doubtful = self.clock_is_doubtful && !self.peers_up().is_empty();
-        let limit = self.config.clock_skew_ms_max;
-        match is_doubtful || median > limit as i64 {
-            true => Some(median.max(limit as i64) as u64),
-            false => None,
+        let is_doubtful = self.clock_is_doubtful && self.detector.up_count() > 0;
+        let far = self.clocks_far_behind;
+        let is_far_ahead = far > 0 && 2 * far >= self.clock_ahead_ms.len();
+        if !is_doubtful && !is_far_ahead {
+            return None;
         }
+        let mut ahead_ms: Vec<i64> = self.clock_ahead_ms.values().copied().collect();
+        ahead_ms.sort_unstable();
+        let median_ms = ahead_ms.get(ahead_ms.len() / 2).copied().unwrap_or(0);
+        Some(median_ms.max(self.config.clock_skew_ms_max as i64) as u64)
+    }
+
+    fn is_far(&self, ahead_ms: i64) -> bool {
+        ahead_ms > self.config.clock_skew_ms_max as i64
     }
 
     // Hints

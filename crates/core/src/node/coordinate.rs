@@ -26,6 +26,10 @@ pub(super) const HEDGE_COST: u32 = 20;
 /// The most that can be saved up, for the moment when a replica falls silent.
 pub(super) const HEDGE_BUDGET_MAX: u32 = 128 * HEDGE_COST;
 
+/// Nodes nearer than this are as good as each other, in microseconds of round trip. Too small: within one site the load
+/// follows chance delays; too large: gets go to another site without need.
+const NEAR_US: u64 = 5_000;
+
 /// Whether a request may still be handed to another coordinator.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Hop {
@@ -149,8 +153,8 @@ impl Node {
         self.buckets().properties(key.bucket()).conflict == Conflict::Lww
     }
 
-    /// Whom a get may ask, in order: this node, primaries that are up, suspect ones, then as many fallbacks as
-    /// primaries are down.
+    /// Whom a get may ask, in order: this node, primaries that are up, nearest first, suspect ones, then as many
+    /// fallbacks as primaries are down. Those about as near take turns.
     fn candidates(&mut self, key: &ObjectKey) -> Vec<Candidate> {
         let n = self.replicas_of(key);
         let me = self.id();
@@ -161,17 +165,25 @@ impl Node {
             candidates.push(Candidate { node: me, is_primary: true });
         }
         for wanted in [Health::Up, Health::Suspect] {
+            let first = candidates.len();
             for i in 0..n {
                 let node = list[(i + turn) % n];
                 if node != me && self.detector.health(node) == wanted {
                     candidates.push(Candidate { node, is_primary: true });
                 }
             }
+            candidates[first..].sort_by_key(|candidate| self.remoteness(candidate.node));
         }
         let missing = n - candidates.len();
         let fallbacks = list[n..].iter().filter(|&&node| self.health(node) != Health::Down).take(missing);
         candidates.extend(fallbacks.map(|&node| Candidate { node, is_primary: false }));
         candidates
+    }
+
+    /// 0 for a node nearby or of unknown distance, 1 for one farther than [`NEAR_US`], and one more for each doubling.
+    fn remoteness(&self, node: NodeId) -> u32 {
+        let distance_us = self.distance_us(node).unwrap_or(0);
+        u64::BITS - (distance_us / NEAR_US).leading_zeros()
     }
 
     // Gets
@@ -329,7 +341,8 @@ impl Node {
             },
         };
         if let Some(bytes) = own_restored {
-            self.restore_own(now, &key, &bytes);
+            self.metrics.corrupt_rows_repaired += 1;
+            self.repair_own(now, &key, &bytes);
         }
         if let Some((bytes, stale)) = repairs {
             self.repair(now, &key, bytes, stale, out);
@@ -364,7 +377,7 @@ impl Node {
         for node in stale {
             self.metrics.read_repairs += 1;
             if node == self.membership.me {
-                self.take_in_own(now, key, &bytes);
+                self.repair_own(now, key, &bytes);
                 continue;
             }
             let message = Message::write(0, key.clone(), bytes.clone(), self.stamp());
@@ -372,16 +385,10 @@ impl Node {
         }
     }
 
-    /// This node's own corrupt row is what others hold.
-    fn restore_own(&mut self, now: Now, key: &ObjectKey, bytes: &bytes::Bytes) {
-        self.metrics.corrupt_rows_repaired += 1;
-        self.take_in_own(now, key, bytes);
-    }
-
-    fn take_in_own(&mut self, now: Now, key: &ObjectKey, bytes: &bytes::Bytes) {
+    fn repair_own(&mut self, now: Now, key: &ObjectKey, bytes: &bytes::Bytes) {
         self.replica.merge_in(now, key, bytes, self.is_lww(key));
         if !self.holds(self.membership.me, key) {
-            // While the answer was under way the sweep may have passed here.
+            // While the answer was under way the sweep may have dropped the row, or passed it by as unreadable.
             self.sweep.start();
         }
     }
@@ -390,7 +397,8 @@ impl Node {
     fn restore_what_can_be(&mut self, now: Now, mut get: Get, out: &mut Vec<Output>) {
         let key = get.key.clone();
         if let Some(bytes) = get.take_restored(self.membership.me) {
-            self.restore_own(now, &key, &bytes);
+            self.metrics.corrupt_rows_repaired += 1;
+            self.repair_own(now, &key, &bytes);
         }
         if let Some((bytes, stale)) = get.take_repairs() {
             self.repair(now, &key, bytes, stale, out);

@@ -20,6 +20,7 @@ use oort_core::message::Message;
 use oort_core::mutation::Mutation;
 use oort_core::node::{Event, Input, Node, Output};
 use oort_core::object::Object;
+use oort_core::placement::Strategy;
 use oort_core::ring::RingChange;
 use oort_core::store::{Change, Durability, MemoryStore, Space, Store, StoreError, Visit};
 use oort_core::types::{NodeId, Now, ObjectKey, Position};
@@ -105,6 +106,12 @@ fn pair(a: usize, b: usize) -> (usize, usize) {
     (a.min(b), a.max(b))
 }
 
+/// How rings are laid out: as `OORT_STRATEGY` says, which also tells whole processes; 3 if it is not set.
+fn strategy() -> Strategy {
+    let number = std::env::var("OORT_STRATEGY").map_or(3, |number| number.parse().expect("1, 2 or 3"));
+    Strategy::numbered(number, 16)
+}
+
 /// A key of the default bucket.
 pub fn key(name: &str) -> ObjectKey {
     ObjectKey::new(DEFAULT_BUCKET, name.as_bytes()).expect("test keys are legal")
@@ -152,6 +159,7 @@ impl Cluster {
                 addresses: Addresses { peer: i.to_string(), ..Addresses::default() },
                 cluster_size: count as u16,
                 partitions: 64,
+                strategy: strategy(),
                 entropy_ms: 0,
                 ..NodeConfig::default()
             };

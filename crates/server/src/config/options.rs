@@ -66,15 +66,6 @@ const PEERS: &str = "Peers and repair";
 const BUCKETS: &str = "Buckets";
 const LOGS: &str = "Logs";
 
-fn strategy(number: u64, tokens: u64) -> Strategy {
-    let tokens = tokens as u16;
-    match number {
-        1 => Strategy::TokenRanges { tokens },
-        2 => Strategy::TokensAndPartitions { tokens },
-        _ => Strategy::EqualPartitions,
-    }
-}
-
 fn tokens(config: &Config) -> u64 {
     config.tokens.into()
 }
@@ -163,7 +154,7 @@ pub const OPTIONS: &[ConfigOption] = &[
         access: Number {
             range: 1..=3,
             get: |c| c.node.strategy.number().into(),
-            set: |c, v| c.node.strategy = strategy(v, tokens(c)),
+            set: |c, v| c.node.strategy = Strategy::numbered(v as u8, c.tokens),
         },
     },
     ConfigOption {
@@ -177,7 +168,7 @@ pub const OPTIONS: &[ConfigOption] = &[
             get: |c| tokens(c),
             set: |c, v| {
                 c.tokens = v as u16;
-                c.node.strategy = strategy(c.node.strategy.number().into(), v);
+                c.node.strategy = Strategy::numbered(c.node.strategy.number(), c.tokens);
             },
         },
     },

@@ -31,6 +31,8 @@ fn the_node_reports_on_itself() {
     assert_eq!(status["members"][0]["health"], "up");
     assert_eq!(status["members"][0]["partitions"], status["ring"]["partitions"]);
     assert_eq!((&status["ring"]["version"], &status["ring"]["strategy"]), (&json!(1), &json!(3)));
+    let coordinate = &status["members"][0]["coordinate"];
+    assert_eq!((&coordinate["x_us"], &coordinate["error"]), (&json!(0), &json!(1.0)));
     assert_eq!(status["buckets"][0]["name"], "default");
     assert_eq!(status["node"]["connections"], 3);
 }

@@ -10,6 +10,7 @@ use oort_core::client::{Operation, Quorum, RequestId};
 use oort_core::config::{NodeConfig, SyncMode};
 use oort_core::detector::Health;
 use oort_core::object::Object;
+use oort_core::placement::Strategy;
 use oort_core::store::Space;
 use oort_core::types::{ObjectKey, Rng};
 
@@ -41,6 +42,8 @@ pub struct Setup {
     /// Client operations.
     pub ops: usize,
     pub faults: Faults,
+    /// 1, 2 or 3; drawn from the seed if `None`.
+    pub strategy: Option<u8>,
     /// Print every event.
     pub trace: bool,
     /// Changes every node's configuration: tests break the core with it.
@@ -50,13 +53,22 @@ pub struct Setup {
 impl Setup {
     /// A setup with the usual size and all faults.
     pub fn new(seed: u64) -> Setup {
-        Setup { seed, nodes: None, ops: 400, faults: Faults::all(), trace: false, tweak: None }
+        Setup {
+            seed,
+            nodes: None,
+            ops: 400,
+            faults: Faults::all(),
+            strategy: None,
+            trace: false,
+            tweak: None,
+        }
     }
 
     /// The command that replays this setup.
     pub fn command(&self) -> String {
         let nodes = self.nodes.map_or(String::new(), |nodes| format!(" --nodes {nodes}"));
-        format!("oort sim --seed {}{nodes} --ops {} --faults {}", self.seed, self.ops, self.faults)
+        let strategy = self.strategy.map_or(String::new(), |number| format!(" --strategy {number}"));
+        format!("oort sim --seed {}{nodes} --ops {} --faults {}{strategy}", self.seed, self.ops, self.faults)
     }
 }
 
@@ -65,6 +77,8 @@ impl Setup {
 pub struct Report {
     pub seed: u64,
     pub nodes: usize,
+    /// Of the partitioning strategies of Dynamo §6.2: 1, 2 or 3.
+    pub strategy: u8,
     pub events: u64,
     /// Virtual time, in microseconds.
     pub virtual_us: u64,
@@ -112,13 +126,16 @@ impl Cluster {
         let mut rng = Rng::new(setup.seed);
         let nodes = setup.nodes.unwrap_or(3 + rng.below(5) as usize);
         let mut config = draw_config(nodes, &mut rng);
+        // Drawn apart, so that it changes nothing of the rest of a seed's world.
+        let mut choices = Rng::new(!setup.seed);
+        let (number, tokens) = (1 + choices.below(3) as u8, 1 << (1 + choices.below(3)));
+        config.strategy = Strategy::numbered(setup.strategy.unwrap_or(number), tokens);
         if setup.faults.contains(Fault::Ring) && nodes > 3 {
             // Some machines are not in the ring at first.
             config.cluster_size -= Rng::new(setup.seed).below(nodes as u64 - 2) as u16;
         }
-        // Drawn apart, so that it changes nothing of the rest of a seed's world.
         config.collect_after_ms = 0;
-        if Rng::new(!setup.seed).below(3) > 0 {
+        if choices.below(3) > 0 {
             (config.collect_after_ms, config.timeout_ms) = (COLLECT_AFTER_MS, SHORT_TIMEOUT_MS);
         }
         if let Some(tweak) = setup.tweak {
@@ -284,7 +301,9 @@ impl Cluster {
 
     fn convergence_bound_us(&self) -> u64 {
         // Each pair of owners compares a partition about once in this time; silent peers are probed every 32 rounds.
-        let comparisons = self.config.partitions as u64 * self.machines.len() as u64;
+        let cut_into = |node: &oort_core::node::Node| node.ring().map_or(0, |ring| ring.partitions() as u64);
+        let partitions = self.nodes().map(cut_into).max().unwrap_or(0);
+        let comparisons = partitions * self.machines.len() as u64;
         2 * comparisons * self.config.entropy_ms * 1000 + 40 * self.config.gossip_ms * 1000 + 60_000_000
     }
 
@@ -500,6 +519,7 @@ impl Cluster {
         Report {
             seed: setup.seed,
             nodes: self.machines.len(),
+            strategy: self.config.strategy.number(),
             events: self.trace.events(),
             virtual_us: self.now_us,
             ops_ok: count(&[Outcome::Acked, Outcome::NotApplied]),
