@@ -24,6 +24,14 @@ pub struct Needed {
     pub primaries: u8,
 }
 
+impl Needed {
+    /// The same where there are only so many replicas.
+    pub fn at_most(self, replicas: usize) -> Needed {
+        let replicas = replicas.min(u8::MAX as usize) as u8;
+        Needed { total: self.total.min(replicas), primaries: self.primaries.min(replicas) }
+    }
+}
+
 /// A replica that may be asked.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Candidate {
@@ -59,6 +67,8 @@ pub enum Progress {
 #[derive(Clone, Debug)]
 pub struct Get {
     pub key: ObjectKey,
+    /// What was asked for, however many replicas there are now: the ring may grow.
+    asked: Needed,
     needed: Needed,
     lww: bool,
     replicas: Vec<(Candidate, State)>,
@@ -71,18 +81,21 @@ pub struct Get {
 }
 
 impl Get {
+    /// `asked` answers are needed, or as many as the key has replicas: `copies`.
     /// `candidates`: in the order in which to ask them. `lww`: only the greatest dot counts.
     /// `reading_max`: the greatest clock reading that is believed.
     pub fn new(
         key: ObjectKey,
-        needed: Needed,
+        asked: Needed,
+        copies: usize,
         lww: bool,
         reading_max: u64,
         candidates: Vec<Candidate>,
     ) -> Get {
         let replicas = candidates.into_iter().map(|candidate| (candidate, State::Unasked)).collect();
         let (merged, merged_hash, merged_bytes) = (Object::default(), Some(0), None);
-        Get { key, needed, lww, replicas, reading_max, merged, merged_hash, merged_bytes }
+        let needed = asked.at_most(copies);
+        Get { key, asked, needed, lww, replicas, reading_max, merged, merged_hash, merged_bytes }
     }
 
     /// How many replicas to ask at first: as many as are needed, all of them while any primary is missing.
@@ -229,6 +242,11 @@ impl Get {
         self.needed
     }
 
+    /// What was asked for, of however many replicas.
+    pub fn asked(&self) -> Needed {
+        self.asked
+    }
+
     /// Everything the answers held, merged.
     pub fn merged(&self) -> &Object {
         &self.merged
@@ -301,7 +319,7 @@ mod tests {
         let key = ObjectKey::new(b"b", b"k").unwrap();
         let candidates = primaries.iter().enumerate();
         let candidates = candidates.map(|(i, &is_primary)| Candidate { node: NodeId(i as u64), is_primary });
-        Get::new(key, Needed { total, primaries: 0 }, false, u64::MAX, candidates.collect())
+        Get::new(key, Needed { total, primaries: 0 }, 9, false, u64::MAX, candidates.collect())
     }
 
     #[test]

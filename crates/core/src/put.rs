@@ -37,6 +37,8 @@ pub struct Put {
     pub object: Bytes,
     /// Hash of the object that it was made from, 0 if there was none.
     pub base: u64,
+    /// What was asked for, however many replicas there are now: the ring may grow.
+    asked: Needed,
     needed: Needed,
     copies: Vec<Copy>,
     moving: Option<Box<Moving>>,
@@ -51,23 +53,23 @@ struct Moving {
 }
 
 impl Put {
-    /// A put that nobody holds yet. `base`: hash of the object it was made from, 0 if there was none.
-    pub fn new(key: ObjectKey, object: Bytes, base: u64, needed: Needed) -> Put {
-        Put { key, object, base, needed, copies: Vec::with_capacity(3), moving: None }
+    /// A put that nobody holds yet, of which `asked` copies are needed, or as many as the key has replicas: see
+    /// [`Put::place`]. `base`: hash of the object it was made from, 0 if there was none.
+    pub fn new(key: ObjectKey, object: Bytes, base: u64, asked: Needed) -> Put {
+        Put { key, object, base, asked, needed: asked, copies: Vec::with_capacity(3), moving: None }
     }
 
-    /// The ring changes: those who answer reads must hold enough copies, and so must the others.
-    pub fn needs_both(&mut self, serving: &[NodeId], others: &[NodeId], needed_others: Needed) {
-        let (serving, others) = (serving.to_vec(), others.to_vec());
-        self.moving = Some(Box::new(Moving { serving, others, needed_others }));
-    }
-
-    /// The ring has changed: from now on `needed` copies count, whoever holds them, but those in the place of nodes
-    /// that are not among `primaries`.
-    pub fn settle_on(&mut self, primaries: &[NodeId], needed: Needed) {
-        self.needed = needed;
-        self.moving = None;
-        self.copies.retain(|copy| primaries.contains(&copy.hint_for.unwrap_or(copy.node)));
+    /// Says whose copies count: those of `serving`, who answer reads, and while the ring changes just as well those of
+    /// the `others`. Once it has changed, copies in the place of nodes that are no primaries any more count no more.
+    pub fn place(&mut self, serving: &[NodeId], others: Option<&[NodeId]>) {
+        self.needed = self.asked.at_most(serving.len());
+        self.moving = others.map(|others| {
+            let needed_others = self.asked.at_most(others.len());
+            Box::new(Moving { serving: serving.to_vec(), others: others.to_vec(), needed_others })
+        });
+        if others.is_none() {
+            self.copies.retain(|copy| serving.contains(&copy.hint_for.unwrap_or(copy.node)));
+        }
     }
 
     /// True if somebody holds, or is asked to hold, the copy of this primary.
@@ -233,7 +235,7 @@ mod tests {
     fn while_the_ring_changes_both_quorums_must_be_reached() {
         let [a, b, c, d] = [1, 2, 3, 4].map(NodeId);
         let mut put = put(2, 0);
-        put.needs_both(&[a, b, c], &[b, c, d], Needed { total: 2, primaries: 0 });
+        put.place(&[a, b, c], Some(&[b, c, d]));
         put.hold(a, None);
         [b, c, d].into_iter().for_each(|node| put.ask(node, None));
         put.acknowledge(d);
@@ -241,11 +243,25 @@ mod tests {
         put.fail(c);
         put.acknowledge(b);
         assert_eq!(put.progress(), Progress::Done);
-        put.settle_on(&[b, c, d], Needed { total: 3, primaries: 0 });
-        assert_eq!(
-            (put.progress(), put.acknowledged()),
-            (Progress::Impossible, 2),
-            "a's copy counts no more"
-        );
+        put.place(&[b, c, d], None);
+        assert_eq!((put.progress(), put.acknowledged()), (Progress::Done, 2), "a's copy counts no more");
+    }
+
+    #[test]
+    fn a_ring_that_grows_meanwhile_makes_a_put_need_what_was_asked_for() {
+        let [a, b, c] = [1, 2, 3].map(NodeId);
+        let mut put = put(3, 3);
+        put.place(&[a, b], None);
+        assert_eq!(put.needed(), Needed { total: 2, primaries: 2 });
+        put.hold(a, None);
+        put.ask(b, None);
+        put.place(&[a, b], Some(&[a, b, c]));
+        put.acknowledge(b);
+        assert_eq!(put.progress(), Progress::Impossible, "of three replicas three were asked for");
+        put.ask(c, None);
+        put.place(&[a, b, c], None);
+        assert_eq!(put.progress(), Progress::Waiting);
+        put.acknowledge(c);
+        assert_eq!(put.progress(), Progress::Done);
     }
 }

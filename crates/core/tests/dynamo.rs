@@ -13,8 +13,8 @@ use oort_core::mutation::{Basis, Condition, Expiry, Mutation};
 use oort_core::node::Event;
 use oort_core::placement::RingNode;
 use oort_core::ring::{Ring, RingChange};
-use oort_core::store::Space;
-use oort_core::types::{NodeId, Position};
+use oort_core::store::{Durability, Space, Store};
+use oort_core::types::{NodeId, ObjectKey, Position};
 use support::{key, Cluster, Crash};
 
 fn store(value: &str, basis: Basis) -> Mutation {
@@ -622,6 +622,34 @@ fn anti_entropy_repairs_a_row_that_vanished_silently() {
     let found = cluster.total("entropy_differences");
     cluster.advance(3_000);
     assert_eq!(cluster.total("entropy_differences"), found, "agreement is quiet");
+}
+
+/// Source: Dynamo §4.7; what a node that was told a bucket's N sums up apart from then on.
+#[test]
+fn anti_entropy_mends_what_only_the_last_replica_of_a_larger_n_holds() {
+    let mut cluster = Cluster::with(4, |config| config.entropy_ms = 10);
+    let names: Vec<String> = (0..12).map(|i| format!("key{i}")).collect();
+    let on_all = |name: &str| ObjectKey::new(b"on-all", name.as_bytes()).unwrap();
+    cluster.advance(2_000);
+    cluster.set_bucket(0, b"on-all", BucketProperties { n: 4, ..BucketProperties::default() });
+    for name in &names {
+        let mutation = Mutation::store("v");
+        let (quorum, want) = (Quorum::default(), Want::default());
+        cluster.run(0, Operation::Update { key: on_all(name), mutation, quorum, want }).unwrap();
+    }
+    let row = |cluster: &Cluster, i: usize, name: &str| {
+        cluster.machines[i].disk.lock().get(Space::Data, on_all(name).row()).unwrap()
+    };
+    for (i, name) in (1..4).flat_map(|i| names.iter().map(move |name| (i, name))) {
+        let mut disk = cluster.machines[i].disk.lock();
+        disk.apply((Space::Data, on_all(name).row().clone(), None));
+        disk.sync(Durability::Durable).unwrap();
+    }
+    cluster.advance(30_000);
+    for name in &names {
+        assert!(row(&cluster, 0, name).is_some());
+        assert!((1..4).all(|i| row(&cluster, i, name) == row(&cluster, 0, name)), "{name}");
+    }
 }
 
 /// Source: Dynamo §4.5 lets any node run a scan as it runs a get: by merging what R replicas hold.

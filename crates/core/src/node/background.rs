@@ -284,6 +284,7 @@ impl Node {
         {
             return Err(ClientError::Property(PropertyError::TooManyBuckets { limit: BUCKETS_MAX }));
         }
+        self.size_tree();
         self.membership_is_dirty = true;
         for peer in self.peers_up() {
             let entry = BucketEntry { set_by, properties: properties.clone() };

@@ -135,7 +135,7 @@ impl Node {
         self.needed(key, (QuorumName::W, total), (QuorumName::PrimaryW, quorum.primary_w))
     }
 
-    /// Checks quorum numbers against the bucket's `n`; a cluster smaller than `n` is asked for as many as it has.
+    /// Checks quorum numbers against the bucket's `n`. A cluster smaller than `n` will be asked for as many as it has.
     fn needed(
         &self,
         key: &ObjectKey,
@@ -145,8 +145,7 @@ impl Node {
         let n = self.buckets().properties(key.bucket()).n;
         check_quorum(total_name, total, n)?;
         check_quorum(primary_name, primaries.max(1), n)?;
-        let replicas = self.replicas_of(key) as u8;
-        Ok(Needed { total: total.min(replicas), primaries: primaries.min(replicas) })
+        Ok(Needed { total, primaries })
     }
 
     pub(super) fn is_lww(&self, key: &ObjectKey) -> bool {
@@ -200,7 +199,8 @@ impl Node {
         out: &mut Vec<Output>,
     ) {
         let candidates = self.candidates(&key);
-        self.start_get_from(now, origin, key, needed, purpose, candidates, deadline_us, out);
+        let copies = self.replicas_of(&key);
+        self.start_get_from(now, origin, key, (needed, copies), purpose, candidates, deadline_us, out);
     }
 
     #[allow(clippy::too_many_arguments)]
@@ -209,14 +209,14 @@ impl Node {
         now: Now,
         origin: Origin,
         key: ObjectKey,
-        needed: Needed,
+        (needed, copies): (Needed, usize),
         purpose: Purpose,
         candidates: Vec<Candidate>,
         deadline_us: u64,
         out: &mut Vec<Output>,
     ) {
         let lww = self.is_lww(&key);
-        let get = Get::new(key, needed, lww, self.replica.reading_max(now), candidates);
+        let get = Get::new(key, needed, copies, lww, self.replica.reading_max(now), candidates);
         let count = get.first_count();
         self.hedge_budget = (self.hedge_budget + 1).min(HEDGE_BUDGET_MAX);
         let work = Work::Get { get, purpose };
@@ -240,7 +240,7 @@ impl Node {
         let candidates = [self.id(), peer].map(|node| Candidate { node, is_primary: true }).to_vec();
         let needed = Needed { total: 2, primaries: 0 };
         let deadline_us = now.mono_us + self.config.timeout_ms as u64 * 1000;
-        self.start_get_from(now, origin, key, needed, Purpose::Repair, candidates, deadline_us, out);
+        self.start_get_from(now, origin, key, (needed, 2), Purpose::Repair, candidates, deadline_us, out);
     }
 
     /// Asks up to `count` more replicas. True if there was one to ask.
@@ -471,7 +471,8 @@ impl Node {
             self.metrics.puts_failed += 1;
             return self.finish(origin, Err(error), out);
         }
-        if !update.reads_first() || needed_read.total.max(needed_read.primaries) == 1 {
+        let Needed { total, primaries } = needed_read.at_most(self.replicas_of(&update.key));
+        if !update.reads_first() || total.max(primaries) == 1 {
             return self.apply_update(now, origin, update, None, deadline_us, out);
         }
         self.read_then_apply(now, origin, update, needed_read, deadline_us, out);
@@ -531,6 +532,7 @@ impl Node {
             return Some(ClientError::ClockSkew { ahead_ms });
         }
         let n = self.replicas_of(key);
+        let needed = needed.at_most(n);
         let list = self.placed_ring().preference_at(key.position());
         let reachable =
             |nodes: &[NodeId]| nodes.iter().filter(|&&node| self.health(node) != Health::Down).count();
@@ -636,12 +638,7 @@ impl Node {
         let me = self.membership.me;
         let key = put.key.clone();
         let (primaries, others) = self.owners(&key);
-        if let Some(others) = &others {
-            let Needed { total, primaries: own } = put.needed();
-            let there = others.len() as u8;
-            let needed = Needed { total: total.min(there), primaries: own.min(there) };
-            put.needs_both(&primaries, others, needed);
-        }
+        put.place(&primaries, others.as_deref());
         if primaries.contains(&me) || others.as_ref().is_some_and(|others| others.contains(&me)) {
             put.hold(me, None);
         } else {

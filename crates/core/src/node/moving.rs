@@ -10,7 +10,6 @@ use super::serve::end_of;
 use super::{Event, Node, Origin, Output, Task, Work};
 use crate::client::{ClientError, NodePlan, Reply, RingPlan};
 use crate::detector::Health;
-use crate::get::Needed;
 use crate::membership::Gossip;
 use crate::message::{Control, Message, RangePage, TaskId};
 use crate::replica::{hash_of, row_hash};
@@ -161,10 +160,8 @@ impl Node {
                 else {
                     return;
                 };
-                let replicas = self.replicas_of(&get.key) as u8;
-                let Needed { total, primaries } = get.needed();
-                let needed = Needed { total: total.min(replicas), primaries: primaries.min(replicas) };
-                self.start_get(now, origin, get.key, needed, purpose, deadline_us, out);
+                let asked = get.asked();
+                self.start_get(now, origin, get.key, asked, purpose, deadline_us, out);
             }
             Work::Put { .. } => self.replan_put(now, id, out),
             _ => {}
@@ -173,17 +170,10 @@ impl Node {
 
     fn replan_put(&mut self, now: Now, id: TaskId, out: &mut Vec<Output>) {
         let Some(Task { work: Work::Put { put, .. }, .. }) = self.tasks.get_mut(id) else { return };
-        let (key, needed) = (put.key.clone(), put.needed());
+        let key = put.key.clone();
         let (serving, others) = self.owners(&key);
-        let at_most = |needed: Needed, owners: &[NodeId]| Needed {
-            total: needed.total.min(owners.len() as u8),
-            primaries: needed.primaries.min(owners.len() as u8),
-        };
         let Some(Task { work: Work::Put { put, .. }, .. }) = self.tasks.get_mut(id) else { return };
-        match &others {
-            Some(others) => put.needs_both(&serving, others, at_most(needed, others)),
-            None => put.settle_on(&serving, at_most(needed, &serving)),
-        }
+        put.place(&serving, others.as_deref());
         let outstanding: Vec<NodeId> = put.outstanding().collect();
         for node in outstanding {
             self.ask_again(now, id, node, out);
