@@ -37,6 +37,8 @@ pub struct Member {
     pub id: NodeId,
     /// Raised by the node itself with every change; starts from its clock at each start.
     pub version: u64,
+    /// The version of the peer protocol that it speaks.
+    pub protocol: u16,
     pub name: String,
     pub addresses: Addresses,
     /// The node said goodbye: it is down on purpose and will come back under the same id.
@@ -56,9 +58,9 @@ impl Member {
     /// A node of the default weight that nobody has heard of yet.
     pub fn new(id: NodeId, name: String, addresses: Addresses) -> Member {
         let (weight, zone) = (WEIGHT_DEFAULT, String::new());
-        let (version, stopped, moved, empty) = (0, false, 0, false);
+        let (version, protocol, stopped, moved, empty) = (0, PROTOCOL, false, 0, false);
         let coordinate = Coordinate::default();
-        Member { id, version, name, addresses, stopped, weight, zone, moved, empty, coordinate }
+        Member { id, version, protocol, name, addresses, stopped, weight, zone, moved, empty, coordinate }
     }
 
     /// What the ring is to know of it.

@@ -407,6 +407,7 @@ impl Node {
         });
         membership.buckets.set_defaults(config.bucket_defaults.clone());
         membership.update_own(now.wall_ms, |own| {
+            own.protocol = PROTOCOL;
             own.name = config.name.clone();
             own.addresses = config.addresses.clone();
             own.stopped = false;

@@ -12,6 +12,7 @@ use oort::handle::{channel, Command, Handle, Inbox, Inside};
 use oort::http::{serve, HttpServer, Limits};
 use oort_core::config::NodeConfig;
 use oort_core::node::{Input, Node, Output};
+use oort_core::placement::Strategy;
 use oort_core::store::{Change, Durability, MemoryStore, Space, Store, StoreError, Visit};
 use oort_core::types::Now;
 
@@ -31,12 +32,18 @@ pub struct TestNode {
     thread: Option<JoinHandle<()>>,
 }
 
+/// How rings are laid out: as `OORT_STRATEGY` says; 3 if it is not set.
+pub fn strategy() -> u8 {
+    std::env::var("OORT_STRATEGY").map_or(3, |number| number.parse().expect("1, 2 or 3"))
+}
+
 impl TestNode {
     pub fn start() -> TestNode {
         TestNode::start_with(NodeConfig::default(), Limits::default())
     }
 
-    pub fn start_with(config: NodeConfig, limits: Limits) -> TestNode {
+    pub fn start_with(mut config: NodeConfig, limits: Limits) -> TestNode {
+        config.strategy = Strategy::numbered(strategy(), 100);
         let switches = Arc::new(Switches::default());
         let poll = mio::Poll::new().unwrap();
         let waker = Arc::new(mio::Waker::new(poll.registry(), mio::Token(0)).unwrap());
