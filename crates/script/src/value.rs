@@ -300,17 +300,13 @@ impl Taker {
     }
 
     fn table(&mut self, table: &Table) -> Result<Value, Refusal> {
-        let pointer = table.to_pointer();
-        if self.open.contains(&pointer) {
+        if self.open.contains(&table.to_pointer()) {
             return Err(Unkeepable::Cycle.into());
         }
         if self.open.len() >= LEVELS_MAX {
             return Err(Unkeepable::TooDeep { levels_max: LEVELS_MAX }.into());
         }
-        self.open.push(pointer);
-        let taken = self.entries(table, |_| true);
-        self.open.pop();
-        Ok(array_or_map(taken?))
+        Ok(array_or_map(self.entries(table, |_| true)?))
     }
 
     /// The entries of a table whose keys `wanted` lets pass, in order of their keys.
@@ -321,6 +317,7 @@ impl Taker {
     ) -> Result<Vec<(Value, Value)>, Refusal> {
         let mut entries = Vec::new();
         let mut refusal = None;
+        self.open.push(table.to_pointer());
         let walked = table.for_each(|key: mlua::Value, value: mlua::Value| {
             if !wanted(&key) {
                 return Ok(());
@@ -336,6 +333,7 @@ impl Taker {
                 }
             }
         });
+        self.open.pop();
         match (refusal, walked) {
             (Some(refusal), _) => return Err(refusal),
             // Only our own callback errs in such a walk; were it otherwise, the value is simply not taken.

@@ -215,8 +215,8 @@ impl Vm {
         // Without it `table.move` runs for minutes over a sparse range. Unknown to a later Luau, it is the default.
         let _ = Lua::set_fflag("LuauTableMoveTimeoutFix", true);
         let libraries = StdLib::MATH | StdLib::STRING | StdLib::TABLE | StdLib::COROUTINE;
-        // mlua's own pcall, which guards against panics of ours, cannot be waited in.
-        let lua = Lua::new_with(libraries, LuaOptions::new().catch_rust_panics(false))?;
+        // Without it mlua puts a pcall of its own in place, in which no handler can wait.
+        let lua = Lua::new_with(libraries, LuaOptions::new().catch_rust_panics(true))?;
         let meter = Meter::install(&lua, config.clock);
         let context = Rc::new(Context::new(meter));
         let library = Library::new(&lua, &context)?;
@@ -316,7 +316,6 @@ impl Vm {
     pub fn encode(&mut self, object: &mut Object) -> Result<Vec<u8>, ScriptError> {
         let empty = Baseline::default();
         let baseline = object.code.baseline.get().unwrap_or(&empty);
-        // One byte more than allowed, and the rest is not even read.
         let mut taker = Taker::new(object.limits.memory_bytes);
         let fields = kept(&mut taker, &object.fields, &baseline.fields, &[], "self");
         let fields = fields.map_err(|error| too_large(error, &object.limits))?;
@@ -357,7 +356,7 @@ impl Vm {
         }
         let compiler = Compiler::new().set_optimization_level(1).set_debug_level(1);
         let syntax = |error: mlua::Error| match error {
-            mlua::Error::SyntaxError { message, .. } => ScriptError::Syntax { message },
+            mlua::Error::SyntaxError { message, .. } => ScriptError::Syntax { message: format!("line {message}") },
             other => other.into(),
         };
         let bytecode = compiler.compile(source).map_err(syntax)?;
