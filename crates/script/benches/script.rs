@@ -88,7 +88,10 @@ fn memory_of_objects(bencher: Bencher) {
         let load = |vm: &mut Vm| vm.load(b"key", COUNTER.as_bytes(), None, limits.clone(), FACTS);
         let objects: Vec<_> = (0..10_000).map(|_| load(&mut vm).expect("it loads")).collect();
         vm.collect().expect("it collects");
-        println!("{} bytes of Lua memory for each object that shares its code", (vm.used_bytes() - before) / 10_000);
+        println!(
+            "{} bytes of Lua memory for each object that shares its code",
+            (vm.used_bytes() - before) / 10_000
+        );
         objects.len()
     });
 }

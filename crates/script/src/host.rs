@@ -12,7 +12,7 @@ use std::rc::Rc;
 use mlua::{Function, Table};
 
 use crate::limits::{LimitError, ScriptError};
-use crate::meter::Meter;
+use crate::meter;
 use crate::value::{Taker, Value};
 
 /// What a suspended handler waits for.
@@ -59,7 +59,6 @@ pub(crate) struct Deferred {
 
 /// What host functions see of the handler that runs. One for each machine; filled before each run.
 pub(crate) struct Context {
-    pub meter: Rc<Meter>,
     pub now_ms: Cell<u64>,
     pub random: Cell<u64>,
     pub node_ip: RefCell<String>,
@@ -77,9 +76,8 @@ pub(crate) struct Context {
 }
 
 impl Context {
-    pub fn new(meter: Rc<Meter>) -> Context {
+    pub fn new() -> Context {
         Context {
-            meter,
             now_ms: Cell::new(0),
             random: Cell::new(1),
             node_ip: RefCell::default(),
@@ -152,7 +150,7 @@ impl Context {
             }
             None => {
                 self.messages_left.set(0);
-                self.meter.trip(LimitError::Messages { limit: self.messages_max.get() });
+                meter::trip(LimitError::Messages { limit: self.messages_max.get() });
                 Err(fault("message limit reached"))
             }
         }

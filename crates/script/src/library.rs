@@ -8,14 +8,38 @@ use std::rc::Rc;
 use mlua::{Function, Lua, LuaString, Table};
 
 use crate::host::Context;
+use crate::meter;
 
 /// The names that objects see; everything else that Luau has is out of their reach.
 const BASE: [&str; 21] = [
-    "_VERSION", "assert", "error", "ipairs", "next", "pairs", "pcall", "rawequal", "rawget", "rawlen", "rawset",
-    "select", "setmetatable", "tonumber", "tostring", "type", "typeof", "unpack", "xpcall", "comet", "dht",
+    "_VERSION",
+    "assert",
+    "error",
+    "ipairs",
+    "next",
+    "pairs",
+    "pcall",
+    "rawequal",
+    "rawget",
+    "rawlen",
+    "rawset",
+    "select",
+    "setmetatable",
+    "tonumber",
+    "tostring",
+    "type",
+    "typeof",
+    "unpack",
+    "xpcall",
+    "comet",
+    "dht",
 ];
 const LIBRARIES: [&str; 3] = ["math", "string", "table"];
-const REMOVED: [(&str, &[&str]); 2] = [("math", &["randomseed"]), ("string", &["pack", "unpack", "packsize"])];
+const REMOVED: [(&str, &[&str]); 2] =
+    [("math", &["randomseed"]), ("string", &["pack", "unpack", "packsize"])];
+
+/// Instructions that raising and catching an error is worth: it takes microseconds.
+const CAUGHT_ERROR_COST: i64 = 100;
 
 /// The shared globals and what `vm` needs to make objects.
 pub(crate) struct Library {
@@ -62,12 +86,9 @@ impl Library {
 /// The functions that the prelude builds on.
 fn host(lua: &Lua, context: &Rc<Context>) -> mlua::Result<Table> {
     let host = lua.create_table()?;
-    let c = context.clone();
-    host.raw_set("charge", lua.create_function(move |_, cost: f64| charge(&c, cost))?)?;
-    let c = context.clone();
-    host.raw_set("charge_sort", lua.create_function(move |_, t: mlua::Value| charge(&c, sort_cost(&t)))?)?;
-    let c = context.clone();
-    host.raw_set("caught", lua.create_function(move |_, error: mlua::Value| caught(&c, &error))?)?;
+    host.raw_set("charge", lua.create_function(|_, cost: f64| charge(cost))?)?;
+    host.raw_set("charge_sort", lua.create_function(|_, t: mlua::Value| charge(sort_cost(&t)))?)?;
+    host.raw_set("caught", lua.create_function(|_, error: mlua::Value| caught(&error))?)?;
     let c = context.clone();
     host.raw_set("random", lua.create_function(move |_, ()| Ok(c.random()))?)?;
     let c = context.clone();
@@ -108,14 +129,17 @@ fn facts(lua: &Lua, context: &Rc<Context>) -> mlua::Result<Table> {
 }
 
 /// An error for the sake of the jump: what is reported is what the meter holds.
-fn limit() -> mlua::Error {
-    mlua::Error::RuntimeError("limit".to_string())
+fn end_if_tripped() -> mlua::Result<()> {
+    match meter::is_tripped() {
+        true => Err(mlua::Error::RuntimeError("limit".to_string())),
+        false => Ok(()),
+    }
 }
 
-fn charge(context: &Context, cost: f64) -> mlua::Result<()> {
+fn charge(cost: f64) -> mlua::Result<()> {
     // Too large a float becomes the greatest integer; none is NaN, being a product of lengths.
-    context.meter.charge(cost as i64);
-    context.meter.tripped().map_or(Ok(()), |_| Err(limit()))
+    meter::charge(cost as i64);
+    end_if_tripped()
 }
 
 /// Comparisons of a sort without comparator, each dearer the longer the strings are.
@@ -133,14 +157,15 @@ fn sort_cost(table: &mlua::Value) -> f64 {
 }
 
 /// Called with each error that `pcall` caught: limits are thrown on, and want of memory becomes one.
-fn caught(context: &Context, error: &mlua::Value) -> mlua::Result<()> {
+fn caught(error: &mlua::Value) -> mlua::Result<()> {
     let is_memory = match error {
         mlua::Value::String(text) => text.as_bytes()[..] == *b"not enough memory",
         mlua::Value::Error(error) => matches!(**error, mlua::Error::MemoryError(_)),
         _ => false,
     };
     if is_memory {
-        context.meter.trip_working_memory();
+        meter::trip_working_memory();
     }
-    context.meter.tripped().map_or(Ok(()), |_| Err(limit()))
+    meter::charge(CAUGHT_ERROR_COST);
+    end_if_tripped()
 }

@@ -21,12 +21,14 @@ pub struct Limits {
     pub fuel: Fuel,
     /// Bytecode instructions of one handler call, its callbacks and resumed parts included.
     pub instructions: u32,
-    /// Source and encoded state together. Also bounds what a handler returns.
+    /// Source and encoded state together, where each table counts 16 bytes more. Also bounds what a handler returns.
     pub memory_bytes: usize,
     /// What one call may allocate, garbage included: nothing is collected while a handler runs. Too small: handlers
     /// that join strings in a loop fail. Too large: hostile calls leave more for the collector.
     pub working_bytes: usize,
-    /// Time that a call may run by the clock of [`crate::vm::Config`], without the time it waits.
+    /// Time that a call may run by the clock of the machine's `Config`, without the time it waits. Instructions cost
+    /// a few milliseconds at most; this bounds what C functions take beyond them. Too small: a busy machine ends
+    /// honest calls, unless the clock is the thread's processor time.
     pub wall_us: u64,
     /// Messages (one for each node addressed) between two refills, that is a timer interval.
     pub messages: u32,
@@ -39,7 +41,7 @@ impl Default for Limits {
             instructions: 100_000,
             memory_bytes: 100_000,
             working_bytes: 1 << 20,
-            wall_us: 50_000,
+            wall_us: 10_000,
             messages: 20,
         }
     }

@@ -99,8 +99,8 @@ impl Shape {
     /// Notes `.name` unless it is assigned to.
     fn mention(&mut self, words: &[Word], at: usize) {
         let [Word::Sign(b'.'), Word::Name(name)] = words[at..(at + 2).min(words.len())] else { return };
-        let is_assigned = words.get(at + 2) == Some(&Word::Sign(b'='))
-            && words.get(at + 3) != Some(&Word::Sign(b'='));
+        let is_assigned =
+            words.get(at + 2) == Some(&Word::Sign(b'=')) && words.get(at + 3) != Some(&Word::Sign(b'='));
         if !is_assigned {
             self.mentioned_with_dot.insert(name.to_vec());
         }
@@ -208,7 +208,11 @@ mod tests {
             ("aso.onGet = function(self) end", "onGet", Some((true, false))),
             ("return { onGet = function (caller) end }", "onGet", Some((false, true))),
             ("function object.onGet(self) end", "onGet", Some((true, false))),
-            ("-- function onGet(self) end\nlocal x = 'function onGet() end' [[function onGet()]]", "onGet", None),
+            (
+                "-- function onGet(self) end\nlocal x = 'function onGet() end' [[function onGet()]]",
+                "onGet",
+                None,
+            ),
             ("--[==[ ]] function a() ]==] function b() end", "b", Some((false, false))),
         ];
         for (source, name, wanted) in cases {
@@ -234,7 +238,9 @@ mod tests {
 
     #[test]
     fn any_bytes_are_read_to_their_end() {
-        for source in ["function", "function (", "'", "\\", "'\\", "[[", "[==", "--", "--[[", "x.", "9.", "\u{e9}"] {
+        for source in
+            ["function", "function (", "'", "\\", "'\\", "[[", "[==", "--", "--[[", "x.", "9.", "\u{e9}"]
+        {
             Shape::of(source.as_bytes());
         }
     }

@@ -24,6 +24,8 @@ use crate::limits::{ScriptError, Unkeepable};
 
 /// Tables within tables, at most.
 pub const LEVELS_MAX: usize = 32;
+/// What a table counts besides its entries: empty ones take memory too.
+const TABLE_BYTES: usize = 16;
 const FORMAT: u8 = 1;
 /// Integers beyond are not told apart by Lua's numbers.
 const EXACT_MAX: f64 = 9_007_199_254_740_992.0;
@@ -57,7 +59,10 @@ impl Value {
     /// The value of `key` in a map.
     pub fn get(&self, key: &str) -> Option<&Value> {
         let Value::Map(entries) = self else { return None };
-        entries.iter().find(|(k, _)| matches!(k, Value::Bytes(bytes) if bytes == key.as_bytes())).map(|(_, v)| v)
+        entries
+            .iter()
+            .find(|(k, _)| matches!(k, Value::Bytes(bytes) if bytes == key.as_bytes()))
+            .map(|(_, v)| v)
     }
 
     /// A total order: by kind, then by content.
@@ -317,6 +322,7 @@ impl Taker {
     ) -> Result<Vec<(Value, Value)>, Refusal> {
         let mut entries = Vec::new();
         let mut refusal = None;
+        self.charge(TABLE_BYTES)?;
         self.open.push(table.to_pointer());
         let walked = table.for_each(|key: mlua::Value, value: mlua::Value| {
             if !wanted(&key) {
@@ -359,7 +365,10 @@ impl Taker {
         match self.take(value) {
             Ok(value) => Ok((key, value)),
             Err(mut refusal) => {
-                refusal.path.push(step_to(&key));
+                // Where a bound on the whole was passed says nothing.
+                if !matches!(refusal.reason, Unkeepable::TooLarge { .. }) {
+                    refusal.path.push(step_to(&key));
+                }
                 Err(refusal)
             }
         }

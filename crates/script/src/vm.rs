@@ -23,7 +23,7 @@ use crate::host::{
 };
 use crate::library::Library;
 use crate::limits::{LimitError, Limits, ScriptError, Unkeepable};
-use crate::meter::{Clock, Left, Meter};
+use crate::meter::{self, Clock, Left};
 use crate::shape::Shape;
 use crate::value::{decode, encode, into_lua, Refusal, Taker, Value};
 
@@ -31,6 +31,11 @@ use crate::value::{decode, encode, into_lua, Refusal, Taker, Value};
 const OBJECT_NAMES: [&str; 3] = ["aso", "object", "self"];
 /// Idle threads that are kept for the next calls.
 const IDLE_THREADS_MAX: usize = 64;
+/// Longest message and trace of an error: they travel to clients and into logs.
+const ERROR_TEXT_BYTES_MAX: usize = 2_000;
+/// An object is loaded anew when its calls have allocated this many times what it may keep: what its code hides from
+/// its state, in local variables of its source, is bounded so. Such variables are not kept in any case.
+const HIDDEN_MEMORY_FACTOR: usize = 4;
 /// Beyond what the meter allows, so that its precise error comes before the allocator's.
 const HEAP_SLACK_BYTES: usize = 64 * 1024;
 /// The collector does one step for each this many bytes allocated.
@@ -58,6 +63,7 @@ pub struct Vm {
     context: Rc<Context>,
     codes: HashMap<u128, Rc<Code>>,
     codes_max: usize,
+    clock: Clock,
     idle: Vec<Thread>,
     collector: Collector,
 }
@@ -94,6 +100,8 @@ pub struct Object {
     messages_left: u32,
     /// Allocated by its calls since its state was last measured.
     unmeasured_bytes: usize,
+    /// Allocated by its calls since it was loaded.
+    allocated_bytes: usize,
 }
 
 /// What a call is handed besides its arguments.
@@ -217,12 +225,12 @@ impl Vm {
         let libraries = StdLib::MATH | StdLib::STRING | StdLib::TABLE | StdLib::COROUTINE;
         // Without it mlua puts a pcall of its own in place, in which no handler can wait.
         let lua = Lua::new_with(libraries, LuaOptions::new().catch_rust_panics(true))?;
-        let meter = Meter::install(&lua, config.clock);
-        let context = Rc::new(Context::new(meter));
+        meter::install(&lua);
+        let context = Rc::new(Context::new());
         let library = Library::new(&lua, &context)?;
         let collector = Collector::new(&lua);
-        let (codes, codes_max) = (HashMap::new(), config.codes_max);
-        Ok(Vm { lua, library, context, codes, codes_max, idle: Vec::new(), collector })
+        let Config { clock, codes_max } = config;
+        Ok(Vm { lua, library, context, codes: HashMap::new(), codes_max, clock, idle: Vec::new(), collector })
     }
 
     /// What `getNodeIP` and `getNodeID` answer.
@@ -256,8 +264,21 @@ impl Vm {
         globals.set_metatable(Some(self.library.metatable.clone()))?;
         let messages_left = limits.messages;
         let key = Rc::from(key);
-        let mut object = Object { code, fields, globals, key, limits, messages_left, unmeasured_bytes: 0 };
+        let mut object = Object {
+            code,
+            fields,
+            globals,
+            key,
+            limits,
+            messages_left,
+            unmeasured_bytes: 0,
+            allocated_bytes: 0,
+        };
         self.run_source(&mut object, facts)?;
+        if object.fields.is_readonly() {
+            let message = "the table of an object cannot be frozen".to_string();
+            return Err(ScriptError::Runtime { message, trace: String::new() });
+        }
         self.adopt_functions(&object)?;
         if object.code.baseline.get().is_none() {
             let _ = object.code.baseline.set(self.baseline(&object)?);
@@ -265,7 +286,7 @@ impl Vm {
         match state {
             Some(state) => self.restore(&object, state)?,
             // What is new may be too large already.
-            None => drop(self.encode(&mut object)?),
+            None => self.measure(&mut object)?,
         }
         self.collector.pace(&self.lua);
         Ok(object)
@@ -330,6 +351,14 @@ impl Vm {
         Ok(state)
     }
 
+    /// Only the size is of interest: what cannot be kept is said when it shall be kept.
+    fn measure(&mut self, object: &mut Object) -> Result<(), ScriptError> {
+        match self.encode(object) {
+            Err(error @ ScriptError::Limit { .. }) => Err(error),
+            _ => Ok(()),
+        }
+    }
+
     /// A field of an object, as `ASO.INFO` shows it and as timers read `interval`.
     pub fn field(&self, object: &Object, name: &str) -> Result<Value, ScriptError> {
         let value: mlua::Value = object.fields.raw_get(name)?;
@@ -356,7 +385,9 @@ impl Vm {
         }
         let compiler = Compiler::new().set_optimization_level(1).set_debug_level(1);
         let syntax = |error: mlua::Error| match error {
-            mlua::Error::SyntaxError { message, .. } => ScriptError::Syntax { message: format!("line {message}") },
+            mlua::Error::SyntaxError { message, .. } => {
+                ScriptError::Syntax { message: format!("line {message}") }
+            }
             other => other.into(),
         };
         let bytecode = compiler.compile(source).map_err(syntax)?;
@@ -434,7 +465,11 @@ impl Vm {
             table.for_each(|name: mlua::Value, value: mlua::Value| {
                 if let mlua::Value::String(name) = name {
                     let taken = Taker::new(object.limits.memory_bytes).take(&value);
-                    let is = taken.map_or(Made::Code, Made::Data);
+                    let is = match taken {
+                        Ok(data) => Made::Data(data),
+                        Err(Refusal { reason: Unkeepable::TooLarge { .. }, .. }) => return Ok(()),
+                        Err(_) => Made::Code,
+                    };
                     made.insert(name.as_bytes().to_vec(), is);
                 }
                 Ok(())
@@ -514,15 +549,16 @@ impl Vm {
         let heap_before = self.lua.used_memory();
         let (result, left) = self.turn(object, &thread, run.left, arguments);
         self.leave(object, &mut run, left);
-        object.unmeasured_bytes += self.lua.used_memory().saturating_sub(heap_before);
+        let allocated = self.lua.used_memory().saturating_sub(heap_before);
+        object.unmeasured_bytes += allocated;
+        object.allocated_bytes += allocated;
         self.collector.pace(&self.lua);
         let returned = match result {
             Ok(returned) => returned,
             Err(error) => return Step::Failed(error),
         };
         if object.unmeasured_bytes > object.limits.memory_bytes / 2 {
-            // Only its size is of interest here: what cannot be kept is said when it shall be kept.
-            if let Err(error @ ScriptError::Limit { .. }) = self.encode(object) {
+            if let Err(error) = self.measure(object) {
                 return Step::Failed(error);
             }
         }
@@ -541,23 +577,29 @@ impl Vm {
                 Err(error) => return Step::Failed(error),
             }
         }
-        self.finish(object, run)
+        if let Some(Deferred { request, callback }) = run.deferred.pop_front() {
+            return Step::Suspended(Suspended { request, waiting: Waiting::Callback(callback), run });
+        }
+        if object.allocated_bytes > HIDDEN_MEMORY_FACTOR * object.limits.memory_bytes {
+            if let Err(error) = self.load_anew(object, run.facts) {
+                return Step::Failed(error);
+            }
+        }
+        let instructions_left = u32::try_from(run.left.fuel).unwrap_or(0);
+        Step::Done(Outcome {
+            answer: run.answer.unwrap_or(Answer::Value(Value::Nil)),
+            is_deleted: run.is_deleted,
+            instructions_used: object.limits.instructions.saturating_sub(instructions_left),
+        })
     }
 
-    fn finish(&self, object: &Object, mut run: Run) -> Step {
-        match run.deferred.pop_front() {
-            Some(Deferred { request, callback }) => {
-                Step::Suspended(Suspended { request, waiting: Waiting::Callback(callback), run })
-            }
-            None => Step::Done(Outcome {
-                answer: run.answer.unwrap_or(Answer::Value(Value::Nil)),
-                is_deleted: run.is_deleted,
-                instructions_used: object
-                    .limits
-                    .instructions
-                    .saturating_sub(u32::try_from(run.left.fuel).unwrap_or(0)),
-            }),
-        }
+    fn load_anew(&mut self, object: &mut Object, facts: Facts) -> Result<(), ScriptError> {
+        let state = self.encode(object)?;
+        let (key, source, limits) = (object.key.clone(), object.code.source.clone(), object.limits.clone());
+        let messages_left = object.messages_left;
+        *object = self.load(&key, &source, Some(&state), limits, facts)?;
+        object.messages_left = messages_left;
+        Ok(())
     }
 
     fn answer(&self, object: &Object, returned: MultiValue) -> Result<Answer, ScriptError> {
@@ -605,17 +647,16 @@ impl Vm {
         left: Left,
         arguments: MultiValue,
     ) -> (Result<MultiValue, ScriptError>, Left) {
-        let meter = &self.context.meter;
         let heap_bytes = self.lua.used_memory();
         let heap_bytes_max = heap_bytes + object.limits.working_bytes + HEAP_SLACK_BYTES;
         // Only a machine of another owner has no limit to set.
         let _ = self.lua.set_memory_limit(heap_bytes_max);
-        meter.start(&object.limits, left, heap_bytes, thread);
+        meter::start(self.clock, &object.limits, left, heap_bytes, thread);
         let result = thread.resume::<MultiValue>(arguments);
         if matches!(&result, Err(error) if is_memory(error)) {
-            meter.trip_working_memory();
+            meter::trip_working_memory();
         }
-        let (left, tripped) = meter.stop();
+        let (left, tripped) = meter::stop();
         let _ = self.lua.set_memory_limit(0);
         let result = match (tripped, result) {
             (Some(limit), result) => {
@@ -717,11 +758,33 @@ fn failure(error: &mlua::Error) -> (String, String) {
         }
         other => (other.to_string(), String::new()),
     };
-    let Some((first, rest)) = message.split_once("\nstack traceback:\n") else { return (message, trace) };
+    let (first, rest) = message.split_once("\nstack traceback:\n").unwrap_or((&message, ""));
     if trace.is_empty() {
         trace = rest.to_string();
     }
-    (first.to_string(), trace)
+    (shortened(&placed(first, &trace)), shortened(&trace))
+}
+
+/// A message that names its place in the object's source: errors in a wrapper of the library are its caller's, and
+/// addresses of tables are nobody's business.
+fn placed(message: &str, trace: &str) -> String {
+    if let Some((kind, _)) = message.split_once(": 0x") {
+        return format!("the error is a {kind}");
+    }
+    let inner = message.strip_prefix("oort:").and_then(|rest| rest.split_once(": "));
+    let caller = trace.lines().find_map(|line| line.trim_start().strip_prefix("aso:")?.split(':').next());
+    match (inner, caller) {
+        (Some((_, text)), Some(line)) => format!("aso:{line}: {text}"),
+        _ => message.to_string(),
+    }
+}
+
+fn shortened(text: &str) -> String {
+    let mut end = text.len().min(ERROR_TEXT_BYTES_MAX);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    text[..end].to_string()
 }
 
 /// Lets the collector keep up with what is allocated, between calls.
@@ -734,8 +797,9 @@ struct Collector {
 
 impl Collector {
     fn new(lua: &Lua) -> Collector {
-        let parameters =
-            mlua::state::GcIncParams::default().step_multiplier(400).step_size((COLLECT_STEP_BYTES / 1024) as _);
+        let parameters = mlua::state::GcIncParams::default()
+            .step_multiplier(400)
+            .step_size((COLLECT_STEP_BYTES / 1024) as _);
         lua.gc_set_mode(mlua::state::GcMode::Incremental(parameters));
         lua.gc_stop();
         let bytes = lua.used_memory();

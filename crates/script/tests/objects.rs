@@ -183,7 +183,10 @@ fn facts_of_the_node_have_all_their_names() {
     for name in ["getASOKey", "getKey", "key"] {
         assert_eq!(eval(&mut vm, &format!("dht.{name}()")), Value::from("key"));
     }
-    assert_eq!(eval(&mut vm, "{comet.getNodeIP(), comet.getNodeID()}"), array(&["10.0.0.1".into(), "n1".into()]));
+    assert_eq!(
+        eval(&mut vm, "{comet.getNodeIP(), comet.getNodeID()}"),
+        array(&["10.0.0.1".into(), "n1".into()])
+    );
     let mut object = load(&mut vm, "function onGet() comet.deleteSelf() return 'last' end");
     let outcome = done(step(&mut vm, &mut object, "onGet", &[]));
     assert!(outcome.is_deleted);
@@ -211,8 +214,12 @@ function onUpdate(new, caller) return self end";
     assert_eq!(request, wanted);
     assert_eq!(failed(last).to_string(), "an object reaches only its own key");
     assert_eq!(vm.field(&object, "seen"), Ok("1.2.3.4:5 x".into()));
-    let call =
-        Call { function: "onUpdate", caller: CallerPlace::Last(&caller), arguments: &arguments, facts: FACTS };
+    let call = Call {
+        function: "onUpdate",
+        caller: CallerPlace::Last(&caller),
+        arguments: &arguments,
+        facts: FACTS,
+    };
     assert_eq!(done(vm.call(&mut object, &call)).answer, Answer::Object);
 }
 
@@ -257,10 +264,8 @@ function onGet() seen = seen + 1 self.removed = nil self.p = Point.new(3).x retu
     let mut object = load(&mut vm, source);
     run(&mut vm, &mut object, "onGet", &[]);
     let state = vm.encode(&mut object).unwrap();
-    let wanted = array(&[
-        Value::Map(vec![("p".into(), 3.into())]),
-        Value::Map(vec![("seen".into(), 1.into())]),
-    ]);
+    let wanted =
+        array(&[Value::Map(vec![("p".into(), 3.into())]), Value::Map(vec![("seen".into(), 1.into())])]);
     assert_eq!(oort_script::decode(&state).unwrap(), wanted);
     // New code with the state kept: its constants are new, what the old code removed stays removed.
     let limits = Rc::new(Limits::default());
@@ -282,8 +287,10 @@ fn bytes_that_are_no_state_are_refused() {
 #[test]
 fn errors_carry_their_place_and_trace() {
     let mut vm = vm();
-    let mut object =
-        load(&mut vm, "local function deep(x)\n return x.y.z\nend\nfunction onGet() return deep({}) .. '' end");
+    let mut object = load(
+        &mut vm,
+        "local function deep(x)\n return x.y.z\nend\nfunction onGet() return deep({}) .. '' end",
+    );
     let error = failed(step(&mut vm, &mut object, "onGet", &[]));
     assert_eq!(error.to_string(), "aso:2: attempt to index nil with 'z'");
     assert!(error.trace().contains("aso:4"), "{}", error.trace());
@@ -368,4 +375,31 @@ fn what_cannot_be_kept_is_named() {
         let state = vm.encode(&mut object);
         assert_eq!(state, Err(wanted), "{body}");
     }
+}
+
+#[test]
+fn memory_hidden_from_the_state_is_bounded() {
+    let source = "local hidden = {}
+        aso.n = 0
+        function f() self.n = self.n + 1 hidden[#hidden + 1] = ('x'):rep(50000) .. self.n return self.n end";
+    let mut vm = vm();
+    let mut object = load(&mut vm, source);
+    vm.collect().unwrap();
+    let before = vm.used_bytes();
+    for n in 1..=1000 {
+        assert_eq!(run(&mut vm, &mut object, "f", &[]), Value::Integer(n));
+    }
+    vm.collect().unwrap();
+    let kept = vm.used_bytes().saturating_sub(before);
+    assert!(kept < 1 << 20, "{kept} bytes");
+}
+
+#[test]
+fn garbage_is_collected_between_calls() {
+    let mut vm = vm();
+    let mut object = load(&mut vm, "function f() return #('x'):rep(20000) end");
+    for _ in 0..2000 {
+        run(&mut vm, &mut object, "f", &[]);
+    }
+    assert!(vm.used_bytes() < 4 << 20, "{} bytes", vm.used_bytes());
 }
