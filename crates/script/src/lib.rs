@@ -31,6 +31,8 @@ mod meter;
 mod shape;
 mod host;
 mod library;
+mod collector;
+mod failure;
 mod vm;
 
 pub use host::{Caller, HostRequest, HostResult, PutData};

@@ -124,7 +124,11 @@ fn facts(lua: &Lua, context: &Rc<Context>) -> mlua::Result<Table> {
         facts.raw_set(name, &id)?;
     }
     let c = context.clone();
-    facts.raw_set("deleteSelf", lua.create_function(move |_, ()| Ok(c.is_deleted.set(true)))?)?;
+    let delete = move |_: &Lua, ()| {
+        c.is_deleted.set(true);
+        Ok(())
+    };
+    facts.raw_set("deleteSelf", lua.create_function(delete)?)?;
     Ok(facts)
 }
 

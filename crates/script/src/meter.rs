@@ -17,7 +17,7 @@ use mlua::{Lua, Thread};
 use crate::limits::{Fuel, LimitError, Limits, SAFEPOINT_COST};
 
 /// Safepoints between two looks at the clock.
-const SAFEPOINTS_PER_LOOK: u32 = 64;
+const SAFEPOINTS_PER_LOOK: u32 = 32;
 
 /// A monotonic clock in microseconds. The processor time of the thread is best: a descheduled handler is not late.
 pub type Clock = fn() -> u64;

@@ -199,7 +199,7 @@ mod tests {
 
     #[test]
     fn signatures_are_read_from_every_way_of_writing() {
-        let cases: [(&str, &str, Option<(bool, bool)>); 10] = [
+        let cases = [
             ("function onGet() end", "onGet", Some((false, false))),
             ("function onGet(caller) end", "onGet", Some((false, true))),
             ("function aso:onTimer() end", "onTimer", Some((true, false))),

@@ -18,6 +18,8 @@ use mlua::chunk::{ChunkMode, Compiler};
 use mlua::thread::ThreadStatus;
 use mlua::{Function, Lua, LuaOptions, MultiValue, StdLib, Table, Thread};
 
+use crate::collector::Collector;
+use crate::failure::{failure, is_memory};
 use crate::host::{
     caller_value, cannot_wait_while_loading, Caller, Context, Deferred, HostRequest, HostResult,
 };
@@ -31,15 +33,11 @@ use crate::value::{decode, encode, into_lua, Refusal, Taker, Value};
 const OBJECT_NAMES: [&str; 3] = ["aso", "object", "self"];
 /// Idle threads that are kept for the next calls.
 const IDLE_THREADS_MAX: usize = 64;
-/// Longest message and trace of an error: they travel to clients and into logs.
-const ERROR_TEXT_BYTES_MAX: usize = 2_000;
 /// An object is loaded anew when its calls have allocated this many times what it may keep: what its code hides from
 /// its state, in local variables of its source, is bounded so. Such variables are not kept in any case.
 const HIDDEN_MEMORY_FACTOR: usize = 4;
 /// Beyond what the meter allows, so that its precise error comes before the allocator's.
 const HEAP_SLACK_BYTES: usize = 64 * 1024;
-/// The collector does one step for each this many bytes allocated.
-const COLLECT_STEP_BYTES: usize = 64 * 1024;
 
 /// What a machine is made with.
 pub struct Config {
@@ -136,7 +134,7 @@ pub enum CallerPlace<'a> {
 pub enum Step {
     Done(Outcome),
     /// The handler waits for an answer to `Suspended::request`.
-    Suspended(Suspended),
+    Suspended(Box<Suspended>),
     Failed(ScriptError),
 }
 
@@ -304,11 +302,11 @@ impl Vm {
     pub fn resume(
         &mut self,
         object: &mut Object,
-        suspended: Suspended,
+        suspended: Box<Suspended>,
         facts: Facts,
         result: HostResult,
     ) -> Step {
-        let Suspended { waiting, mut run, .. } = suspended;
+        let Suspended { waiting, mut run, .. } = *suspended;
         run.facts = facts;
         let begun = (|| -> Result<_, ScriptError> {
             let mut arguments = MultiValue::new();
@@ -565,7 +563,7 @@ impl Vm {
         if thread.status() == ThreadStatus::Resumable {
             return match self.context.pending.borrow_mut().take() {
                 Some(request) => {
-                    Step::Suspended(Suspended { request, waiting: Waiting::Handler(thread), run })
+                    Step::Suspended(Box::new(Suspended { request, waiting: Waiting::Handler(thread), run }))
                 }
                 None => Step::Failed(ScriptError::Machine { message: "a handler waits for nothing".into() }),
             };
@@ -578,7 +576,11 @@ impl Vm {
             }
         }
         if let Some(Deferred { request, callback }) = run.deferred.pop_front() {
-            return Step::Suspended(Suspended { request, waiting: Waiting::Callback(callback), run });
+            return Step::Suspended(Box::new(Suspended {
+                request,
+                waiting: Waiting::Callback(callback),
+                run,
+            }));
         }
         if object.allocated_bytes > HIDDEN_MEMORY_FACTOR * object.limits.memory_bytes {
             if let Err(error) = self.load_anew(object, run.facts) {
@@ -735,87 +737,4 @@ fn too_large(error: ScriptError, limits: &Limits) -> ScriptError {
 fn memory_limit(limits: &Limits) -> ScriptError {
     let limit = LimitError::Memory { limit_bytes: limits.memory_bytes };
     ScriptError::Limit { limit, trace: String::new() }
-}
-
-fn is_memory(error: &mlua::Error) -> bool {
-    match error {
-        mlua::Error::MemoryError(_) => true,
-        mlua::Error::CallbackError { cause, .. } => is_memory(cause),
-        _ => false,
-    }
-}
-
-/// The message and Lua's trace of an error.
-fn failure(error: &mlua::Error) -> (String, String) {
-    let (message, mut trace) = match error {
-        mlua::Error::RuntimeError(text) => (text.clone(), String::new()),
-        mlua::Error::CallbackError { traceback, cause } => {
-            let mut cause = cause;
-            while let mlua::Error::CallbackError { cause: inner, .. } = &**cause {
-                cause = inner;
-            }
-            (failure(cause).0, traceback.clone())
-        }
-        other => (other.to_string(), String::new()),
-    };
-    let (first, rest) = message.split_once("\nstack traceback:\n").unwrap_or((&message, ""));
-    if trace.is_empty() {
-        trace = rest.to_string();
-    }
-    (shortened(&placed(first, &trace)), shortened(&trace))
-}
-
-/// A message that names its place in the object's source: errors in a wrapper of the library are its caller's, and
-/// addresses of tables are nobody's business.
-fn placed(message: &str, trace: &str) -> String {
-    if let Some((kind, _)) = message.split_once(": 0x") {
-        return format!("the error is a {kind}");
-    }
-    let inner = message.strip_prefix("oort:").and_then(|rest| rest.split_once(": "));
-    let caller = trace.lines().find_map(|line| line.trim_start().strip_prefix("aso:")?.split(':').next());
-    match (inner, caller) {
-        (Some((_, text)), Some(line)) => format!("aso:{line}: {text}"),
-        _ => message.to_string(),
-    }
-}
-
-fn shortened(text: &str) -> String {
-    let mut end = text.len().min(ERROR_TEXT_BYTES_MAX);
-    while !text.is_char_boundary(end) {
-        end -= 1;
-    }
-    text[..end].to_string()
-}
-
-/// Lets the collector keep up with what is allocated, between calls.
-struct Collector {
-    /// The collector rests until the machine has grown to this.
-    rest_until_bytes: usize,
-    /// The size at which the next step is due.
-    next_step_bytes: usize,
-}
-
-impl Collector {
-    fn new(lua: &Lua) -> Collector {
-        let parameters = mlua::state::GcIncParams::default()
-            .step_multiplier(400)
-            .step_size((COLLECT_STEP_BYTES / 1024) as _);
-        lua.gc_set_mode(mlua::state::GcMode::Incremental(parameters));
-        lua.gc_stop();
-        let bytes = lua.used_memory();
-        Collector { rest_until_bytes: 2 * bytes, next_step_bytes: bytes }
-    }
-
-    fn pace(&mut self, lua: &Lua) {
-        let bytes = lua.used_memory();
-        if bytes < self.rest_until_bytes || bytes < self.next_step_bytes {
-            return;
-        }
-        let is_cycle_done = lua.gc_step().unwrap_or(false);
-        // A step sets the collector going by itself again.
-        lua.gc_stop();
-        let bytes = lua.used_memory();
-        self.next_step_bytes = bytes + COLLECT_STEP_BYTES;
-        self.rest_until_bytes = if is_cycle_done { bytes + bytes / 2 + COLLECT_STEP_BYTES } else { 0 };
-    }
 }

@@ -137,7 +137,10 @@ proptest! {
     }
 
     #[test]
-    fn random_bytes_are_a_state_or_an_error(bytes in prop::collection::vec(any::<u8>(), 0..100), framed in any::<bool>()) {
+    fn random_bytes_are_a_state_or_an_error(
+        bytes in prop::collection::vec(any::<u8>(), 0..100),
+        framed in any::<bool>(),
+    ) {
         let bytes = if framed { [&[1, 6, 2][..], &bytes].concat() } else { bytes };
         if let Ok(value) = oort_script::decode(&bytes) {
             prop_assert!(oort_script::decode(&oort_script::encode(&value)).is_ok());

@@ -20,10 +20,11 @@ function onGet() self.count = self.count + 1 return self.count end
 function check()
   local pair = {3, 1, 2}
   table.sort(pair)
+  local own = tostring(rawget(string, 'x'))
   return table.concat({
     ('x'):rep(3), ('a,b'):gsub(',', ';'), string.format('%d', 7), table.concat(pair), math.floor(2.5),
     tostring(pcall(error, 'e')), tostring(getmetatable), ('abc'):find('b'), math.max(1, 2), type(comet.get),
-    tostring(leaked), tostring(stolen), comet.key(), tostring(next({})), select('#', 1, 2), tostring(rawget(string, 'x')),
+    tostring(leaked), tostring(stolen), comet.key(), tostring(next({})), select('#', 1, 2), own,
   }, ' ')
 end";
 const CHECKED: &str = "xxx a;b 7 123 2 false nil 2 2 function nil nil key nil 2 nil";
