@@ -173,6 +173,8 @@ enum Waiting {
 
 /// A call from its start to its end.
 struct Run {
+    /// Of the object that was called.
+    key: Rc<[u8]>,
     left: Left,
     /// What the handler itself returned; its callbacks return to nobody.
     answer: Option<Answer>,
@@ -298,7 +300,9 @@ impl Vm {
         }
     }
 
-    /// Goes on with a handler that waited. The object must be the one whose call was suspended.
+    /// Goes on with a handler that waited.
+    ///
+    /// Errors: as `call`, and `Machine` if the object is not the one that was called.
     pub fn resume(
         &mut self,
         object: &mut Object,
@@ -307,6 +311,11 @@ impl Vm {
         result: HostResult,
     ) -> Step {
         let Suspended { waiting, mut run, .. } = *suspended;
+        if !Rc::ptr_eq(&run.key, &object.key) {
+            let message =
+                "the handler that waits is of another object, or of the object before it was loaded anew";
+            return Step::Failed(ScriptError::Machine { message: message.to_string() });
+        }
         run.facts = facts;
         let begun = (|| -> Result<_, ScriptError> {
             let mut arguments = MultiValue::new();
@@ -405,7 +414,7 @@ impl Vm {
         let main = object.code.main.deep_clone()?;
         main.set_environment(object.globals.clone())?;
         let thread = self.thread(main)?;
-        let run = Run::new(&object.limits, facts);
+        let run = Run::new(object, facts);
         self.enter(object, &run);
         let (result, _) = self.turn(object, &thread, run.left, MultiValue::new());
         let returned = result?;
@@ -523,7 +532,7 @@ impl Vm {
         if signature.is_none_or(|signature| signature.takes_self) {
             arguments.push_back(mlua::Value::Table(object.fields.clone()));
         }
-        let mut run = Run::new(&object.limits, call.facts);
+        let mut run = Run::new(object, call.facts);
         if let CallerPlace::First(caller) | CallerPlace::Last(caller) = call.caller {
             run.reply_to.clone_from(&caller.from);
         }
@@ -692,9 +701,10 @@ impl Vm {
 }
 
 impl Run {
-    fn new(limits: &Limits, facts: Facts) -> Run {
+    fn new(object: &Object, facts: Facts) -> Run {
         Run {
-            left: Left::all(limits),
+            key: object.key.clone(),
+            left: Left::all(&object.limits),
             answer: None,
             deferred: VecDeque::new(),
             facts,

@@ -340,6 +340,10 @@ fn a_suspended_handler_lets_others_run_and_keeps_its_budget() {
     let waiting = step(&mut vm, &mut object, "g", &[]);
     let (_, last) = answer(&mut vm, &mut object, waiting, Ok("v".into()));
     assert_eq!(done(last).answer, Answer::Value(array(&[Value::Bool(true), "v".into()])));
+    // It cannot go on in another object.
+    let Step::Suspended(waiting) = step(&mut vm, &mut object, "g", &[]) else { panic!() };
+    let misled = failed(vm.resume(&mut other, waiting, FACTS, Ok(Value::Nil)));
+    assert!(matches!(misled, ScriptError::Machine { .. }), "{misled}");
     // A handler that is dropped while it waits leaves nothing behind.
     drop(step(&mut vm, &mut object, "g", &[]));
     run(&mut vm, &mut other, "onGet", &[]);
@@ -402,4 +406,26 @@ fn garbage_is_collected_between_calls() {
         run(&mut vm, &mut object, "f", &[]);
     }
     assert!(vm.used_bytes() < 4 << 20, "{} bytes", vm.used_bytes());
+}
+
+#[test]
+fn equal_calls_do_equal_things_in_any_machine() {
+    let source = "function f()
+        local t = {tostring({}), math.random(1000), comet.systemTime()}
+        for name in pairs({a = 1, b = 2, c = 3, d = 4, e = 5}) do t[#t + 1] = name end
+        self.t = t
+        return t
+    end";
+    let both: Vec<_> = (0..2)
+        .map(|noise| {
+            let mut vm = vm();
+            for _ in 0..noise * 100 {
+                eval(&mut vm, "{math.random(), {}}");
+            }
+            let mut object = load(&mut vm, source);
+            let outcome = done(step(&mut vm, &mut object, "f", &[]));
+            (outcome, vm.encode(&mut object).unwrap())
+        })
+        .collect();
+    assert_eq!(both[0], both[1]);
 }

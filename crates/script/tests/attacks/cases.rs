@@ -199,6 +199,11 @@ pub const CASES: &[Attack] = &[
          return next(gone) == nil and 'none is there' or 'some are there'",
     ), Harmless("none is there")),
     attack("bytecode as source", Source("\x1bLua\x06\x03"), Syntax("line 1: Expected identifier when parsing expression, got '\u{1b}'")),
+    attack(
+        "addresses of memory",
+        Body("local t = {} return tostring(t) .. (' %* '):format(next) .. `{t} {nil}` .. tostring(setmetatable({}, {}))"),
+        Harmless("table function table niltable"),
+    ),
     // Coroutines, and waiting where nothing can wait.
     attack("a coroutine", Body("coroutine.wrap(function() end)()"), Error("aso:1: attempt to index nil with 'wrap'")),
     attack("waiting in a comparator", Body("table.sort({2, 1}, function() comet.lookup() end)"),
