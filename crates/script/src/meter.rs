@@ -1,0 +1,216 @@
+//! Counts what a running handler uses, and stops it. The only `unsafe` code of this crate.
+//!
+//! Luau calls us back at safepoints (a loop's turn, a call, a return, each step of a string pattern) and, while a
+//! thread is single-stepped, before each instruction. mlua offers neither single steps nor a callback that costs a
+//! few nanoseconds, so both are installed by hand. The counters are the thread's: one handler runs at a time on a
+//! thread, and nothing needs to be found through the pointer that Luau has for its embedder, which is mlua's.
+//!
+//! A limit once reached stays reached: the error is raised again at the next safepoint or instruction, so that
+//! `pcall` in a loop cannot outlive it.
+
+use std::cell::Cell;
+use std::ffi::c_int;
+
+use mlua::ffi::{self, lua_Debug, lua_State};
+use mlua::{Lua, Thread};
+
+use crate::limits::{Fuel, LimitError, Limits, SAFEPOINT_COST};
+
+/// Safepoints between two looks at the clock.
+const SAFEPOINTS_PER_LOOK: u32 = 32;
+
+/// A monotonic clock in microseconds. The processor time of the thread is best: a descheduled handler is not late.
+pub type Clock = fn() -> u64;
+
+struct Counters {
+    /// Nothing is counted while no handler runs.
+    on: Cell<bool>,
+    exact: Cell<bool>,
+    fuel: Cell<i64>,
+    tripped: Cell<Option<LimitError>>,
+    instructions_max: Cell<u32>,
+    heap_bytes_max: Cell<usize>,
+    working_bytes: Cell<usize>,
+    clock: Cell<Clock>,
+    deadline_us: Cell<u64>,
+    wall_us: Cell<u64>,
+    safepoints_to_look: Cell<u32>,
+    /// No instruction was stepped since the last safepoint: a C function makes these, and each is charged.
+    within_c: Cell<bool>,
+}
+
+thread_local! {
+    static COUNTERS: Counters = const {
+        Counters {
+            on: Cell::new(false),
+            exact: Cell::new(true),
+            fuel: Cell::new(0),
+            tripped: Cell::new(None),
+            instructions_max: Cell::new(0),
+            heap_bytes_max: Cell::new(usize::MAX),
+            working_bytes: Cell::new(0),
+            clock: Cell::new(no_clock),
+            deadline_us: Cell::new(u64::MAX),
+            wall_us: Cell::new(0),
+            safepoints_to_look: Cell::new(SAFEPOINTS_PER_LOOK),
+            within_c: Cell::new(false),
+        }
+    };
+}
+
+fn no_clock() -> u64 {
+    0
+}
+
+/// What a suspended call has left.
+#[derive(Clone, Copy)]
+pub(crate) struct Left {
+    pub fuel: i64,
+    pub wall_us: u64,
+}
+
+impl Left {
+    pub fn all(limits: &Limits) -> Left {
+        Left { fuel: i64::from(limits.instructions), wall_us: limits.wall_us }
+    }
+}
+
+/// Lets a machine call back.
+pub(crate) fn install(lua: &Lua) {
+    let state = lua.current_thread().state();
+    // SAFETY: `state` is a live state of `lua`, whose callbacks live as long as the machine. The functions set are
+    // of the signatures that Luau declares. They unwind as its C++ exceptions through frames of their own only,
+    // which own nothing that is dropped.
+    unsafe {
+        let callbacks = ffi::lua_callbacks(state);
+        (*callbacks).interrupt = Some(safepoint);
+        (*callbacks).debugstep = Some(instruction);
+    }
+}
+
+/// From now until `stop`, the code of `thread` is counted.
+pub(crate) fn start(clock: Clock, limits: &Limits, left: Left, heap_bytes: usize, thread: &Thread) {
+    let exact = limits.fuel == Fuel::Exact;
+    // SAFETY: the state lives as long as `thread`; the call sets one flag of it.
+    unsafe { ffi::lua_singlestep(thread.state(), c_int::from(exact)) };
+    COUNTERS.with(|c| {
+        c.exact.set(exact);
+        c.fuel.set(left.fuel);
+        c.tripped.set(None);
+        c.instructions_max.set(limits.instructions);
+        c.working_bytes.set(limits.working_bytes);
+        c.heap_bytes_max.set(heap_bytes + limits.working_bytes);
+        c.clock.set(clock);
+        c.wall_us.set(limits.wall_us);
+        c.deadline_us.set(clock().saturating_add(left.wall_us));
+        c.safepoints_to_look.set(SAFEPOINTS_PER_LOOK);
+        c.within_c.set(true);
+        c.on.set(true);
+    });
+}
+
+/// Ends the counting. Returns what is left, and the limit if one was reached.
+pub(crate) fn stop() -> (Left, Option<LimitError>) {
+    COUNTERS.with(|c| {
+        c.on.set(false);
+        let wall_us = c.deadline_us.get().saturating_sub((c.clock.get())());
+        (Left { fuel: c.fuel.get(), wall_us }, c.tripped.get())
+    })
+}
+
+pub(crate) fn is_tripped() -> bool {
+    COUNTERS.with(|c| c.tripped.get().is_some())
+}
+
+/// Ends the running call with this limit, unless another was reached before.
+pub(crate) fn trip(limit: LimitError) {
+    COUNTERS.with(|c| c.trip(limit));
+}
+
+pub(crate) fn trip_working_memory() {
+    COUNTERS.with(Counters::trip_working_memory);
+}
+
+/// Takes fuel for work that has no instructions.
+pub(crate) fn charge(cost: i64) {
+    COUNTERS.with(|c| c.charge(cost));
+}
+
+impl Counters {
+    fn trip(&self, limit: LimitError) {
+        if self.on.get() && self.tripped.get().is_none() {
+            self.tripped.set(Some(limit));
+        }
+    }
+
+    fn trip_working_memory(&self) {
+        self.trip(LimitError::WorkingMemory { limit_bytes: self.working_bytes.get() });
+    }
+
+    fn charge(&self, cost: i64) {
+        let fuel = self.fuel.get().saturating_sub(cost);
+        self.fuel.set(fuel);
+        if fuel < 0 {
+            self.trip(LimitError::Instructions { limit: self.instructions_max.get() });
+        }
+    }
+
+    /// Returns whether the call must end.
+    fn at_instruction(&self) -> bool {
+        if !self.on.get() {
+            return false;
+        }
+        self.within_c.set(false);
+        self.charge(1);
+        self.tripped.get().is_some()
+    }
+
+    /// Returns whether the call must end.
+    fn at_safepoint(&self, heap_bytes: usize) -> bool {
+        if !self.on.get() {
+            return false;
+        }
+        if !self.exact.get() {
+            self.charge(SAFEPOINT_COST);
+        } else if self.within_c.replace(true) {
+            self.charge(1);
+        }
+        if heap_bytes > self.heap_bytes_max.get() {
+            self.trip_working_memory();
+        }
+        let to_look = self.safepoints_to_look.get() - 1;
+        self.safepoints_to_look.set(to_look);
+        if to_look == 0 {
+            self.safepoints_to_look.set(SAFEPOINTS_PER_LOOK);
+            if (self.clock.get())() > self.deadline_us.get() {
+                self.trip(LimitError::WallClock { limit_us: self.wall_us.get() });
+            }
+        }
+        self.tripped.get().is_some()
+    }
+}
+
+// SAFETY of both: Luau hands them a live state.
+
+unsafe extern "C-unwind" fn instruction(state: *mut lua_State, _: *mut lua_Debug) {
+    if COUNTERS.with(Counters::at_instruction) {
+        raise(state);
+    }
+}
+
+unsafe extern "C-unwind" fn safepoint(state: *mut lua_State, gc: c_int) {
+    // The collector calls too, where no error may be raised.
+    if gc < 0 {
+        let heap_bytes = ffi::lua_totalbytes(state, -1);
+        if COUNTERS.with(|c| c.at_safepoint(heap_bytes)) {
+            raise(state);
+        }
+    }
+}
+
+/// The text does not matter: whoever started the call asks the counters. It costs no allocation after the first time.
+unsafe fn raise(state: *mut lua_State) -> ! {
+    ffi::lua_rawcheckstack(state, 1);
+    ffi::lua_pushlstring_(state, c"limit".as_ptr(), 5);
+    ffi::lua_error(state)
+}
