@@ -75,11 +75,7 @@ impl Node {
     }
 
     fn is_in_ring(&self, node: NodeId) -> bool {
-        self.ring.as_ref().is_some_and(|ring| {
-            let state = ring.state();
-            state.layout.node(node).is_some()
-                || state.old.as_ref().is_some_and(|old| old.node(node).is_some())
-        })
+        self.ring.as_ref().is_some_and(|ring| ring.state().contains(node))
     }
 
     /// True if an operator removed the node: what it still sends counts no more, lest it bring back what is forgotten.
