@@ -8,7 +8,7 @@ use oort_sim::cluster::{run, Setup};
 use oort_sim::faults::{Fault, Faults};
 
 /// Seeds that `cargo test` runs with all faults, with single faults and without any.
-const SEEDS: u64 = 600;
+const SEEDS: u64 = 300;
 const SEEDS_PER_FAULT: u64 = 12;
 /// One simulation is single-threaded; this many run side by side.
 const THREADS: usize = 2;
