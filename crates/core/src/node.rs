@@ -4,18 +4,20 @@
 //! disk, one [`Node::commit`], release the rest. Nothing an output claims is untrue after a power failure. The copies
 //! of a put become durable on all replicas at the same time, not one after the other.
 //!
-//! The submodules are one `impl Node` in parts: `coordinate` runs gets and puts, `listing` scans, `overdue` goes
-//! on without what came too late, `serve` answers other coordinators, `background` gossips, hands hints over and
-//! compares partitions, `entropy` mends what differs there, `collect` forgets deleted objects, `moving` changes the
-//! ring. Follow a put from `coordinate::start_update`.
+//! The submodules are one `impl Node` in parts: `coordinate` takes requests, `gets` and `puts` run them, `listing`
+//! scans, `overdue` goes on without what came too late, `serve` answers other coordinators, `background` gossips and
+//! hands hints over, `entropy` compares partitions and mends what differs, `collect` forgets deleted objects, `moving`
+//! changes the ring. Follow a put from `puts::start_update`.
 
 mod background;
 mod collect;
 mod coordinate;
 mod entropy;
+mod gets;
 mod listing;
 mod moving;
 mod overdue;
+mod puts;
 mod serve;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -451,7 +453,7 @@ impl Node {
             turn_puts: Vec::new(),
             turn_dots: Vec::new(),
             unkept: Vec::new(),
-            hedge_budget: coordinate::HEDGE_BUDGET_MAX,
+            hedge_budget: gets::HEDGE_BUDGET_MAX,
             rng,
             replica,
             membership,

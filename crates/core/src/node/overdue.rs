@@ -1,6 +1,7 @@
 //! What was waited for too long, or from a peer that is lost: hedges, deadlines, and going on without the peer.
 
-use super::coordinate::{put_error, HEDGE_COST};
+use super::gets::HEDGE_COST;
+use super::puts::put_error;
 use super::{Node, Origin, Output, Work};
 use crate::client::ClientError;
 use crate::message::TaskId;

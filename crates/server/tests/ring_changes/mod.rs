@@ -63,6 +63,16 @@ fn assert_not_dialled(node: &Node) {
     assert_eq!(listener.accept().map(|_| ()).map_err(|error| error.kind()), Err(ErrorKind::WouldBlock));
 }
 
+/// Kills the first two of three nodes: the third alone must hold everything.
+fn assert_third_holds(cluster: &mut Cluster, acknowledged: &Acknowledged) {
+    cluster.nodes[0].kill();
+    cluster.nodes[1].kill();
+    eventually("the third knows that it is alone", || {
+        cluster.nodes[2].call(&["VGET", "some key"]).is_error().then_some(())
+    });
+    assert_eq!(missing_from(&cluster.nodes[2], acknowledged), Vec::<String>::new());
+}
+
 #[test]
 fn a_node_joins_and_another_leaves_under_load() {
     let mut cluster = Cluster::start(3, &[]);
@@ -122,12 +132,7 @@ fn the_hints_and_the_copies_of_a_removed_node_go_to_the_new_owners() {
     }
     assert_not_dialled(&cluster.nodes[3]);
     // Each of the three holds everything.
-    cluster.nodes[0].kill();
-    cluster.nodes[1].kill();
-    eventually("the third knows that it is alone", || {
-        cluster.nodes[2].call(&["VGET", "some key"]).is_error().then_some(())
-    });
-    assert_eq!(missing_from(&cluster.nodes[2], &acknowledged), Vec::<String>::new());
+    assert_third_holds(&mut cluster, &acknowledged);
 }
 
 #[test]
@@ -163,12 +168,7 @@ fn a_node_whose_disk_was_emptied_is_recognised_and_takes_its_place_again() {
     for node in &cluster.nodes {
         assert_readable(node, &acknowledged);
     }
-    cluster.nodes[0].kill();
-    cluster.nodes[1].kill();
-    eventually("the third knows that it is alone", || {
-        cluster.nodes[2].call(&["VGET", "some key"]).is_error().then_some(())
-    });
-    assert_eq!(missing_from(&cluster.nodes[2], &acknowledged), Vec::<String>::new());
+    assert_third_holds(&mut cluster, &acknowledged);
 }
 
 #[test]

@@ -1,15 +1,12 @@
 //! What one client can make a node hold, and what it is told when that is too much.
 
-#[allow(dead_code)] // Each test target uses a part of it.
-mod support;
-
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::time::Duration;
 
+use crate::support::{eventually, Cluster, PATIENCE};
 use oort::client::Client;
 use oort::resp::Value;
-use support::{eventually, Cluster, PATIENCE};
 
 const MIB: usize = 1 << 20;
 

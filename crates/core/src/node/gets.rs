@@ -1,0 +1,306 @@
+//! Running gets: whom to ask and in which order, when to ask one more, and mending what the answers show to be stale.
+//!
+//! `get` counts the answers. A get may be a client's, the first half of an update, or a repair.
+
+use super::puts::Update;
+use super::{Node, Origin, Output, Purpose, Task, Work};
+use crate::client::{Action, ClientError, Reply};
+use crate::detector::Health;
+use crate::get::{Candidate, Get, Needed, Progress};
+use crate::message::{Message, ReadOutcome, TaskId};
+use crate::replica::Held;
+use crate::types::{NodeId, Now, ObjectKey};
+
+/// One hedge for this many gets on average: when all replicas are slow, asking more of them makes them slower.
+pub(super) const HEDGE_COST: u32 = 20;
+/// The most that can be saved up, for the moment when a replica falls silent.
+pub(super) const HEDGE_BUDGET_MAX: u32 = 128 * HEDGE_COST;
+
+/// Nodes nearer than this are as good as each other, in microseconds of round trip. Too small: within one site the load
+/// follows chance delays; too large: gets go to another site without need.
+const NEAR_US: u64 = 5_000;
+
+impl Node {
+    /// Whom a get may ask, in order: this node, primaries that are up, nearest first, suspect ones, then as many
+    /// fallbacks as primaries are down. Those about as near take turns.
+    fn candidates(&mut self, key: &ObjectKey) -> Vec<Candidate> {
+        let n = self.replicas_of(key);
+        let me = self.id();
+        let turn = self.rng.next_u64() as usize;
+        let list = self.placed_ring().preference_at(key.position());
+        let mut candidates = Vec::with_capacity(n);
+        if list[..n].contains(&me) {
+            candidates.push(Candidate { node: me, is_primary: true });
+        }
+        for wanted in [Health::Up, Health::Suspect] {
+            let first = candidates.len();
+            for i in 0..n {
+                let node = list[(i + turn) % n];
+                if node != me && self.detector.health(node) == wanted {
+                    candidates.push(Candidate { node, is_primary: true });
+                }
+            }
+            candidates[first..].sort_by_key(|candidate| self.remoteness(candidate.node));
+        }
+        let missing = n - candidates.len();
+        let fallbacks = list[n..].iter().filter(|&&node| self.health(node) != Health::Down).take(missing);
+        candidates.extend(fallbacks.map(|&node| Candidate { node, is_primary: false }));
+        candidates
+    }
+
+    /// 0 for a node nearby or of unknown distance, 1 for one farther than [`NEAR_US`], and one more for each doubling.
+    fn remoteness(&self, node: NodeId) -> u32 {
+        let distance_us = self.distance_us(node).unwrap_or(0);
+        u64::BITS - (distance_us / NEAR_US).leading_zeros()
+    }
+
+    #[allow(clippy::too_many_arguments)] // One call site each for client, update and repair; a struct would say less.
+    pub(super) fn start_get(
+        &mut self,
+        now: Now,
+        origin: Origin,
+        key: ObjectKey,
+        needed: Needed,
+        purpose: Purpose,
+        deadline_us: u64,
+        out: &mut Vec<Output>,
+    ) {
+        let candidates = self.candidates(&key);
+        let copies = self.replicas_of(&key);
+        self.start_get_from(now, origin, key, (needed, copies), purpose, candidates, deadline_us, out);
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn start_get_from(
+        &mut self,
+        now: Now,
+        origin: Origin,
+        key: ObjectKey,
+        (needed, copies): (Needed, usize),
+        purpose: Purpose,
+        candidates: Vec<Candidate>,
+        deadline_us: u64,
+        out: &mut Vec<Output>,
+    ) {
+        let lww = self.is_lww(&key);
+        let get = Get::new(key, needed, copies, lww, self.replica.reading_max(now), candidates);
+        let count = get.first_count();
+        self.hedge_budget = (self.hedge_budget + 1).min(HEDGE_BUDGET_MAX);
+        let work = Work::Get { get, purpose };
+        let id = self.tasks.insert(Task { origin, started_us: now.mono_us, deadline_us, work });
+        self.ask_more(now, id, count, out);
+        if self.advance_get(now, id, out) {
+            return;
+        }
+        self.tasks.wake_at(deadline_us.min(now.mono_us + self.config.hedge_us), id);
+    }
+
+    /// Repairs one key by reading it here and at `peer`, for whoever counts such repairs.
+    pub(super) fn repair_with(
+        &mut self,
+        now: Now,
+        origin: Origin,
+        key: ObjectKey,
+        peer: NodeId,
+        out: &mut Vec<Output>,
+    ) {
+        let candidates = [self.id(), peer].map(|node| Candidate { node, is_primary: true }).to_vec();
+        let needed = Needed { total: 2, primaries: 0 };
+        let deadline_us = now.mono_us + self.config.timeout_ms as u64 * 1000;
+        self.start_get_from(now, origin, key, (needed, 2), Purpose::Repair, candidates, deadline_us, out);
+    }
+
+    /// Asks up to `count` more replicas. True if there was one to ask.
+    pub(super) fn ask_more(&mut self, now: Now, id: TaskId, count: usize, out: &mut Vec<Output>) -> bool {
+        for asked in 0..count {
+            let Some(Task { work: Work::Get { get, .. }, .. }) = self.tasks.get_mut(id) else {
+                return asked > 0;
+            };
+            let Some((node, have)) = get.ask_next() else { return asked > 0 };
+            let key = get.key.clone();
+            if node != self.membership.me {
+                let stamp = self.stamp();
+                self.send(now, node, Message::Read { task: id, key, have, stamp }, out);
+                continue;
+            }
+            let outcome = match self.replica.load(&key) {
+                Held::Missing => ReadOutcome::Missing,
+                Held::Object(bytes) => ReadOutcome::Object(bytes),
+                Held::Corrupt => ReadOutcome::Failed,
+            };
+            if let Some(Task { work: Work::Get { get, .. }, .. }) = self.tasks.get_mut(id) {
+                get.answer_own(node, &outcome);
+            }
+        }
+        count > 0
+    }
+
+    pub(super) fn read_result(
+        &mut self,
+        now: Now,
+        from: NodeId,
+        id: TaskId,
+        outcome: ReadOutcome,
+        out: &mut Vec<Output>,
+    ) {
+        if outcome == ReadOutcome::Stale {
+            self.metrics.stale_rings += 1;
+            return self.ask_for_ring(now, from, out);
+        }
+        match self.tasks.get_mut(id) {
+            Some(Task { work: Work::Get { get, .. }, .. }) => match get.answer(from, &outcome) {
+                true => {
+                    self.advance_get(now, id, out);
+                }
+                false => self.metrics.late_messages += 1,
+            },
+            #[cfg(feature = "sabotage")]
+            Some(Task { work: Work::Put { put, .. }, .. })
+                if self.config.sabotage == crate::config::Sabotage::CountRefusals =>
+            {
+                put.acknowledge(from);
+                self.advance_put(now, id, out);
+            }
+            _ => self.metrics.late_messages += 1,
+        }
+    }
+
+    /// Looks whether a get has enough answers and goes on with it. True if it is over.
+    pub(super) fn advance_get(&mut self, now: Now, id: TaskId, out: &mut Vec<Output>) -> bool {
+        loop {
+            let Some(Task { work: Work::Get { get, .. }, .. }) = self.tasks.get_mut(id) else {
+                return true;
+            };
+            match get.progress() {
+                Progress::Done => break,
+                Progress::Waiting if get.is_outstanding() => return false,
+                Progress::Waiting => {
+                    self.ask_more(now, id, 1, out);
+                }
+                Progress::Impossible => {
+                    self.fail_get(now, id, out);
+                    return true;
+                }
+            }
+        }
+        self.finish_get(now, id, out)
+    }
+
+    /// Mends stale replicas, answers whoever waits, and stays while late answers may show more stale replicas.
+    fn finish_get(&mut self, now: Now, id: TaskId, out: &mut Vec<Output>) -> bool {
+        let me = self.membership.me;
+        let Some(task) = self.tasks.get_mut(id) else {
+            return true;
+        };
+        let Work::Get { get, purpose } = &mut task.work else {
+            return true;
+        };
+        let origin = std::mem::replace(&mut task.origin, Origin::Nobody);
+        let purpose = std::mem::replace(purpose, Purpose::Repair);
+        let (deadline_us, key) = (task.deadline_us, get.key.clone());
+        let own_restored = get.take_restored(me);
+        let repairs = get.take_repairs();
+        let (merged, is_over) = match get.is_outstanding() {
+            true => (get.merged().clone(), false),
+            false => match self.tasks.remove(id) {
+                Some(Task { work: Work::Get { get, .. }, .. }) => (get.into_merged(), true),
+                _ => unreachable!("the task was just found"),
+            },
+        };
+        if let Some(bytes) = own_restored {
+            self.metrics.corrupt_rows_repaired += 1;
+            self.repair_own(now, &key, &bytes);
+        }
+        if let Some((bytes, stale)) = repairs {
+            self.repair(now, &key, bytes, stale, out);
+        }
+        match (origin, purpose) {
+            (Origin::Nobody | Origin::GiveAway, _) => {}
+            (Origin::Repair, _) => self.entropy.end_repair(),
+            (Origin::Transfer(stream), _) => self.transfer_repaired(stream, true),
+            (_, Purpose::Update { mutation, quorum, want }) => {
+                let update = Update { key, mutation, quorum, want };
+                self.apply_update(now, origin, update, Some(merged), deadline_us, out);
+            }
+            (_, Purpose::Answer | Purpose::Repair) => {
+                self.metrics.gets += 1;
+                if merged.0.values().len() > 1 {
+                    self.metrics.gets_with_siblings += 1;
+                }
+                self.finish(origin, Ok(Reply::Object(merged)), out);
+            }
+        }
+        is_over
+    }
+
+    fn repair(
+        &mut self,
+        now: Now,
+        key: &ObjectKey,
+        bytes: bytes::Bytes,
+        stale: Vec<NodeId>,
+        out: &mut Vec<Output>,
+    ) {
+        for node in stale {
+            self.metrics.read_repairs += 1;
+            if node == self.membership.me {
+                self.repair_own(now, key, &bytes);
+                continue;
+            }
+            let message = Message::write(0, key.clone(), bytes.clone(), self.stamp());
+            self.send(now, node, message, out);
+        }
+    }
+
+    fn repair_own(&mut self, now: Now, key: &ObjectKey, bytes: &bytes::Bytes) {
+        self.replica.merge_in(now, key, bytes, self.is_lww(key));
+        if !self.holds(self.membership.me, key) {
+            // While the answer was under way the sweep may have dropped the row, or passed it by as unreadable.
+            self.sweep.start();
+        }
+    }
+
+    /// One of two replicas could not read its row: it gets what the other holds.
+    fn restore_what_can_be(&mut self, now: Now, mut get: Get, out: &mut Vec<Output>) {
+        let key = get.key.clone();
+        if let Some(bytes) = get.take_restored(self.membership.me) {
+            self.metrics.corrupt_rows_repaired += 1;
+            self.repair_own(now, &key, &bytes);
+        }
+        if let Some((bytes, stale)) = get.take_repairs() {
+            self.repair(now, &key, bytes, stale, out);
+        }
+    }
+
+    pub(super) fn fail_get(&mut self, now: Now, id: TaskId, out: &mut Vec<Output>) {
+        let Some(task) = self.tasks.remove(id) else { return };
+        let Work::Get { get, purpose } = task.work else {
+            return;
+        };
+        match task.origin {
+            Origin::Nobody => return,
+            Origin::Repair => {
+                self.restore_what_can_be(now, get, out);
+                return self.entropy.end_repair();
+            }
+            Origin::GiveAway => return self.restore_what_can_be(now, get, out),
+            Origin::Transfer(stream) => {
+                self.restore_what_can_be(now, get, out);
+                return self.transfer_repaired(stream, false);
+            }
+            Origin::Client(_) | Origin::Peer(..) => {}
+        }
+        self.metrics.gets_failed += 1;
+        if matches!(purpose, Purpose::Update { .. }) {
+            self.metrics.puts_failed += 1;
+        }
+        let error = ClientError::QuorumUnavailable {
+            action: Action::Get,
+            answered: get.answered(),
+            needed: get.needed().total.max(get.needed().primaries),
+            replicas: get.replicas(),
+            waited_ms: (now.mono_us - task.started_us) / 1000,
+        };
+        self.finish(task.origin, Err(error), out);
+    }
+}

@@ -1,0 +1,415 @@
+//! Running updates: evaluating them here or at the key's home, and having enough replicas take the new version.
+//!
+//! An update is run by one node of the key's preference list. A plain store is run where it arrives, if that node is a
+//! primary; what depends on the stored value goes to the key's *home*, the first reachable node of the list, so that
+//! concurrent conditional updates meet at one node while no link is broken. `put` counts the copies.
+
+use super::coordinate::Hop;
+use super::{Node, Origin, Output, Purpose, Task, Work};
+use crate::causality::VersionVector;
+use crate::client::{Action, ClientError, Operation, Quorum, Reply, Updated, Want};
+use crate::detector::Health;
+use crate::get::{Needed, Progress};
+use crate::message::{Message, TaskId, WriteOutcome};
+use crate::mutation::{Circumstances, Mutation};
+use crate::object::Object;
+use crate::put::Put;
+use crate::replica::hash_of;
+use crate::types::{NodeId, Now, ObjectKey};
+
+/// An update on its way to being applied.
+pub(super) struct Update {
+    pub key: ObjectKey,
+    pub mutation: Mutation,
+    pub quorum: Quorum,
+    pub want: Want,
+}
+
+impl Update {
+    /// As [`Operation::reads_first`].
+    pub(super) fn reads_first(&self) -> bool {
+        self.mutation.needs_read() || self.want.before
+    }
+}
+
+impl Node {
+    pub(super) fn start_update(
+        &mut self,
+        now: Now,
+        origin: Origin,
+        update: Update,
+        deadline_us: u64,
+        hop: Hop,
+        out: &mut Vec<Output>,
+    ) {
+        let needed = match self.write_quorum(&update.key, update.quorum) {
+            Ok(needed) => needed,
+            Err(error) => return self.finish(origin, Err(error), out),
+        };
+        let needed_read = match self.read_quorum(&update.key, update.quorum) {
+            Ok(needed) => needed,
+            Err(error) => return self.finish(origin, Err(error), out),
+        };
+        if hop == Hop::First {
+            if let Some(coordinator) = self.other_coordinator(&update) {
+                let Update { key, mutation, quorum, want } = update;
+                let operation = Operation::Update { key, mutation, quorum, want };
+                let work = Work::Forward { to: coordinator, operation, refused: Vec::new() };
+                return self.forward(now, origin, work, deadline_us, out);
+            }
+        }
+        if update.mutation.seen().is_some_and(|seen| self.is_forged(now, &update.key, seen)) {
+            return self.finish(origin, Err(ClientError::InvalidContext), out);
+        }
+        if let Some(error) = self.write_refusal(&update.key, needed) {
+            self.metrics.puts_failed += 1;
+            return self.finish(origin, Err(error), out);
+        }
+        let Needed { total, primaries } = needed_read.at_most(self.replicas_of(&update.key));
+        if !update.reads_first() || total.max(primaries) == 1 {
+            return self.apply_update(now, origin, update, None, deadline_us, out);
+        }
+        self.read_then_apply(now, origin, update, needed_read, deadline_us, out);
+    }
+
+    /// True if a context names writes of the far future that this replica does not hold. It may hold some if its clock
+    /// went back.
+    fn is_forged(&mut self, now: Now, key: &ObjectKey, seen: &VersionVector) -> bool {
+        let reading_max = self.replica.reading_max(now);
+        let mut far = seen.dots().filter(|dot| dot.counter > reading_max).peekable();
+        far.peek().is_some()
+            && !self
+                .replica
+                .load_object(key)
+                .is_some_and(|(held, _)| far.all(|dot| held.context().covers(dot)))
+    }
+
+    fn read_then_apply(
+        &mut self,
+        now: Now,
+        origin: Origin,
+        update: Update,
+        needed: Needed,
+        deadline_us: u64,
+        out: &mut Vec<Output>,
+    ) {
+        let Update { key, mutation, quorum, want } = update;
+        let purpose = Purpose::Update { mutation, quorum, want };
+        self.start_get(now, origin, key, needed, purpose, deadline_us, out);
+    }
+
+    /// Why this node cannot coordinate a write of `key` now. Nothing was changed.
+    fn write_refusal(&self, key: &ObjectKey, needed: Needed) -> Option<ClientError> {
+        if let Some(detail) = &self.read_only {
+            return Some(ClientError::ReadOnly { detail: detail.clone() });
+        }
+        if let Some(ahead_ms) = self.clock_is_ahead() {
+            return Some(ClientError::ClockSkew { ahead_ms });
+        }
+        let n = self.replicas_of(key);
+        let needed = needed.at_most(n);
+        let list = self.placed_ring().preference_at(key.position());
+        let reachable =
+            |nodes: &[NodeId]| nodes.iter().filter(|&&node| self.health(node) != Health::Down).count();
+        let primaries = reachable(&list[..n]);
+        let copies = (primaries + reachable(&list[n..])).min(n);
+        if copies >= needed.total as usize && primaries >= needed.primaries as usize {
+            return None;
+        }
+        let reachable = if copies < needed.total as usize { copies } else { primaries };
+        Some(ClientError::TooFewReachable {
+            reachable: reachable as u8,
+            needed: needed.total.max(needed.primaries),
+        })
+    }
+
+    /// Evaluates the mutation on what this node holds and `read` brought, stores the new version and sends it on.
+    pub(super) fn apply_update(
+        &mut self,
+        now: Now,
+        origin: Origin,
+        update: Update,
+        read: Option<Object>,
+        deadline_us: u64,
+        out: &mut Vec<Output>,
+    ) {
+        let lww = self.is_lww(&update.key);
+        let was_read = read.is_some();
+        let is_blind = !was_read && !update.want.before && update.mutation.is_blind();
+        let basis = if is_blind { self.replica.blind_basis(&update.key) } else { None };
+        let held = basis.or_else(|| {
+            let (object, bytes) = self.replica.load_object(&update.key)?;
+            Some((object, bytes.map_or(0, |bytes| hash_of(&bytes))))
+        });
+        let (mut object, base) = match held {
+            Some(held) => held,
+            None if was_read => (Object::default(), 0),
+            None => {
+                // What this replica held is unreadable: evaluate on what another one holds.
+                let needed = Needed { total: 1, primaries: 0 };
+                return self.read_then_apply(now, origin, update, needed, deadline_us, out);
+            }
+        };
+        if let Some(read) = read {
+            object.merge(&read);
+            if lww {
+                object.keep_newest();
+            }
+        }
+        let needed = match self.write_quorum(&update.key, update.quorum) {
+            Ok(needed) => needed,
+            Err(error) => return self.finish(origin, Err(error), out),
+        };
+        if let Some(detail) = &self.read_only {
+            let error = ClientError::ReadOnly { detail: detail.clone() };
+            return self.finish(origin, Err(error), out);
+        }
+        let Update { key, mutation, want, .. } = update;
+        #[cfg(feature = "sabotage")]
+        let mutation = self.sabotaged(mutation);
+        let properties = self.buckets().properties(key.bucket());
+        let given = Circumstances {
+            wall_ms: now.wall_ms,
+            value_bytes_max: properties.value_bytes_max,
+            default_ttl_ms: properties.default_ttl_ms,
+        };
+        let before = want.before.then(|| object.clone());
+        let above = mutation.seen().and_then(|seen| seen.dots().map(|dot| dot.counter).max()).unwrap_or(0);
+        let dot = self.replica.make_dot(now, &object, above);
+        let applied = match mutation.apply(&mut object, dot, given) {
+            Ok(applied) => applied,
+            Err(error) => {
+                self.metrics.puts_failed += 1;
+                return self.finish(origin, Err(ClientError::Mutation(error)), out);
+            }
+        };
+        if applied && lww {
+            object.keep_newest();
+        }
+        let bytes = applied.then(|| object.encode());
+        if let Some(bytes) = &bytes {
+            self.replica.save(&key, &object, bytes.clone());
+            self.turn_dots.push(dot);
+        }
+        let after = want.after.then_some(object);
+        let updated = Updated { applied, before, after };
+        match bytes {
+            Some(bytes) => {
+                self.start_put(now, origin, Put::new(key, bytes, base, needed), updated, deadline_us, out)
+            }
+            None => self.finish(origin, Ok(Reply::Updated(updated)), out),
+        }
+    }
+
+    fn start_put(
+        &mut self,
+        now: Now,
+        origin: Origin,
+        mut put: Put,
+        updated: Updated,
+        deadline_us: u64,
+        out: &mut Vec<Output>,
+    ) {
+        let me = self.membership.me;
+        let key = put.key.clone();
+        let (primaries, others) = self.owners(&key);
+        put.place(&primaries, others.as_deref());
+        if primaries.contains(&me) || others.as_ref().is_some_and(|others| others.contains(&me)) {
+            put.hold(me, None);
+        } else {
+            let absent = primaries.iter().copied().find(|&node| self.health(node) == Health::Down);
+            let owner = absent.unwrap_or(primaries[0]);
+            put.hold(me, Some(owner));
+            self.add_hint(owner, &key);
+        }
+        let work = Work::Put { put, updated: Some(updated) };
+        let id = self.tasks.insert(Task { origin, started_us: now.mono_us, deadline_us, work });
+        self.turn_puts.push((id, origin));
+        self.ask_owners(now, id, &primaries, others.as_deref(), out);
+        if !self.advance_put(now, id, out) {
+            self.tasks.wake_at(deadline_us, id);
+        }
+    }
+
+    /// Asks those owners of a put's key to store it that were not asked yet, or others in their place.
+    pub(super) fn ask_owners(
+        &mut self,
+        now: Now,
+        id: TaskId,
+        serving: &[NodeId],
+        others: Option<&[NodeId]>,
+        out: &mut Vec<Output>,
+    ) {
+        let others = others.unwrap_or_default().iter().filter(|node| !serving.contains(node));
+        for owner in serving.iter().chain(others).copied() {
+            let Some(Task { work: Work::Put { put, .. }, .. }) = self.tasks.get_mut(id) else {
+                return;
+            };
+            if owner == self.membership.me || put.is_for(owner) {
+                continue;
+            }
+            if self.detector.is_reachable(owner) {
+                self.ask_copy(now, id, owner, None, out);
+            } else {
+                self.stand_in(now, id, owner, out);
+            }
+        }
+    }
+
+    /// Repeats a write with this node's ring of today.
+    pub(super) fn ask_again(&mut self, now: Now, id: TaskId, node: NodeId, out: &mut Vec<Output>) {
+        let stamp = self.stamp();
+        let Some(Task { work: Work::Put { put, .. }, .. }) = self.tasks.get_mut(id) else {
+            return;
+        };
+        let hint_for = put.owed_through(node).filter(|owner| *owner != node);
+        let (key, object, base) = (put.key.clone(), put.object.clone(), put.base);
+        self.send(now, node, Message::Write { task: id, key, object, base, hint_for, stamp }, out);
+    }
+
+    pub(super) fn ask_copy(
+        &mut self,
+        now: Now,
+        id: TaskId,
+        node: NodeId,
+        hint_for: Option<NodeId>,
+        out: &mut Vec<Output>,
+    ) {
+        let Some(Task { work: Work::Put { put, .. }, .. }) = self.tasks.get_mut(id) else {
+            return;
+        };
+        put.ask(node, hint_for);
+        self.ask_again(now, id, node, out);
+    }
+
+    /// `owner` misses the write: gives its copy to the next fallback, or if there is none, remembers it here.
+    pub(super) fn stand_in(&mut self, now: Now, id: TaskId, owner: NodeId, out: &mut Vec<Output>) {
+        if let Some(fallback) = self.free_fallback(id) {
+            return self.ask_copy(now, id, fallback, Some(owner), out);
+        }
+        let me = self.membership.me;
+        if let Some(Task { work: Work::Put { put, .. }, .. }) = self.tasks.get_mut(id) {
+            let key = put.key.clone();
+            // A hint is enough of a copy for a node that does not answer reads.
+            put.hold_for_other(me, owner);
+            self.add_hint(owner, &key);
+        }
+    }
+
+    /// The next reachable fallback that has no copy of this put.
+    pub(super) fn free_fallback(&mut self, id: TaskId) -> Option<NodeId> {
+        let Some(Task { work: Work::Put { put, .. }, .. }) = self.tasks.get_mut(id) else { return None };
+        let key = put.key.clone();
+        let n = self.buckets().properties(key.bucket()).n as usize;
+        let ring = self.placed_ring();
+        let (serving, others) = (ring.preference_at(key.position()), ring.other_at(key.position()));
+        let behind = serving.iter().skip(n).chain(others.unwrap_or_default().iter().skip(n));
+        let fallbacks: Vec<NodeId> = behind.copied().collect();
+        let Some(Task { work: Work::Put { put, .. }, .. }) = self.tasks.get_mut(id) else { return None };
+        let (me, detector) = (self.membership.me, &self.detector);
+        fallbacks.into_iter().find(|&f| f != me && detector.is_reachable(f) && !put.involves(f))
+    }
+
+    pub(super) fn written(
+        &mut self,
+        now: Now,
+        from: NodeId,
+        id: TaskId,
+        outcome: WriteOutcome,
+        out: &mut Vec<Output>,
+    ) {
+        if id == 0 {
+            return;
+        }
+        if outcome == WriteOutcome::Stale {
+            // What is outstanding is asked anew when the newer ring is known.
+            self.metrics.stale_rings += 1;
+            self.ask_for_ring(now, from, out);
+            return self.delivery_lost(id);
+        }
+        match self.tasks.get_mut(id) {
+            Some(Task { work: Work::Put { put, .. }, .. }) => {
+                #[cfg(feature = "sabotage")]
+                let outcome = match self.config.sabotage {
+                    crate::config::Sabotage::CountRefusals => WriteOutcome::Durable,
+                    crate::config::Sabotage::CountDuplicates => {
+                        put.count_twice(from);
+                        outcome
+                    }
+                    _ => outcome,
+                };
+                if outcome == WriteOutcome::Durable {
+                    if !put.acknowledge(from) {
+                        self.metrics.late_messages += 1;
+                    }
+                } else if let Some(owner) = put.fail(from) {
+                    self.stand_in(now, id, owner, out);
+                }
+                self.advance_put(now, id, out);
+            }
+            Some(Task { work: Work::Deliver(_), .. }) => self.delivered(now, from, id, outcome, out),
+            _ => self.metrics.late_messages += 1,
+        }
+    }
+
+    /// Looks whether a put has enough acknowledgements and goes on with it. True if it is over.
+    pub(super) fn advance_put(&mut self, now: Now, id: TaskId, out: &mut Vec<Output>) -> bool {
+        let Some(task) = self.tasks.get_mut(id) else {
+            return true;
+        };
+        let Work::Put { put, updated } = &mut task.work else {
+            return true;
+        };
+        let is_over = put.outstanding().next().is_none();
+        let result = match put.progress() {
+            Progress::Waiting => None,
+            Progress::Done => updated.take().map(Ok),
+            Progress::Impossible => updated.take().map(|_| Err(put_error(put, now, task.started_us))),
+        };
+        let origin = task.origin;
+        if let Some(result) = result {
+            task.origin = Origin::Nobody;
+            self.answer_put(origin, result, out);
+        }
+        if is_over {
+            self.tasks.remove(id);
+        }
+        is_over
+    }
+
+    pub(super) fn answer_put(
+        &mut self,
+        origin: Origin,
+        result: Result<Updated, ClientError>,
+        out: &mut Vec<Output>,
+    ) {
+        match &result {
+            Ok(_) => self.metrics.puts += 1,
+            Err(_) => self.metrics.puts_failed += 1,
+        }
+        self.finish(origin, result.map(Reply::Updated), out);
+    }
+
+    #[cfg(feature = "sabotage")]
+    fn sabotaged(&self, mutation: Mutation) -> Mutation {
+        use crate::mutation::Basis;
+        match mutation {
+            Mutation::Store { value, headers, expiry, condition, basis: _ }
+                if self.config.sabotage == crate::config::Sabotage::IgnoreContext =>
+            {
+                Mutation::Store { value, headers, expiry, condition, basis: Basis::Local }
+            }
+            other => other,
+        }
+    }
+}
+
+pub(super) fn put_error(put: &Put, now: Now, started_us: u64) -> ClientError {
+    ClientError::QuorumUnavailable {
+        action: Action::Put,
+        answered: put.acknowledged(),
+        needed: put.needed().total.max(put.needed().primaries),
+        replicas: put.replicas(),
+        waited_ms: (now.mono_us - started_us) / 1000,
+    }
+}
