@@ -47,6 +47,7 @@ enum Command {
     },
     /// Have a member hold its share of the data
     Join {
+        /// The node's name, or its id
         #[arg(value_name = "NODE")]
         name: String,
         #[command(flatten)]
@@ -54,6 +55,7 @@ enum Command {
     },
     /// Have a node hand over all its data; then it can be stopped
     Leave {
+        /// The node's name, or its id
         #[arg(value_name = "NODE")]
         name: String,
         #[command(flatten)]
@@ -61,6 +63,7 @@ enum Command {
     },
     /// Make the copies of a node that is gone for good anew, and forget it
     Remove {
+        /// The node's name, or its id
         #[arg(value_name = "NODE")]
         name: String,
         #[command(flatten)]
@@ -68,8 +71,9 @@ enum Command {
     },
     /// Have a member take the place of another node, which leaves
     Replace {
+        /// The name or id of the node that leaves; if several have this name, the one in the ring
         old: String,
-        /// If several nodes have this name, the one that is not in the ring
+        /// The name or id of the node that takes its place; if several have this name, the one that is not in the ring
         new: String,
         /// OLD is gone for good: make its copies anew from the others'
         #[arg(long)]
@@ -79,6 +83,7 @@ enum Command {
     },
     /// Change a node's share of the data
     Weight {
+        /// The node's name, or its id
         #[arg(value_name = "NODE")]
         name: String,
         /// In relation to the others', which have 100 by default
@@ -89,6 +94,7 @@ enum Command {
     },
     /// Change what a node fails together with: copies are spread over zones
     Zone {
+        /// The node's name, or its id
         #[arg(value_name = "NODE")]
         name: String,
         zone: String,

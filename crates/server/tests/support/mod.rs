@@ -200,8 +200,9 @@ impl Cluster {
         let data = self.dir.path().join(format!("data{number}"));
         let mut node = Node { redis, http, peer, flags, data, log, process: None };
         node.start();
-        eventually("the new node serves", || node.sees_all(number).then_some(()));
         self.nodes.push(node);
+        // It may know the others before they know it.
+        self.wait_until_whole();
         number - 1
     }
 
