@@ -664,6 +664,11 @@ impl Node {
         self.replica.store().size_bytes()
     }
 
+    /// The sum of the lengths of all rows this node ever loaded: what a step adds is what it found to answer with.
+    pub fn loaded_bytes(&self) -> u64 {
+        self.replica.loaded_bytes()
+    }
+
     /// The engine itself, for the simulator's checkers.
     pub fn store_mut(&mut self) -> &mut dyn Store {
         self.replica.store_mut()

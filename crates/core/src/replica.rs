@@ -87,6 +87,8 @@ pub struct Replica {
     needs_durable: bool,
     corrupt: Vec<String>,
     keeps_actor: bool,
+    /// See [`Replica::loaded_bytes`].
+    loaded_bytes: u64,
 }
 
 /// The most of an object's name that a log line shows.
@@ -185,6 +187,7 @@ impl Replica {
             needs_durable: is_new,
             corrupt: Vec::new(),
             keeps_actor: false,
+            loaded_bytes: 0,
         };
         replica.save_identity();
         Ok(replica)
@@ -214,13 +217,21 @@ impl Replica {
     /// What is held under `key`.
     pub fn load(&mut self, key: &ObjectKey) -> Held {
         match self.store.get(Space::Data, key.row()) {
-            Ok(Some(bytes)) => Held::Object(bytes),
+            Ok(Some(bytes)) => {
+                self.loaded_bytes += bytes.len() as u64;
+                Held::Object(bytes)
+            }
             Ok(None) => Held::Missing,
             Err(error) => {
                 self.note_corruption(key, error);
                 Held::Corrupt
             }
         }
+    }
+
+    /// The sum of the lengths of all rows that were ever loaded.
+    pub fn loaded_bytes(&self) -> u64 {
+        self.loaded_bytes
     }
 
     /// What is held under `key`, decoded; the second value is the bytes. An unknown object if nothing is.

@@ -16,19 +16,26 @@ use crate::commands::Started;
 use crate::resp::request::{Command, Limits, ProtocolError, RequestParser};
 use crate::resp::{Protocol, Value};
 
-/// The most commands of one connection in flight; more stay unread. Fewer: less in one sync of the disk. More: if all
-/// turn out to have long replies, they take so much more memory at once.
+/// The most commands of one connection in flight; more stay unread. Fewer: less in one sync of the disk. More: if other
+/// nodes turn out to have long replies to all of them, they take so much more memory at once.
 pub const PIPELINE_MAX: usize = 128;
-/// So many bytes of commands in flight, and of replies that are unread or expected, keep further commands waiting.
+/// So many bytes of commands in flight, of what this node loaded for them, and of replies that are unread or expected,
+/// keep further commands waiting.
 pub const IN_FLIGHT_BYTES_MAX: usize = 8 << 20;
 /// A client with so many bytes unread by the node is not read from while its commands wait.
 pub const INPUT_BYTES_KEPT: usize = 256 << 10;
 
 /// A reply's place in the order.
 enum Slot {
-    Ready(Value, Protocol),
+    /// With the bytes that were charged for it.
+    Ready(Value, Protocol, usize),
     One(Finish, Protocol),
-    Many { plan: Box<dyn Plan>, answers: Vec<Option<Answer>>, missing: usize, protocol: Protocol },
+    Many {
+        plan: Box<dyn Plan>,
+        answers: Vec<Option<Answer>>,
+        missing: usize,
+        protocol: Protocol,
+    },
 }
 
 /// How a request relates to others on its key.
@@ -45,7 +52,7 @@ pub enum Reach {
 struct InFlight {
     sequence: u64,
     reach: Reach,
-    /// The command's length.
+    /// The command's length, and that of what was loaded for it.
     bytes: usize,
 }
 
@@ -227,12 +234,19 @@ impl Connection {
                 }
             }
         };
-        *slot = Slot::Ready(value, protocol);
-        if let Some(at) = self.in_flight.iter().position(|one| one.sequence == sequence) {
-            self.in_flight_bytes -= self.in_flight.swap_remove(at).bytes;
-        }
+        let at = self.in_flight.iter().position(|one| one.sequence == sequence);
+        let bytes = at.map_or(0, |at| self.in_flight.swap_remove(at).bytes);
+        *slot = Slot::Ready(value, protocol, bytes);
         self.encode_ready();
         None
+    }
+
+    /// Notes that `bytes` were loaded to answer the command at `sequence`.
+    pub fn note_loaded(&mut self, sequence: u64, bytes: usize) {
+        if let Some(command) = self.in_flight.iter_mut().rev().find(|one| one.sequence == sequence) {
+            command.bytes += bytes;
+            self.in_flight_bytes += bytes;
+        }
     }
 
     /// True if the connection has served its purpose.
@@ -253,7 +267,7 @@ impl Connection {
     fn reply(&mut self, value: Value, protocol: Protocol) {
         match self.slots.is_empty() {
             true => value.encode(protocol, &mut self.output),
-            false => self.slots.push_back(Slot::Ready(value, protocol)),
+            false => self.slots.push_back(Slot::Ready(value, protocol, 0)),
         }
     }
 
@@ -274,7 +288,8 @@ impl Connection {
     }
 
     fn encode_ready(&mut self) {
-        while let Some(Slot::Ready(value, protocol)) = self.slots.front() {
+        while let Some(Slot::Ready(value, protocol, bytes)) = self.slots.front() {
+            self.in_flight_bytes -= bytes;
             let before = self.output.len();
             value.encode(*protocol, &mut self.output);
             self.reply_bytes = (self.output.len() - before).max(self.reply_bytes - self.reply_bytes / 8);

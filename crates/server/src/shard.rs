@@ -409,7 +409,7 @@ impl Shard {
                         return;
                     }
                     if let Some(next) = client.answer(sequence, index, result, now_ms) {
-                        shard.submit(slot, session, next);
+                        shard.submit(slot, client, next);
                     }
                     shard.answered(slot, client);
                 });

@@ -39,7 +39,6 @@ impl Shard {
 
     /// Runs the commands a client has sent, as far as they may run now.
     pub(super) fn run_client(&mut self, slot: usize, client: &mut Connection) {
-        let session = client.session.id;
         loop {
             let now = self.clocks.now.get();
             let node = &self.node;
@@ -63,7 +62,7 @@ impl Shard {
                 },
             };
             if let Some(submission) = submission {
-                self.submit(slot, session, submission);
+                self.submit(slot, client, submission);
             }
         }
         if client.is_paused && !client.has_unread() {
@@ -104,8 +103,9 @@ impl Shard {
         }
     }
 
-    pub(super) fn submit(&mut self, slot: usize, session: u64, submission: Submission) {
-        let sequence = submission.sequence;
+    pub(super) fn submit(&mut self, slot: usize, client: &mut Connection, submission: Submission) {
+        let (session, sequence) = (client.session.id, submission.sequence);
+        let loaded_before = self.node.loaded_bytes();
         let mut ask = |index, request| {
             let id = self.owners.insert(Owner::Client { slot, session, sequence, index });
             self.node.step(self.clocks.now.get(), Input::Request { id, request }, &mut self.out);
@@ -116,5 +116,6 @@ impl Shard {
                 requests.into_iter().enumerate().for_each(|(i, request)| ask(i, request))
             }
         }
+        client.note_loaded(sequence, (self.node.loaded_bytes() - loaded_before) as usize);
     }
 }
