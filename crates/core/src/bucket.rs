@@ -2,10 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::ops::RangeInclusive;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+use crate::active::{Fuel, Limits};
 use crate::causality::Dot;
 
 /// The bucket that exists from the start, and that Redis `SELECT 0` means.
@@ -27,6 +29,130 @@ pub enum Conflict {
     Lww,
 }
 
+/// When changes that active objects make in gets, calls and timers are kept. What creates, overwrites or reloads them is
+/// acknowledged by `w` replicas in any case.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ActiveDurability {
+    /// `w` replicas hold them before the caller gets its answer.
+    Quorum,
+    /// At most `async_ms` later; a crash of the home can lose that much.
+    #[default]
+    Async,
+}
+
+/// How a bucket's active objects are kept, and what each may use.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct ActiveProperties {
+    pub durability: ActiveDurability,
+    /// The bound of [`ActiveDurability::Async`] in milliseconds, 1 to 60,000. Smaller: more writes.
+    pub async_ms: u32,
+    pub fuel: Fuel,
+    /// Bytecode instructions of one call, 1 to 10,000,000.
+    pub instructions: u32,
+    /// Code and state of one object in bytes, 1 to 1 MiB.
+    pub memory_bytes: u32,
+    /// Time of one call in milliseconds, 1 to 100.
+    pub wall_ms: u32,
+    /// Messages of one object in one timer interval, up to 1,000.
+    pub messages: u32,
+}
+
+impl Default for ActiveProperties {
+    fn default() -> ActiveProperties {
+        ActiveProperties {
+            durability: ActiveDurability::Async,
+            async_ms: 1000,
+            fuel: Fuel::Exact,
+            instructions: 100_000,
+            memory_bytes: 100_000,
+            wall_ms: 10,
+            messages: 20,
+        }
+    }
+}
+
+impl ActiveProperties {
+    /// What one object may use.
+    pub fn limits(&self) -> Limits {
+        Limits {
+            fuel: self.fuel,
+            instructions: self.instructions,
+            memory_bytes: self.memory_bytes,
+            wall_us: self.wall_ms * 1000,
+            messages: self.messages,
+        }
+    }
+
+    /// One of the numbers.
+    pub fn limit(mut self, limit: ActiveLimit) -> u32 {
+        *self.limit_mut(limit)
+    }
+
+    /// One of the numbers, to be changed.
+    pub fn limit_mut(&mut self, limit: ActiveLimit) -> &mut u32 {
+        match limit {
+            ActiveLimit::AsyncMs => &mut self.async_ms,
+            ActiveLimit::Instructions => &mut self.instructions,
+            ActiveLimit::MemoryBytes => &mut self.memory_bytes,
+            ActiveLimit::WallMs => &mut self.wall_ms,
+            ActiveLimit::Messages => &mut self.messages,
+        }
+    }
+
+    fn check(&self) -> Result<(), PropertyError> {
+        for limit in ActiveLimit::ALL {
+            let value = self.limit(limit);
+            if !limit.range().contains(&value) {
+                return Err(PropertyError::Active { limit, value });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The numbers of [`ActiveProperties`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum ActiveLimit {
+    AsyncMs,
+    Instructions,
+    MemoryBytes,
+    WallMs,
+    Messages,
+}
+
+impl ActiveLimit {
+    pub const ALL: [ActiveLimit; 5] = [
+        ActiveLimit::AsyncMs,
+        ActiveLimit::Instructions,
+        ActiveLimit::MemoryBytes,
+        ActiveLimit::WallMs,
+        ActiveLimit::Messages,
+    ];
+
+    /// The bucket property's name.
+    pub fn name(self) -> &'static str {
+        match self {
+            ActiveLimit::AsyncMs => "aso_async_ms",
+            ActiveLimit::Instructions => "aso_instructions",
+            ActiveLimit::MemoryBytes => "aso_memory_bytes",
+            ActiveLimit::WallMs => "aso_wall_ms",
+            ActiveLimit::Messages => "aso_messages",
+        }
+    }
+
+    /// What it may be set to: beyond, one object could hurt others.
+    pub fn range(self) -> RangeInclusive<u32> {
+        match self {
+            ActiveLimit::AsyncMs => 1..=60_000,
+            ActiveLimit::Instructions => 1..=10_000_000,
+            ActiveLimit::MemoryBytes => 1..=1 << 20,
+            ActiveLimit::WallMs => 1..=100,
+            ActiveLimit::Messages => 0..=1000,
+        }
+    }
+}
+
 /// How a bucket's objects are kept.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct BucketProperties {
@@ -43,6 +169,7 @@ pub struct BucketProperties {
     pub value_bytes_max: u64,
     /// Whether objects may carry code.
     pub active: bool,
+    pub aso: ActiveProperties,
 }
 
 impl Default for BucketProperties {
@@ -55,6 +182,7 @@ impl Default for BucketProperties {
             default_ttl_ms: None,
             value_bytes_max: 1 << 20,
             active: true,
+            aso: ActiveProperties::default(),
         }
     }
 }
@@ -66,6 +194,7 @@ pub enum PropertyError {
     Quorum { name: char, quorum: u8, n: u8 },
     ValueLimit { bytes: u64 },
     TooManyBuckets { limit: usize },
+    Active { limit: ActiveLimit, value: u32 },
 }
 
 impl fmt::Display for PropertyError {
@@ -77,6 +206,10 @@ impl fmt::Display for PropertyError {
             }
             PropertyError::ValueLimit { bytes } => {
                 write!(f, "value_bytes_max is {bytes}: it must be 1 to {VALUE_BYTES_LIMIT}")
+            }
+            PropertyError::Active { limit, value } => {
+                let range = limit.range();
+                write!(f, "{} is {value}: it must be {} to {}", limit.name(), range.start(), range.end())
             }
             PropertyError::TooManyBuckets { limit } => write!(f, "more than {limit} buckets with properties"),
         }
@@ -99,7 +232,7 @@ impl BucketProperties {
         if self.value_bytes_max == 0 || self.value_bytes_max > VALUE_BYTES_LIMIT {
             return Err(PropertyError::ValueLimit { bytes: self.value_bytes_max });
         }
-        Ok(())
+        self.aso.check()
     }
 }
 

@@ -7,6 +7,7 @@ pub mod codec;
 pub mod causality;
 pub mod clock;
 pub mod crdt;
+pub mod active;
 pub mod object;
 pub mod mutation;
 pub mod bucket;

@@ -122,6 +122,8 @@ impl Eq for FloatText {}
 /// Why a mutation cannot be applied. Nothing was changed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum MutationError {
+    /// It is an active object, whose code alone changes it.
+    IsActive,
     NotAnInteger,
     NotAFloat,
     WouldOverflow,
@@ -134,6 +136,9 @@ pub enum MutationError {
 impl fmt::Display for MutationError {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         match self {
+            MutationError::IsActive => {
+                write!(f, "Operation against a key holding the wrong kind of value: an active object")
+            }
             MutationError::NotAnInteger => write!(f, "value is not an integer or out of range"),
             MutationError::NotAFloat => write!(f, "value is not a valid float"),
             MutationError::WouldOverflow => write!(f, "increment or decrement would overflow"),
@@ -354,6 +359,7 @@ fn put(
 fn version_length(version: &Version) -> usize {
     match &version.value {
         Value::Bytes(bytes) => bytes.len() + 64,
+        Value::Active(active) => active.source.len() + active.state.len() + 64,
         _ => 64,
     }
 }
@@ -365,6 +371,9 @@ fn rewrite(
     given: Circumstances,
     change: impl FnOnce(&[u8]) -> Vec<u8>,
 ) -> Result<bool, MutationError> {
+    if object.active(given.wall_ms).is_some() {
+        return Err(MutationError::IsActive);
+    }
     let old = object.newest(given.wall_ms);
     let bytes = change(old.as_ref().map_or(&[], |sibling| &sibling.value));
     check_value_size(bytes.len() as u64, given)?;
@@ -397,6 +406,7 @@ fn add(object: &mut Object, dot: Dot, delta: i64, given: Circumstances) -> Resul
                 Value::Bytes(bytes) => {
                     Counter::new(Some(*origin), parse_integer(bytes).ok_or(MutationError::NotAnInteger)?)
                 }
+                Value::Active(_) => return Err(MutationError::IsActive),
                 Value::Tombstone => unreachable!("a tombstone is not live"),
             };
             (counter, version.expires_ms, version.headers.clone())

@@ -4,7 +4,7 @@
 //! | format 1 | count | actor 8, counter 8 ... |           context
 //! | count | index of actor | flags | [counter 8] | [expiry] | [headers] | value | ...   siblings, oldest first
 //!
-//! flags: bits 0-1 kind (0 bytes, 1 counter, 2 tombstone), 2 expiry, 3 headers, 4 counter is the context's own
+//! flags: bits 0-1 kind (0 bytes, 1 counter, 2 tombstone, 3 active), 2 expiry, 3 headers, 4 counter is the context's own
 //! ```
 //! The same bytes stand on disk and on the wire. Read `mutation` for how an object changes.
 
@@ -13,6 +13,7 @@ use std::fmt;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+use crate::active::Active;
 use crate::causality::{Dot, DvvSet, VersionVector};
 use crate::codec::{DecodeError, Reader, Writer};
 use crate::crdt::Counter;
@@ -34,6 +35,8 @@ pub enum Value {
     Counter(Counter),
     /// A delete.
     Tombstone,
+    /// An object that carries code.
+    Active(Box<Active>),
 }
 
 /// One write: its value and what goes with it.
@@ -68,7 +71,7 @@ impl Version {
 pub struct Sibling {
     /// The newest write in it.
     pub dot: Dot,
-    /// The bytes; a counter as its decimal digits.
+    /// The bytes; a counter as its decimal digits, an active object as its source.
     pub value: Bytes,
     /// The number, if this is a counter.
     pub counter: Option<i64>,
@@ -133,6 +136,14 @@ impl Object {
         Some(self.as_sibling(*dot, version, wall_ms))
     }
 
+    /// The active object that the newest live value is, if it is one.
+    pub fn active(&self, wall_ms: u64) -> Option<&Active> {
+        match &self.newest_live(wall_ms)?.1.value {
+            Value::Active(active) => Some(active),
+            _ => None,
+        }
+    }
+
     /// All live values, newest first; concurrent states of one counter are one value.
     pub fn siblings(&self, wall_ms: u64) -> Vec<Sibling> {
         let mut siblings = Vec::new();
@@ -173,6 +184,7 @@ impl Object {
                 let number = self.merged_counter(counter, wall_ms).value();
                 (Bytes::from(number.to_string()), Some(number))
             }
+            Value::Active(active) => (active.source.clone(), None),
             Value::Tombstone => unreachable!("a tombstone is not live"),
         };
         Sibling { dot, value, counter, expires_ms: version.expires_ms, headers: version.headers.clone() }
@@ -238,6 +250,7 @@ fn encoded_length_hint(version: &Version) -> usize {
     let value = match &version.value {
         Value::Bytes(bytes) => bytes.len(),
         Value::Counter(_) => 64,
+        Value::Active(active) => active.source.len() + active.state.len() + 24,
         Value::Tombstone => 0,
     };
     let headers: usize = version.headers.iter().map(|(name, value)| name.len() + value.len() + 8).sum();
@@ -252,6 +265,7 @@ fn encode_version(out: &mut Writer, context: &VersionVector, dot: Dot, version: 
         Value::Bytes(_) => 0,
         Value::Counter(_) => 1,
         Value::Tombstone => 2,
+        Value::Active(_) => 3,
     };
     out.varint(actor as u64);
     out.u8(kind
@@ -274,6 +288,7 @@ fn encode_version(out: &mut Writer, context: &VersionVector, dot: Dot, version: 
     match &version.value {
         Value::Bytes(bytes) => out.bytes(bytes),
         Value::Counter(counter) => counter.encode(out),
+        Value::Active(active) => active.encode(out),
         Value::Tombstone => {}
     }
 }
@@ -315,7 +330,7 @@ fn decode_version(input: &mut Reader, context: &VersionVector) -> Result<(Dot, V
             Value::Counter(counter)
         }
         2 => Value::Tombstone,
-        _ => return Err(DecodeError::Invalid { field: "kind of value" }),
+        _ => Value::Active(Box::new(Active::decode(input)?)),
     };
     Ok((dot, Version { value, expires_ms, headers }))
 }
