@@ -7,6 +7,7 @@
 
 use std::fmt;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -123,7 +124,8 @@ pub struct Caller {
 pub struct Call {
     pub what: Ask,
     pub arguments: Vec<Value>,
-    pub caller: Caller,
+    /// `None`: nobody in particular.
+    pub caller: Option<Arc<Caller>>,
 }
 
 /// Which of the things that an active object can be asked.
@@ -253,6 +255,18 @@ pub enum Fuel {
     /// Every safepoint (a loop's turn, a call, a return) counts eight. Costs a tight loop a tenth. The bound it keeps
     /// is on safepoints: between two of them lies at most the straight code of one function.
     Safepoints,
+}
+
+impl Fuel {
+    pub const ALL: [Fuel; 2] = [Fuel::Exact, Fuel::Safepoints];
+
+    /// As the bucket property `aso_fuel` has it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Fuel::Exact => "exact",
+            Fuel::Safepoints => "safepoints",
+        }
+    }
 }
 
 /// What one object may use. The defaults are Comet's (§3.2).

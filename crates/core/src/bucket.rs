@@ -72,6 +72,18 @@ impl Default for ActiveProperties {
     }
 }
 
+impl ActiveDurability {
+    pub const ALL: [ActiveDurability; 2] = [ActiveDurability::Quorum, ActiveDurability::Async];
+
+    /// As the bucket property `aso_durability` has it.
+    pub fn name(self) -> &'static str {
+        match self {
+            ActiveDurability::Quorum => "quorum",
+            ActiveDurability::Async => "async",
+        }
+    }
+}
+
 impl ActiveProperties {
     /// What one object may use.
     pub fn limits(&self) -> Limits {

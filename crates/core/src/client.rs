@@ -1,10 +1,12 @@
 //! The small set of operations that every interface translates to, their answers and their errors.
 
 use std::fmt;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+use crate::active::{self, Call, Caller, Failure};
 use crate::bucket::{BucketProperties, PropertyError};
 use crate::mutation::{Mutation, MutationError};
 use crate::object::Object;
@@ -37,8 +39,16 @@ pub struct Quorum {
 pub enum Operation {
     /// Reads an object with all its siblings.
     Get { key: ObjectKey, quorum: Quorum },
-    /// Changes an object.
-    Update { key: ObjectKey, mutation: Mutation, quorum: Quorum, want: Want },
+    /// Reads an object; one that is active is asked.
+    Call { key: ObjectKey, call: Call, quorum: Quorum },
+    /// Changes an object. `caller`: for those that are active; `None`: nobody in particular.
+    Update {
+        key: ObjectKey,
+        mutation: Mutation,
+        quorum: Quorum,
+        want: Want,
+        caller: Option<Arc<Caller>>,
+    },
     /// Lists live keys of a bucket in ring order.
     Scan(Scan),
     /// Sets a bucket's properties on all nodes.
@@ -95,6 +105,8 @@ pub enum Reply {
     /// The merged object of a get; unknown (empty context) if no replica has it.
     Object(Object),
     Updated(Updated),
+    /// What an active object answered to a call.
+    Called(Called),
     Page(Page),
     /// The properties are set here and on their way to all nodes.
     BucketSet,
@@ -132,6 +144,14 @@ pub struct Updated {
     pub after: Option<Object>,
 }
 
+/// The answer of an active object.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Called {
+    pub value: active::Value,
+    /// `w` replicas hold what the call changed; else it changed nothing, or that is written later.
+    pub is_kept: bool,
+}
+
 /// One page of keys.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct Page {
@@ -164,6 +184,8 @@ pub enum ClientError {
     InvalidContext,
     /// The mutation cannot be applied to what is stored. Nothing was changed.
     Mutation(MutationError),
+    /// An active object could not or would not do it.
+    Active(ActiveError),
     /// Properties out of range. Nothing was changed.
     Property(PropertyError),
     /// The ring cannot be changed so. Nothing was changed.
@@ -174,6 +196,107 @@ pub enum ClientError {
     OutcomeUnknown,
     /// The node is stopping. Nothing was changed; try another.
     Stopping,
+}
+
+/// Why an active object did not do what it was asked.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum ActiveError {
+    /// There is no such key.
+    Missing,
+    /// The value is no active object.
+    NotActive,
+    /// The bucket's `active` is false.
+    Forbidden,
+    /// This node runs no code.
+    NoSandbox,
+    /// Its code refused to be stored or overwritten: the handler returned nil.
+    Refused { handler: Handler },
+    /// The handler returned what is neither the object, a string, a number nor nil.
+    Returned { handler: Handler },
+    /// The handler asked for something that takes time.
+    CannotWait { handler: Handler },
+    /// The function is called by the store alone.
+    Reserved { handler: Handler },
+    /// So many calls wait for one that waits for its node.
+    Crowded { waiting: u32 },
+    /// Another write took its place while it waited.
+    Replaced,
+    /// It waited for its node, or for the calls before it, until there was no time left.
+    TimedOut,
+    /// Its code failed.
+    Failed(Failure),
+}
+
+/// The functions that the store itself calls, by those names.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Handler {
+    OnGet,
+    OnPut,
+    OnUpdate,
+    OnTimer,
+    OnMerge,
+    SelectReplicas,
+}
+
+impl Handler {
+    const ALL: [Handler; 6] = [
+        Handler::OnGet,
+        Handler::OnPut,
+        Handler::OnUpdate,
+        Handler::OnTimer,
+        Handler::OnMerge,
+        Handler::SelectReplicas,
+    ];
+
+    /// As objects define it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Handler::OnGet => "onGet",
+            Handler::OnPut => "onPut",
+            Handler::OnUpdate => "onUpdate",
+            Handler::OnTimer => "onTimer",
+            Handler::OnMerge => "onMerge",
+            Handler::SelectReplicas => "selectReplicas",
+        }
+    }
+
+    /// The handler of this name.
+    pub fn of(name: &[u8]) -> Option<Handler> {
+        Handler::ALL.into_iter().find(|handler| handler.name().as_bytes() == name)
+    }
+}
+
+impl fmt::Display for ActiveError {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        match self {
+            ActiveError::Missing => write!(f, "no such key"),
+            ActiveError::NotActive => write!(f, "the key holds a plain value, no active object"),
+            ActiveError::Forbidden => write!(f, "active objects are not allowed in this bucket"),
+            ActiveError::NoSandbox => write!(f, "this node runs no active objects"),
+            ActiveError::Refused { handler } => {
+                let name = handler.name();
+                write!(f, "the object refuses: {name} returned nil")
+            }
+            ActiveError::Returned { handler } => {
+                write!(f, "{} must return self, a string, a number, or nil to refuse", handler.name())
+            }
+            ActiveError::CannotWait { handler } => {
+                write!(f, "{} cannot wait for get, put or lookup: it must return at once", handler.name())
+            }
+            ActiveError::Reserved { handler } => {
+                write!(f, "{} is called by the store alone", handler.name())
+            }
+            ActiveError::Crowded { waiting } => {
+                write!(f, "{waiting} calls wait for this object: try again later")
+            }
+            ActiveError::Replaced => write!(f, "the object was written by others while the call waited"),
+            ActiveError::TimedOut => write!(f, "the call waited for its node until its time was up"),
+            ActiveError::Failed(failure) => match failure.trace.is_empty() {
+                true => write!(f, "{failure}"),
+                false => write!(f, "{failure} at {}", failure.trace),
+            },
+        }
+    }
 }
 
 /// What a quorum was needed for.
@@ -235,6 +358,7 @@ impl fmt::Display for ClientError {
             }
             ClientError::InvalidContext => write!(f, "context lies in the far future"),
             ClientError::Mutation(error) => error.fmt(f),
+            ClientError::Active(error) => error.fmt(f),
             ClientError::Property(error) => error.fmt(f),
             ClientError::Ring(error) => error.fmt(f),
             ClientError::Busy { waiting } => write!(f, "{waiting} requests are waiting: try again later"),

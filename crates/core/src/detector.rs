@@ -94,6 +94,11 @@ impl Detector {
         self.peers.get(&peer).map_or(Health::Down, |p| p.health)
     }
 
+    /// Number of peers that are down.
+    pub fn count_down(&self) -> usize {
+        self.peers.values().filter(|peer| peer.health == Health::Down).count()
+    }
+
     /// True unless `peer` is down.
     pub fn is_reachable(&self, peer: NodeId) -> bool {
         self.health(peer) != Health::Down

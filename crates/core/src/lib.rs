@@ -23,6 +23,7 @@ pub mod message;
 pub mod metrics;
 pub mod known;
 pub mod tree;
+pub mod timers;
 pub mod replica;
 pub mod get;
 pub mod put;

@@ -35,6 +35,20 @@ pub struct Metrics {
     pub hints_stored: u64,
     /// Hints delivered to their owner.
     pub hints_delivered: u64,
+    /// Runs of active objects' functions here, timers included.
+    pub active_calls: u64,
+    /// Runs that failed: errors of the code, and limits.
+    pub active_failures: u64,
+    /// Runs of `onTimer`.
+    pub active_timer_runs: u64,
+    /// Versions written of what handlers changed.
+    pub active_writes: u64,
+    /// What handlers asked of this node: get, put, lookup and replies.
+    pub active_messages: u64,
+    /// Concurrent versions of active objects joined.
+    pub active_merges: u64,
+    /// Of these, versions whose changes the newest one's took the place of.
+    pub active_merges_lost: u64,
     /// Level: hints waiting for their owner.
     pub hints_pending: u64,
     /// Partitions compared with another owner.

@@ -101,6 +101,12 @@ pub enum Mutation {
     AddFloat {
         delta: FloatText,
     },
+    /// Stores an active object, whose home runs its `onPut`; or with `keeps_state` gives one that is there new code.
+    Activate {
+        source: Bytes,
+        expiry: Expiry,
+        keeps_state: bool,
+    },
     /// Sets the expiry of the newest value, or removes it (`None`).
     SetExpiry {
         at_ms: Option<u64>,
@@ -218,6 +224,7 @@ impl Mutation {
             Mutation::SetRange { .. } => true,
             Mutation::SetExpiry { condition, .. } => *condition == ExpiryCondition::ALWAYS,
             Mutation::Append { .. } | Mutation::Add { .. } | Mutation::AddFloat { .. } => false,
+            Mutation::Activate { .. } => false,
         }
     }
 
@@ -241,12 +248,7 @@ impl Mutation {
                     return Ok(false);
                 }
                 check_value_size(value.len() as u64, given)?;
-                let expires_ms = match expiry {
-                    Expiry::Default => given.default_ttl_ms.map(|ttl| now.saturating_add(ttl)),
-                    Expiry::Never => None,
-                    Expiry::Keep => object.newest_live(now).and_then(|(_, version)| version.expires_ms),
-                    Expiry::At(at) => Some(*at),
-                };
+                let expires_ms = expiry.resolve(object, given);
                 let version =
                     Version { value: Value::Bytes(value.clone()), expires_ms, headers: headers.clone() };
                 put(object, basis, dot, version, now)?;
@@ -289,19 +291,34 @@ impl Mutation {
             Mutation::SetExpiry { at_ms, condition } => {
                 return Ok(set_expiry(object, dot, *at_ms, *condition, now))
             }
+            // The home's code is asked first, and writes.
+            Mutation::Activate { .. } => return Err(MutationError::IsActive),
         }
         Ok(true)
     }
 }
 
 impl Condition {
-    fn holds(self, object: &Object, wall_ms: u64) -> bool {
+    /// True if the write goes ahead on what is stored.
+    pub(crate) fn holds(self, object: &Object, wall_ms: u64) -> bool {
         match self {
             Condition::Always => true,
             Condition::IfAbsent => !object.is_live(wall_ms),
             Condition::IfPresent => object.is_live(wall_ms),
             Condition::IfTag(tag) => object.is_live(wall_ms) && object.etag() == tag,
             Condition::UnlessTag(tag) => !object.is_live(wall_ms) || object.etag() != tag,
+        }
+    }
+}
+
+impl Expiry {
+    /// The absolute expiry that is meant, given the object that is replaced.
+    pub(crate) fn resolve(self, object: &Object, given: Circumstances) -> Option<u64> {
+        match self {
+            Expiry::Default => given.default_ttl_ms.map(|ttl| given.wall_ms.saturating_add(ttl)),
+            Expiry::Never => None,
+            Expiry::Keep => object.newest_live(given.wall_ms).and_then(|(_, version)| version.expires_ms),
+            Expiry::At(at) => Some(at),
         }
     }
 }

@@ -7,23 +7,30 @@
 //! The submodules are one `impl Node` in parts: `coordinate` takes requests, `gets` and `puts` run them, `listing`
 //! scans, `overdue` goes on without what came too late, `serve` answers other coordinators, `background` gossips and
 //! hands hints over, `entropy` compares partitions and mends what differs, `collect` forgets deleted objects, `moving`
-//! changes the ring. Follow a put from `puts::start_update`.
+//! changes the ring. `active` runs objects that carry code, with `homes`, `residents`, `creation` and `hosting`. Follow a put from `puts::start_update`.
 
+mod active;
 mod background;
 mod collect;
 mod coordinate;
+mod creation;
 mod entropy;
 mod gets;
+mod homes;
+mod hosting;
 mod listing;
 mod moving;
 mod overdue;
 mod puts;
+mod residents;
 mod serve;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
 
 use bytes::Bytes;
 
+use crate::active::{Call, Caller};
 use crate::bucket::BucketTable;
 use crate::causality::Dot;
 use crate::client::{ClientError, Operation, Quorum, Reply, Request, RequestId, Updated, Want};
@@ -47,6 +54,7 @@ use crate::tasks::Tasks;
 use crate::transfer::{Incoming, Sweep};
 use crate::types::{NodeId, Now, ObjectKey, Rng};
 use crate::vivaldi::Coordinate;
+use homes::{Homes, Outcome};
 
 /// How many handed-over requests are remembered. Too few: one that the network brings twice, late, is run twice.
 const RECENT_FORWARDS_MAX: usize = 4096;
@@ -120,7 +128,7 @@ impl Output {
     /// What another node stored for us, or this one durably before, is still true.
     fn claims_own_disk(&self, puts: &[Origin]) -> bool {
         let is_own = |result: &Result<Reply, ClientError>, origin: Origin| match result {
-            Ok(Reply::Updated(_)) => puts.contains(&origin),
+            Ok(Reply::Updated(_) | Reply::Called(_)) => puts.contains(&origin),
             _ => true,
         };
         match self {
@@ -156,6 +164,7 @@ impl Output {
 fn claims_durability(result: &Result<Reply, ClientError>) -> bool {
     match result {
         Ok(Reply::Updated(updated)) => updated.applied,
+        Ok(Reply::Called(called)) => called.is_kept,
         Ok(Reply::BucketSet | Reply::RingPlan(_)) => true,
         _ => false,
     }
@@ -239,6 +248,8 @@ enum Origin {
     Transfer(u64),
     /// An owner is given what this node holds of its keys.
     GiveAway,
+    /// An active object of this node, by the number of what it waits for.
+    Run(u64),
     /// Answered already, or never asked for.
     Nobody,
 }
@@ -252,7 +263,10 @@ enum Purpose {
         mutation: Mutation,
         quorum: Quorum,
         want: Want,
+        caller: Option<Arc<Caller>>,
     },
+    /// Ask it, if it is active.
+    Call(Box<(Call, Quorum, coordinate::Hop)>),
     /// Just mend the replicas.
     Repair,
 }
@@ -265,7 +279,8 @@ enum Work {
     },
     Put {
         put: Put,
-        updated: Option<Updated>,
+        /// To be given when enough replicas have it.
+        reply: Option<Reply>,
     },
     Forward {
         to: NodeId,
@@ -331,6 +346,7 @@ pub struct Node {
     handoff: Handoff,
     entropy: Entropy,
     collector: Collector,
+    homes: Homes,
     incoming: Option<Incoming>,
     sweep: Sweep,
     /// When data may be moved again, in `mono_us`.
@@ -426,6 +442,7 @@ impl Node {
             handoff,
             entropy: Entropy::default(),
             collector: Collector::new(config.collect_after_ms),
+            homes: Homes::new(rng.next_u64()),
             incoming: None,
             sweep: Sweep::default(),
             resume_moving_us: 0,
@@ -477,6 +494,7 @@ impl Node {
             Input::LinkDown { peer } => self.link_down(now, peer, out),
             Input::Stop => self.stop(now, out),
         }
+        self.go_on(now, out);
     }
 
     /// Hands what the steps of this turn stored to the store, as one batch. Call once per turn, before anything in
@@ -552,7 +570,7 @@ impl Node {
     /// When a [`Input::Tick`] is due at the latest, in `mono_us`. Ask again after every turn.
     pub fn next_wakeup(&self) -> u64 {
         let mut at = self.next_round_us.min(self.next_entropy_us);
-        at = at.min(self.next_move_us().unwrap_or(u64::MAX));
+        at = at.min(self.next_move_us().unwrap_or(u64::MAX)).min(self.next_home_us());
         for deadline in
             [self.tasks.next_deadline_us(), self.detector.next_deadline_us()].into_iter().flatten()
         {
@@ -715,6 +733,7 @@ impl Node {
                 let message = Message::Control(Control::Forwarded { task, result });
                 out.push(Output::Send { to, message });
             }
+            Origin::Run(number) => self.homes.outcomes.push_back((number, Outcome::Reply(result))),
             Origin::Repair | Origin::Transfer(_) | Origin::GiveAway | Origin::Nobody => {}
         }
     }
@@ -726,6 +745,11 @@ impl Node {
         self.metrics.store_refusals += 1;
         self.handoff = Handoff::new(self.replica.count_hints());
         self.drop_deliveries();
+        // What was loaded may have been made in this turn.
+        self.replica.find_timers();
+        for job in self.homes.clear() {
+            self.finish(job.origin, Err(ClientError::ReadOnly { detail: detail.clone() }), out);
+        }
         // Rows that were fetched in this turn are gone again.
         self.moved_in_turn = None;
         self.begin_moving();

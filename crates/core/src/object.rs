@@ -144,6 +144,14 @@ impl Object {
         }
     }
 
+    /// Time between two runs of `onTimer` in milliseconds; 0: no such thing.
+    pub fn timer_ms(&self) -> u64 {
+        match self.0.newest() {
+            Some((_, Version { value: Value::Active(active), .. })) => active.interval_ms,
+            _ => 0,
+        }
+    }
+
     /// All live values, newest first; concurrent states of one counter are one value.
     pub fn siblings(&self, wall_ms: u64) -> Vec<Sibling> {
         let mut siblings = Vec::new();

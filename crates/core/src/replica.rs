@@ -13,17 +13,22 @@ use crate::causality::Dot;
 use crate::clock::HybridClock;
 use crate::known::KnownObjects;
 use crate::message::ReadOutcome;
-use crate::object::Object;
+use crate::object::{Object, Value};
 use crate::store::{Durability, Space, Store, StoreError};
+use crate::timers::Timers;
 use crate::tree::{leaf_of, HashTree};
 use crate::types::{ActorId, NodeId, Now, ObjectKey, Rng};
 
 /// The version of the records in the meta space that this program writes and reads.
-pub const META_FORMAT: u8 = 4;
+pub const META_FORMAT: u8 = 5;
 
 const IDENTITY_ROW: &[u8] = b"identity";
 /// The hash tree, of a node that has stopped: the last that it writes, and gone with the first that it writes again.
 const TREE_ROW: &[u8] = b"tree";
+/// Before the row of each object with a timer, in the meta space: its interval.
+const TIMER_PREFIX: &[u8] = b"timer/";
+/// Behind the last of these.
+const TIMER_END: &[u8] = b"timer0";
 
 /// Who this node is, and what it may not forget. One row in the meta space.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -76,6 +81,7 @@ pub struct Replica {
     /// Of objects that are in the store; never of one that was undone, dropped or replaced.
     known: KnownObjects,
     tree: HashTree,
+    timers: Timers,
     /// The store may hold a tree that the next change makes wrong.
     has_tree_row: bool,
     identity: Identity,
@@ -177,6 +183,7 @@ impl Replica {
             store,
             known: KnownObjects::new(known_bytes, identity.actor.0),
             tree: tree.unwrap_or_else(HashTree::new),
+            timers: Timers::default(),
             has_tree_row: true,
             identity,
             clock,
@@ -190,6 +197,7 @@ impl Replica {
             loaded_bytes: 0,
         };
         replica.save_identity();
+        replica.find_timers();
         Ok(replica)
     }
 
@@ -284,7 +292,12 @@ impl Replica {
     pub fn save(&mut self, key: &ObjectKey, object: &Object, bytes: Bytes) {
         let hash = hash_of(&bytes);
         self.update_tree(key, Some(hash));
-        self.known.set(key, hash, Some(object.context()));
+        // What is active is not replaced blindly: its code is asked.
+        let is_active = object.0.values().iter().any(|(_, version)| matches!(version.value, Value::Active(_)));
+        self.known.set(key, hash, (!is_active).then(|| object.context()));
+        if is_active || !self.timers.is_empty() {
+            self.note_timer(key, object.timer_ms());
+        }
         self.store.apply((Space::Data, key.row().clone(), Some(bytes)));
     }
 
@@ -301,6 +314,37 @@ impl Replica {
         };
         let row_hash = |hash: Option<u64>| hash.map(|hash| row_hash(key.row(), hash));
         self.tree.changed(key, row_hash(before), row_hash(after));
+    }
+
+    /// The timers of the objects that are held.
+    pub fn timers(&self) -> &Timers {
+        &self.timers
+    }
+
+    pub fn timers_mut(&mut self) -> &mut Timers {
+        &mut self.timers
+    }
+
+    fn note_timer(&mut self, key: &ObjectKey, interval_ms: u64) {
+        if self.timers.set(key, interval_ms) {
+            let row = [TIMER_PREFIX, key.row()].concat().into();
+            let value = (interval_ms > 0).then(|| encode_meta(&interval_ms));
+            self.store.apply((Space::Meta, row, value));
+        }
+    }
+
+    /// Reads from the store what timers there are: at the start, and when the disk has taken changes back.
+    pub fn find_timers(&mut self) {
+        let mut timers = Timers::default();
+        self.store.scan(Space::Meta, TIMER_PREFIX, TIMER_END, &mut |row, value| {
+            let row = Bytes::copy_from_slice(&row[TIMER_PREFIX.len().min(row.len())..]);
+            let interval_ms = value.ok().and_then(|value| postcard::from_bytes(value.get(1..)?).ok());
+            if let (Ok(key), Some(interval_ms)) = (ObjectKey::from_row(row), interval_ms) {
+                timers.set(&key, interval_ms);
+            }
+            true
+        });
+        self.timers = timers;
     }
 
     /// The sums of what is held.
@@ -434,6 +478,7 @@ impl Replica {
 
     fn drop_row(&mut self, key: &ObjectKey) {
         self.update_tree(key, None);
+        self.note_timer(key, 0);
         self.known.forget(key);
         self.store.apply((Space::Data, key.row().clone(), None));
     }

@@ -67,6 +67,7 @@ fn a_put_is_acknowledged_after_w_durable_copies_and_not_before() {
         mutation: Mutation::store("v"),
         quorum: quorum(2, 2),
         want: Want::default(),
+        caller: None,
     };
     let id = cluster.ask(list[0], update);
     cluster.pump();
@@ -80,6 +81,7 @@ fn a_put_is_acknowledged_after_w_durable_copies_and_not_before() {
             mutation: Mutation::store("w"),
             quorum: quorum(2, 2),
             want: Want::default(),
+            caller: None,
         },
     );
     cluster.wait(id).unwrap();
@@ -635,7 +637,7 @@ fn anti_entropy_mends_what_only_the_last_replica_of_a_larger_n_holds() {
     for name in &names {
         let mutation = Mutation::store("v");
         let (quorum, want) = (Quorum::default(), Want::default());
-        cluster.run(0, Operation::Update { key: on_all(name), mutation, quorum, want }).unwrap();
+        cluster.run(0, Operation::Update { key: on_all(name), mutation, quorum, want, caller: None }).unwrap();
     }
     let row = |cluster: &Cluster, i: usize, name: &str| {
         cluster.machines[i].disk.lock().get(Space::Data, on_all(name).row()).unwrap()

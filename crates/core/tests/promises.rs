@@ -94,7 +94,7 @@ fn of_concurrent_conditional_stores_at_different_nodes_exactly_one_applies() {
         .map(|i| {
             let mutation = store(&format!("n{i}"), Basis::Local, Condition::IfAbsent);
             let (quorum, want) = (Quorum::default(), Want::default());
-            cluster.ask(i, Operation::Update { key: key("lock"), mutation, quorum, want })
+            cluster.ask(i, Operation::Update { key: key("lock"), mutation, quorum, want, caller: None })
         })
         .collect();
     let mut winners = 0;
@@ -304,7 +304,7 @@ fn updates_whose_home_cannot_write_are_run_by_the_next_owner() {
     let ids = list[1..].iter().map(|&i| {
         let mutation = store(&format!("n{i}"), Basis::Local, Condition::IfAbsent);
         let (quorum, want) = (Quorum::default(), Want::default());
-        cluster.ask(i, Operation::Update { key: key(&lock), mutation, quorum, want })
+        cluster.ask(i, Operation::Update { key: key(&lock), mutation, quorum, want, caller: None })
     });
     let ids: Vec<_> = ids.collect();
     let mut winners = 0;

@@ -571,7 +571,7 @@ fn apply_to_model(mutation: &Mutation, model: &mut Option<Vec<u8>>) -> Result<bo
             (number + delta).to_string().into_bytes()
         }
         Mutation::SetExpiry { .. } => return Ok(exists),
-        Mutation::AddFloat { .. } => unreachable!("not generated"),
+        Mutation::AddFloat { .. } | Mutation::Activate { .. } => unreachable!("not generated"),
     };
     if new.len() as u64 > GIVEN.value_bytes_max {
         let (bytes, limit_bytes) = (new.len() as u64, GIVEN.value_bytes_max);
@@ -627,7 +627,7 @@ fn controls() -> impl Strategy<Value = fn(ObjectKey) -> Control> {
         let (mutation, quorum, want) = (Mutation::store("v"), Quorum::default(), Want::default());
         Control::Forward {
             task: 1,
-            operation: Operation::Update { key, mutation, quorum, want },
+            operation: Operation::Update { key, mutation, quorum, want, caller: None },
             timeout_ms: 2,
         }
     };

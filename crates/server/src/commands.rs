@@ -14,6 +14,7 @@ pub mod errors;
 pub mod plan;
 pub mod arguments;
 pub mod glob;
+pub mod active;
 pub mod batch;
 pub mod strings;
 pub mod keys;
@@ -32,6 +33,7 @@ pub mod table;
 mod tests;
 
 use oort_core::client::{Operation, Request};
+use oort_core::mutation::Mutation;
 use oort_core::types::ObjectKey;
 
 use crate::resp::request::Command;
@@ -85,6 +87,7 @@ pub fn start(session: &mut Session, command: Command, view: &dyn View, now_ms: u
             (spec.run)(&mut call).unwrap_or_else(Started::Reply)
         }
     };
+    let started = introduce(session, started);
     match session.is_silent() {
         false => started,
         true => silence(started),
@@ -99,6 +102,23 @@ fn unknown(command: &Command) -> Started {
         true => Started::Close(refusal("ERR this port speaks the Redis protocol, not HTTP")),
         false => Started::Reply(errors::unknown_command(command)),
     }
+}
+
+/// Says who asks, to active objects that care.
+fn introduce(session: &Session, mut started: Started) -> Started {
+    let introduce = |request: &mut Request| match &mut request.operation {
+        Operation::Call { call, .. } => call.caller = Some(session.caller.clone()),
+        Operation::Update { mutation: Mutation::Store { .. } | Mutation::Activate { .. }, caller, .. } => {
+            *caller = Some(session.caller.clone())
+        }
+        _ => {}
+    };
+    match &mut started {
+        Started::One { request, .. } => introduce(request),
+        Started::Many { requests, .. } => requests.iter_mut().for_each(introduce),
+        Started::Reply(_) | Started::Close(_) => {}
+    }
+    started
 }
 
 fn silence(started: Started) -> Started {

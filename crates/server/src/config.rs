@@ -247,7 +247,7 @@ impl Loading {
             PropertyError::Quorum { name: 'r', .. } => &["bucket_r", "bucket_n"],
             PropertyError::Quorum { .. } => &["bucket_w", "bucket_n"],
             PropertyError::ValueLimit { .. } => &["bucket_value_bytes_max"],
-            PropertyError::TooManyBuckets { .. } => &[],
+            PropertyError::TooManyBuckets { .. } | PropertyError::Active { .. } => &[],
         };
         Err(self.invalid(keys, format!("bucket_{error}")))
     }

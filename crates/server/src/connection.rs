@@ -7,6 +7,7 @@
 use std::collections::VecDeque;
 
 use bytes::BytesMut;
+use oort_core::active::Ask;
 use oort_core::client::{Operation, Request};
 use oort_core::replica::hash_of;
 
@@ -302,8 +303,10 @@ impl Connection {
 /// How `request` relates to others; `is_here`: this node coordinates plain stores of its key.
 pub fn reach_of(request: &Request, is_here: impl Fn(&oort_core::types::ObjectKey) -> bool) -> Reach {
     match &request.operation {
-        Operation::Get { key, .. } if is_here(key) => Reach::Direct(hash_of(key.row())),
-        Operation::Get { key, .. } => Reach::Remote(hash_of(key.row())),
+        // Another node may have to run it, and the next may change what it sees.
+        Operation::Call { key, call, .. } if call.what != Ask::Get => Reach::Remote(hash_of(key.row())),
+        Operation::Get { key, .. } | Operation::Call { key, .. } if is_here(key) => Reach::Direct(hash_of(key.row())),
+        Operation::Get { key, .. } | Operation::Call { key, .. } => Reach::Remote(hash_of(key.row())),
         Operation::Update { key, .. } if !request.operation.reads_first() && is_here(key) => {
             Reach::Direct(hash_of(key.row()))
         }

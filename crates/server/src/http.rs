@@ -7,7 +7,7 @@
 //!
 //! A request travels so: `route` reads the path, `parameters` the query, `conditions` the `If-` headers, `upload` the
 //! body;
-//! `object`, `listing`, `properties` or `report` serve it; `representation` writes an object's answer, `refusal` any
+//! `object`, `aso`, `listing`, `properties` or `report` serve it; `representation` writes an object's answer, `refusal` any
 //! error.
 //! Source: Riak KV's HTTP API; RFC 9110.
 
@@ -20,6 +20,7 @@ pub mod conditions;
 pub mod representation;
 pub mod counters;
 pub mod shared;
+pub mod aso;
 pub mod object;
 pub mod properties;
 pub mod listing;
@@ -152,11 +153,15 @@ fn admit(stream: TcpStream, shared: &Arc<Shared>, connections: &GracefulShutdown
         tracing::debug!(%error, "cannot set TCP_NODELAY");
     }
     let limits = &shared.limits;
+    let address = stream.peer_addr().ok();
     let socket = TokioIo::new(Socket::new(stream, limits.write_timeout));
     let service = {
         let shared = shared.clone();
-        service_fn(move |request| {
+        service_fn(move |mut request: Request<Incoming>| {
             let shared = shared.clone();
+            if let Some(address) = address {
+                request.extensions_mut().insert(address);
+            }
             async move { Ok::<_, Infallible>(answer(&shared, request).await) }
         })
     };
@@ -203,6 +208,9 @@ async fn dispatch(shared: &Shared, head: &Parts, body: Incoming) -> Result<Respo
         Target::Buckets { prefix } => listing::buckets(shared, &parameters, prefix).await,
         Target::Properties(place) => properties::serve(shared, head, &parameters, body, &place).await,
         Target::Object { place, key } => object::serve(shared, head, parameters, body, place, &key).await,
+        Target::Active { bucket, key, part } => {
+            aso::serve(shared, head, parameters, body, (bucket, key, part)).await
+        }
         Target::Keys(place) => match head.method {
             Method::POST => object::create(shared, head, parameters, body, place).await,
             _ => listing::keys(shared, &parameters, &place).await,

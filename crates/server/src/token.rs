@@ -100,7 +100,8 @@ fn checksum(bytes: &[u8]) -> [u8; CHECKSUM_BYTES] {
     (xxh3_64(bytes) as u32).to_le_bytes()
 }
 
-fn to_base64(bytes: &[u8]) -> String {
+/// Base64 with the URL alphabet and no padding.
+pub fn to_base64(bytes: &[u8]) -> String {
     let mut text = String::with_capacity(bytes.len().div_ceil(3) * 4);
     for chunk in bytes.chunks(3) {
         let bits =
@@ -112,7 +113,8 @@ fn to_base64(bytes: &[u8]) -> String {
     text
 }
 
-fn from_base64(text: &[u8]) -> Result<Vec<u8>, TokenError> {
+/// Reads it back. Errors: what it never writes.
+pub fn from_base64(text: &[u8]) -> Result<Vec<u8>, TokenError> {
     let mut bytes = Vec::with_capacity(text.len() / 4 * 3 + 2);
     for (chunk_index, chunk) in text.chunks(4).enumerate() {
         let start = chunk_index * 4;

@@ -518,6 +518,7 @@ impl Cluster {
                     outcome = Outcome::NotApplied;
                 }
             }
+            Ok(Reply::Called(called)) => self.trace.mix_number(called.is_kept as u64),
             Ok(Reply::Page(page)) => self.trace.mix_number(page.count),
             Ok(Reply::BucketSet | Reply::RingPlan(_)) => {}
             Err(failure) => {

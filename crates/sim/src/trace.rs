@@ -84,6 +84,7 @@ pub fn show_version(version: &Version) -> String {
         Value::Bytes(bytes) => show_bytes(bytes),
         Value::Counter(counter) => format!("counter {}", counter.value()),
         Value::Tombstone => "deleted".into(),
+        Value::Active(active) => format!("active, state {}", show_bytes(&active.state)),
     };
     if let Some(expiry) = version.expires_ms {
         text += &format!(" until {}", expiry as i64 - EPOCH_MS as i64);
@@ -117,6 +118,9 @@ pub fn show_object(object: &Object, name: NameDot) -> String {
 pub fn show_operation(operation: &Operation) -> String {
     match operation {
         Operation::Get { key, quorum } => format!("get {key:?}{}", show_quorum(quorum)),
+        Operation::Call { key, call, quorum } => {
+            format!("{:?} of {key:?}{}", call.what, show_quorum(quorum))
+        }
         Operation::Update { key, mutation, quorum, .. } => {
             format!("{} on {key:?}{}", show_mutation(mutation), show_quorum(quorum))
         }
@@ -191,7 +195,7 @@ pub fn show_message(message: &Message, name: NameDot) -> String {
 /// The key an operation is about, if it is about one.
 pub fn key_of(operation: &Operation) -> Option<&ObjectKey> {
     match operation {
-        Operation::Get { key, .. } | Operation::Update { key, .. } => Some(key),
+        Operation::Get { key, .. } | Operation::Call { key, .. } | Operation::Update { key, .. } => Some(key),
         Operation::Scan(_) | Operation::SetBucket { .. } | Operation::ChangeRing { .. } => None,
     }
 }

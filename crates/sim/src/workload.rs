@@ -215,6 +215,7 @@ impl Workload {
             mutation,
             quorum,
             want: Want { before: rng.chance(1, 8), after: !is_plain || rng.chance(1, 8) },
+            caller: None,
         };
         (operation, seen)
     }

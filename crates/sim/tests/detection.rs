@@ -85,7 +85,7 @@ fn gets_and_their_hedges_go_to_the_nearest_replicas() {
         let (key, node) = (key(number), number as usize % 30);
         let mutation = Mutation::store(Bytes::from_static(b"v"));
         let (quorum, want) = (Quorum::default(), Want::default());
-        run(&mut world, node, Operation::Update { key: key.clone(), mutation, quorum, want });
+        run(&mut world, node, Operation::Update { key: key.clone(), mutation, quorum, want, caller: None });
         let ring = world.nodes[node].as_ref().unwrap().ring().unwrap();
         let owners = ring.preference_at(key.position())[..3].to_vec();
         let living: Vec<usize> = (0..30).collect();

@@ -57,6 +57,7 @@ impl Node {
         }
         self.start_repairs(now, out);
         self.move_data(now, out);
+        self.keep_homes(now, out);
     }
 
     /// One round of gossip: probes to some peers, a hash of the tables to one.
@@ -165,6 +166,7 @@ impl Node {
         if std::mem::replace(&mut self.stopping, true) {
             return;
         }
+        self.flush_homes(now, out);
         self.membership.update_own(now.wall_ms, |own| own.stopped = true);
         self.membership_is_dirty = true;
         self.replica.stop_cleanly();

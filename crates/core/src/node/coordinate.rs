@@ -4,11 +4,13 @@
 
 use super::puts::Update;
 use super::{Node, Origin, Output, Purpose, Task, Work};
+use crate::active::Ask;
 use crate::bucket::Conflict;
 use crate::client::{ClientError, Operation, Quorum, QuorumName, Reply, Request, RequestId, TIMEOUT_MS_MAX};
 use crate::detector::Health;
 use crate::get::Needed;
 use crate::message::{Control, Message, TaskId};
+use crate::mutation::Mutation;
 use crate::ring::Ring;
 use crate::types::{NodeId, Now, ObjectKey};
 
@@ -61,8 +63,11 @@ impl Node {
                 Ok(needed) => self.start_get(now, origin, key, needed, Purpose::Answer, deadline_us, out),
                 Err(error) => self.finish(origin, Err(error), out),
             },
-            Operation::Update { key, mutation, quorum, want } => {
-                let update = Update { key, mutation, quorum, want };
+            Operation::Call { key, call, quorum } => {
+                self.start_call(now, origin, key, call, quorum, deadline_us, hop, out)
+            }
+            Operation::Update { key, mutation, quorum, want, caller } => {
+                let update = Update { key, mutation, quorum, want, caller };
                 self.start_update(now, origin, update, deadline_us, hop, out);
             }
             Operation::Scan(scan) => self.start_scan(now, origin, scan, deadline_us, out),
@@ -123,6 +128,9 @@ impl Node {
 
     /// The node to hand an update to; `None`: this one runs it.
     pub(super) fn other_coordinator(&self, update: &Update) -> Option<NodeId> {
+        if matches!(update.mutation, Mutation::Activate { .. }) {
+            return self.other_home(&update.key);
+        }
         let me = self.id();
         let n = self.replicas_of(&update.key);
         let list = self.placed_ring().preference_at(update.key.position());
@@ -190,7 +198,7 @@ impl Node {
         };
         refused.push(to);
         let next = match &operation {
-            Operation::Update { key, .. } => {
+            Operation::Update { key, .. } | Operation::Call { key, .. } => {
                 self.first_reachable(self.placed_ring().preference_at(key.position()), &refused)
             }
             _ => None,
@@ -211,6 +219,8 @@ impl Node {
         };
         let is_safe = match operation {
             Operation::Update { mutation, .. } => mutation.is_idempotent(),
+            // Its home may run it still, and another would count a second time.
+            Operation::Call { call, .. } => is_lost && !matches!(call.what, Ask::Function(_)),
             _ => true,
         };
         if !is_safe && !is_lost {

@@ -71,7 +71,7 @@ impl Node {
     }
 
     #[allow(clippy::too_many_arguments)]
-    fn start_get_from(
+    pub(super) fn start_get_from(
         &mut self,
         now: Now,
         origin: Origin,
@@ -89,6 +89,9 @@ impl Node {
         let work = Work::Get { get, purpose };
         let id = self.tasks.insert(Task { origin, started_us: now.mono_us, deadline_us, work });
         self.ask_more(now, id, count, out);
+        if self.hand_over_call(now, id, out) {
+            return;
+        }
         if self.advance_get(now, id, out) {
             return;
         }
@@ -218,8 +221,9 @@ impl Node {
             (Origin::Nobody | Origin::GiveAway, _) => {}
             (Origin::Repair, _) => self.entropy.end_repair(),
             (Origin::Transfer(stream), _) => self.transfer_repaired(stream, true),
-            (_, Purpose::Update { mutation, quorum, want }) => {
-                let update = Update { key, mutation, quorum, want };
+            (_, Purpose::Call(call)) => self.called(now, origin, key, call, merged, deadline_us, out),
+            (_, Purpose::Update { mutation, quorum, want, caller }) => {
+                let update = Update { key, mutation, quorum, want, caller };
                 self.apply_update(now, origin, update, Some(merged), deadline_us, out);
             }
             (_, Purpose::Answer | Purpose::Repair) => {
@@ -288,7 +292,7 @@ impl Node {
                 self.restore_what_can_be(now, get, out);
                 return self.transfer_repaired(stream, false);
             }
-            Origin::Client(_) | Origin::Peer(..) => {}
+            Origin::Client(_) | Origin::Peer(..) | Origin::Run(_) => {}
         }
         self.metrics.gets_failed += 1;
         if matches!(purpose, Purpose::Update { .. }) {

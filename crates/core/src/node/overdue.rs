@@ -39,10 +39,10 @@ impl Node {
         let Some(mut task) = self.tasks.remove(id) else {
             return;
         };
-        let Work::Put { put, updated } = &mut task.work else {
+        let Work::Put { put, reply } = &mut task.work else {
             return;
         };
-        if updated.take().is_some() {
+        if reply.take().is_some() {
             let error = put_error(put, now, task.started_us);
             self.answer_put(task.origin, Err(error), out);
         }
@@ -86,7 +86,7 @@ impl Node {
                         self.advance_put(now, id, out);
                     }
                 }
-                Work::Put { put, updated: Some(_) } => {
+                Work::Put { put, reply: Some(_) } => {
                     // The late one may still acknowledge, so only a fallback is worth a message, not yet a hint here.
                     if let Some(owner) = put.owed_through(peer) {
                         if let Some(fallback) = self.free_fallback(id) {

@@ -5,7 +5,11 @@
 //! concurrent conditional updates meet at one node while no link is broken. `put` counts the copies.
 
 use super::coordinate::Hop;
+use super::homes::{Job, What};
 use super::{Node, Origin, Output, Purpose, Task, Work};
+use std::sync::Arc;
+
+use crate::active::Caller;
 use crate::causality::VersionVector;
 use crate::client::{Action, ClientError, Operation, Quorum, Reply, Updated, Want};
 use crate::detector::Health;
@@ -23,6 +27,7 @@ pub(super) struct Update {
     pub mutation: Mutation,
     pub quorum: Quorum,
     pub want: Want,
+    pub caller: Option<Arc<Caller>>,
 }
 
 impl Update {
@@ -52,8 +57,8 @@ impl Node {
         };
         if hop == Hop::First {
             if let Some(coordinator) = self.other_coordinator(&update) {
-                let Update { key, mutation, quorum, want } = update;
-                let operation = Operation::Update { key, mutation, quorum, want };
+                let Update { key, mutation, quorum, want, caller } = update;
+                let operation = Operation::Update { key, mutation, quorum, want, caller };
                 let work = Work::Forward { to: coordinator, operation, refused: Vec::new() };
                 return self.forward(now, origin, work, deadline_us, out);
             }
@@ -70,6 +75,25 @@ impl Node {
             return self.apply_update(now, origin, update, None, deadline_us, out);
         }
         self.read_then_apply(now, origin, update, needed_read, deadline_us, out);
+    }
+
+    /// A plain store has found an active object, whose home decides after a read.
+    fn ask_home(&mut self, now: Now, origin: Origin, update: Update, deadline_us: u64, out: &mut Vec<Output>) {
+        let Update { key, mutation, quorum, want, caller } = update;
+        let other = self.other_home(&key).filter(|_| !matches!(origin, Origin::Peer(..)));
+        match (other, self.read_quorum(&key, quorum)) {
+            (_, Err(error)) => self.finish(origin, Err(error), out),
+            (None, Ok(needed)) => {
+                let update = Update { key, mutation, quorum, want, caller };
+                self.read_then_apply(now, origin, update, needed, deadline_us, out)
+            }
+            (Some(to), Ok(_)) => {
+                // Wanting the state before makes the home read.
+                let want = Want { before: true, ..want };
+                let operation = Operation::Update { key, mutation, quorum, want, caller };
+                self.forward(now, origin, Work::Forward { to, operation, refused: Vec::new() }, deadline_us, out)
+            }
+        }
     }
 
     /// True if a context names writes of the far future that this replica does not hold. It may hold some if its clock
@@ -93,13 +117,13 @@ impl Node {
         deadline_us: u64,
         out: &mut Vec<Output>,
     ) {
-        let Update { key, mutation, quorum, want } = update;
-        let purpose = Purpose::Update { mutation, quorum, want };
+        let Update { key, mutation, quorum, want, caller } = update;
+        let purpose = Purpose::Update { mutation, quorum, want, caller };
         self.start_get(now, origin, key, needed, purpose, deadline_us, out);
     }
 
     /// Why this node cannot coordinate a write of `key` now. Nothing was changed.
-    fn write_refusal(&self, key: &ObjectKey, needed: Needed) -> Option<ClientError> {
+    pub(super) fn write_refusal(&self, key: &ObjectKey, needed: Needed) -> Option<ClientError> {
         if let Some(detail) = &self.read_only {
             return Some(ClientError::ReadOnly { detail: detail.clone() });
         }
@@ -123,8 +147,44 @@ impl Node {
         })
     }
 
-    /// Evaluates the mutation on what this node holds and `read` brought, stores the new version and sends it on.
+    /// Has an active object decide on an update that it has a say in, or else applies it.
     pub(super) fn apply_update(
+        &mut self,
+        now: Now,
+        origin: Origin,
+        update: Update,
+        read: Option<Object>,
+        deadline_us: u64,
+        out: &mut Vec<Output>,
+    ) {
+        let needs_code = match &update.mutation {
+            Mutation::Activate { .. } => true,
+            // What this node holds is looked up only where a read found nothing active: a plain store is the hot path.
+            Mutation::Store { .. } => read.as_ref().is_some_and(|read| read.active(now.wall_ms).is_some()),
+            _ => false,
+        };
+        match read {
+            None if self.homes.get(&update.key).is_some() && matches!(update.mutation, Mutation::Store { .. }) => {
+                self.ask_home(now, origin, update, deadline_us, out)
+            }
+            Some(merged) if needs_code => {
+                let (key, what) = (update.key.clone(), What::Update(Box::new(update)));
+                self.enter(now, key, Job { origin, what, deadline_us }, merged, out)
+            }
+            None if needs_code => {
+                let needed = Needed { total: 1, primaries: 0 };
+                self.read_then_apply(now, origin, update, needed, deadline_us, out)
+            }
+            read => {
+                self.write_unwritten(now, &update.key);
+                self.replace_resident(&update.key, out);
+                self.apply_mutation(now, origin, update, read, deadline_us, out)
+            }
+        }
+    }
+
+    /// Evaluates the mutation on what this node holds and `read` brought, stores the new version and sends it on.
+    pub(super) fn apply_mutation(
         &mut self,
         now: Now,
         origin: Origin,
@@ -150,6 +210,9 @@ impl Node {
                 return self.read_then_apply(now, origin, update, needed, deadline_us, out);
             }
         };
+        if !was_read && matches!(update.mutation, Mutation::Store { .. }) && object.active(now.wall_ms).is_some() {
+            return self.ask_home(now, origin, update, deadline_us, out);
+        }
         if let Some(read) = read {
             object.merge(&read);
             if lww {
@@ -192,21 +255,21 @@ impl Node {
             self.turn_dots.push(dot);
         }
         let after = want.after.then_some(object);
-        let updated = Updated { applied, before, after };
+        let reply = Reply::Updated(Updated { applied, before, after });
         match bytes {
             Some(bytes) => {
-                self.start_put(now, origin, Put::new(key, bytes, base, needed), updated, deadline_us, out)
+                self.start_put(now, origin, Put::new(key, bytes, base, needed), reply, deadline_us, out)
             }
-            None => self.finish(origin, Ok(Reply::Updated(updated)), out),
+            None => self.finish(origin, Ok(reply), out),
         }
     }
 
-    fn start_put(
+    pub(super) fn start_put(
         &mut self,
         now: Now,
         origin: Origin,
         mut put: Put,
-        updated: Updated,
+        reply: Reply,
         deadline_us: u64,
         out: &mut Vec<Output>,
     ) {
@@ -222,7 +285,7 @@ impl Node {
             put.hold(me, Some(owner));
             self.add_hint(owner, &key);
         }
-        let work = Work::Put { put, updated: Some(updated) };
+        let work = Work::Put { put, reply: Some(reply) };
         let id = self.tasks.insert(Task { origin, started_us: now.mono_us, deadline_us, work });
         self.turn_puts.push((id, origin));
         self.ask_owners(now, id, &primaries, others.as_deref(), out);
@@ -357,14 +420,14 @@ impl Node {
         let Some(task) = self.tasks.get_mut(id) else {
             return true;
         };
-        let Work::Put { put, updated } = &mut task.work else {
+        let Work::Put { put, reply } = &mut task.work else {
             return true;
         };
         let is_over = put.outstanding().next().is_none();
         let result = match put.progress() {
             Progress::Waiting => None,
-            Progress::Done => updated.take().map(Ok),
-            Progress::Impossible => updated.take().map(|_| Err(put_error(put, now, task.started_us))),
+            Progress::Done => reply.take().map(Ok),
+            Progress::Impossible => reply.take().map(|_| Err(put_error(put, now, task.started_us))),
         };
         let origin = task.origin;
         if let Some(result) = result {
@@ -380,14 +443,14 @@ impl Node {
     pub(super) fn answer_put(
         &mut self,
         origin: Origin,
-        result: Result<Updated, ClientError>,
+        result: Result<Reply, ClientError>,
         out: &mut Vec<Output>,
     ) {
         match &result {
             Ok(_) => self.metrics.puts += 1,
             Err(_) => self.metrics.puts_failed += 1,
         }
-        self.finish(origin, result.map(Reply::Updated), out);
+        self.finish(origin, result, out);
     }
 
     #[cfg(feature = "sabotage")]

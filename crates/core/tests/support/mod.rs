@@ -426,7 +426,7 @@ impl Cluster {
         quorum: Quorum,
     ) -> Result<Updated, ClientError> {
         let want = Want { before: false, after: true };
-        match self.run(i, Operation::Update { key, mutation, quorum, want })? {
+        match self.run(i, Operation::Update { key, mutation, quorum, want, caller: None })? {
             Reply::Updated(updated) => Ok(updated),
             other => panic!("an update was answered with {other:?}"),
         }

@@ -5,8 +5,9 @@ use oort_core::client::{Operation, Request};
 use oort_core::mutation::{Condition, Expiry};
 use oort_core::types::{ObjectKey, KEY_BYTES_MAX};
 
+use super::active::value_of_answer;
 use super::errors::{error_value, refusal, SYNTAX};
-use super::plan::{newest_value, object, store, update_operation, updated, Answer, Next, Plan, NOTHING};
+use super::plan::{object, store, update_operation, updated, Answer, Next, Plan, NOTHING};
 use super::plan::{REPLY_BYTES_MAX, REQUESTS_MAX};
 use super::{request, Call, Outcome, Started};
 use crate::resp::request::Command;
@@ -87,7 +88,7 @@ impl Batch {
         let answer = answer.map_err(|error| error_value(&error))?;
         match &mut self.gather {
             Gather::Values { values, bytes } => {
-                let value = newest_value(&object(answer), now_ms);
+                let value = value_of_answer(answer, now_ms);
                 if let Value::Bulk(value) = &value {
                     *bytes += value.len();
                 }

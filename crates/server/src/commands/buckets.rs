@@ -1,7 +1,8 @@
 //! `BUCKET`: a bucket's properties.
 
 use bytes::Bytes;
-use oort_core::bucket::{BucketProperties, Conflict, N_MAX, VALUE_BYTES_LIMIT};
+use oort_core::active::Fuel;
+use oort_core::bucket::{ActiveDurability, ActiveLimit, BucketProperties, Conflict, N_MAX, VALUE_BYTES_LIMIT};
 use oort_core::client::{Operation, Reply};
 use oort_core::types::BUCKET_BYTES_MAX;
 
@@ -14,7 +15,8 @@ use crate::resp::Value;
 pub fn get(call: &mut Call) -> Outcome {
     let name = bucket_name(call)?;
     let properties = call.view.membership().buckets.properties(&name);
-    reply(Value::Map(vec![
+    let aso = properties.aso;
+    let mut fields = vec![
         (Value::name("n"), Value::Integer(properties.n as i64)),
         (Value::name("r"), Value::Integer(properties.r as i64)),
         (Value::name("w"), Value::Integer(properties.w as i64)),
@@ -25,7 +27,13 @@ pub fn get(call: &mut Call) -> Outcome {
         ),
         (Value::name("value_bytes_max"), Value::Integer(properties.value_bytes_max as i64)),
         (Value::name("active"), Value::name(if properties.active { "true" } else { "false" })),
-    ]))
+        (Value::name("aso_durability"), Value::name(aso.durability.name())),
+        (Value::name("aso_fuel"), Value::name(aso.fuel.name())),
+    ];
+    fields.extend(
+        ActiveLimit::ALL.map(|limit| (Value::name(limit.name()), Value::Integer(aso.limit(limit).into()))),
+    );
+    reply(Value::Map(fields))
 }
 
 /// `BUCKET SET name property value [property value ...]`
@@ -90,10 +98,27 @@ fn set_property(properties: &mut BucketProperties, name: &[u8], value: &[u8]) ->
                 _ => return Err(invalid(name, value, "true or false")),
             }
         }
-        _ => {
+        b"aso_durability" => {
+            properties.aso.durability = ActiveDurability::ALL
+                .into_iter()
+                .find(|durability| value.eq_ignore_ascii_case(durability.name().as_bytes()))
+                .ok_or_else(|| invalid(name, value, "quorum or async"))?
+        }
+        b"aso_fuel" => {
+            properties.aso.fuel = Fuel::ALL
+                .into_iter()
+                .find(|fuel| value.eq_ignore_ascii_case(fuel.name().as_bytes()))
+                .ok_or_else(|| invalid(name, value, "exact or safepoints"))?
+        }
+        lower => {
+            if let Some(limit) = ActiveLimit::ALL.into_iter().find(|limit| limit.name().as_bytes() == lower) {
+                *properties.aso.limit_mut(limit) = number(name, value, u32::MAX.into())? as u32;
+                return Ok(());
+            }
             return Err(refusal(format!(
-                "ERR unknown bucket property '{}': there are n, r, w, conflict, default_ttl_ms, value_bytes_max and \
-                 active",
+                "ERR unknown bucket property '{}': there are n, r, w, conflict, default_ttl_ms, value_bytes_max, \
+                 active, aso_durability, aso_async_ms, aso_fuel, aso_instructions, aso_memory_bytes, aso_wall_ms and \
+                 aso_messages",
                 shortened(name, 128)
             )))
         }

@@ -11,7 +11,7 @@
 //! | `UNKNOWN` | the node that ran the write was lost: it may or may not have happened |
 //! | `SHUTDOWN` | the node is stopping; nothing was changed: try another node |
 
-use oort_core::client::ClientError;
+use oort_core::client::{ActiveError, ClientError};
 use oort_core::mutation::MutationError;
 use oort_core::types::ObjectKey;
 
@@ -24,6 +24,9 @@ const ECHO_BYTES_MAX: usize = 128;
 
 /// `ERR syntax error`.
 pub const SYNTAX: Value = Value::error("ERR syntax error");
+/// The command is for plain values.
+pub const ACTIVE: Value =
+    Value::error("WRONGTYPE Operation against a key holding the wrong kind of value: an active object");
 /// The number cannot be read.
 pub const NOT_AN_INTEGER: Value = Value::error("ERR value is not an integer or out of range");
 
@@ -36,6 +39,7 @@ pub fn refusal(text: impl Into<std::borrow::Cow<'static, str>>) -> Value {
 pub fn error_value(error: &ClientError) -> Value {
     let prefix = match error {
         ClientError::Mutation(error) => return mutation_error(error),
+        ClientError::Active(error) => active_prefix(error),
         ClientError::QuorumUnavailable { .. } | ClientError::TooFewReachable { .. } => "NOQUORUM",
         ClientError::NotReady => "CLUSTERDOWN",
         ClientError::ReadOnly { .. } | ClientError::ClockSkew { .. } => "MISCONF",
@@ -51,8 +55,25 @@ pub fn error_value(error: &ClientError) -> Value {
     refusal(format!("{prefix} {error}"))
 }
 
+fn active_prefix(error: &ActiveError) -> &'static str {
+    match error {
+        ActiveError::NotActive => "WRONGTYPE",
+        ActiveError::Crowded { .. } => "BUSY",
+        ActiveError::Refused { .. } => "REFUSED",
+        ActiveError::Failed(_) => "ASOERR",
+        ActiveError::TimedOut | ActiveError::Replaced => "UNKNOWN",
+        ActiveError::Missing
+        | ActiveError::Forbidden
+        | ActiveError::NoSandbox
+        | ActiveError::Returned { .. }
+        | ActiveError::CannotWait { .. }
+        | ActiveError::Reserved { .. } => "ERR",
+    }
+}
+
 fn mutation_error(error: &MutationError) -> Value {
     match error {
+        MutationError::IsActive => ACTIVE,
         MutationError::ValueTooLarge { .. } => {
             refusal(format!("ERR string exceeds maximum allowed size: {error}"))
         }

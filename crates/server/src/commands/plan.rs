@@ -102,7 +102,7 @@ pub fn get_operation(key: ObjectKey) -> Operation {
 
 /// Changes `key` with the bucket's quorum.
 pub fn update_operation(key: ObjectKey, mutation: Mutation, want: Want) -> Operation {
-    Operation::Update { key, mutation, quorum: Quorum::default(), want }
+    Operation::Update { key, mutation, quorum: Quorum::default(), want, caller: None }
 }
 
 /// Replaces what the coordinating replica holds.

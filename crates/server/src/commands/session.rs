@@ -1,6 +1,10 @@
 //! What a connection remembers between commands.
 
+use std::net::SocketAddr;
+use std::sync::Arc;
+
 use bytes::Bytes;
+use oort_core::active::Caller;
 use oort_core::bucket::DEFAULT_BUCKET;
 
 use crate::resp::Protocol;
@@ -29,6 +33,8 @@ pub struct Session {
     pub no_evict: bool,
     pub no_touch: bool,
     pub protocol: Protocol,
+    /// What active objects see of the client.
+    pub caller: Arc<Caller>,
     replies: Replies,
     database: u16,
     bucket: Bytes,
@@ -52,6 +58,7 @@ impl Session {
     pub fn new(id: u64, address: String, local_address: String, now_ms: u64) -> Session {
         Session {
             id,
+            caller: Arc::new(seen_from(&address)),
             address,
             local_address,
             connected_ms: now_ms,
@@ -71,7 +78,7 @@ impl Session {
 
     /// Forgets what the client set, as `RESET` does.
     pub fn reset(&mut self) {
-        let fresh = Session::new(self.id, String::new(), String::new(), self.connected_ms);
+        let fresh = Session::new(self.id, self.address.clone(), String::new(), self.connected_ms);
         *self = Session {
             address: std::mem::take(&mut self.address),
             local_address: std::mem::take(&mut self.local_address),
@@ -136,6 +143,16 @@ impl Session {
     pub(super) fn note_command(&mut self, name: &'static str, now_ms: u64) {
         self.last_command = name;
         self.last_ms = now_ms;
+    }
+}
+
+/// What is known of a client by its address alone.
+fn seen_from(address: &str) -> Caller {
+    let address: Option<SocketAddr> = address.parse().ok();
+    Caller {
+        ip: address.map(|address| address.ip().to_canonical()),
+        port: address.map(|address| address.port()),
+        ..Caller::default()
     }
 }
 

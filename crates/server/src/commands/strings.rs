@@ -5,12 +5,14 @@
 use std::collections::HashMap;
 
 use bytes::Bytes;
+use oort_core::active::Ask;
 use oort_core::client::{Reply, Want};
 use oort_core::mutation::{Basis, Condition, Expiry, ExpiryCondition, FloatText, Mutation};
 
 use super::arguments::{TimeForm, MILLIS, SECONDS};
 use super::batch::{Batch, Gather};
-use super::errors::{self, refusal, SYNTAX};
+use super::active::{call_operation, value_of_answer};
+use super::errors::{self, refusal, ACTIVE, SYNTAX};
 use super::plan::{
     get_operation, newest_value, object, store, update_operation, updated, Finish, Given, AFTER, BEFORE,
     NOTHING,
@@ -20,11 +22,11 @@ use crate::resp::Value;
 
 /// `GET key`
 pub fn get(call: &mut Call) -> Outcome {
-    one(get_operation(call.key(1)?), Finish::new(value_of_get))
+    one(call_operation(call.key(1)?, Ask::Get, Vec::new()), Finish::new(value_of_get))
 }
 
 fn value_of_get(answer: Reply, given: Given) -> Value {
-    newest_value(&object(answer), given.now_ms)
+    value_of_answer(answer, given.now_ms)
 }
 
 /// `SET key value [NX | XX] [GET] [EX s | PX ms | EXAT s | PXAT ms | KEEPTTL]`
@@ -147,7 +149,11 @@ pub fn strlen(call: &mut Call) -> Outcome {
 }
 
 fn length_of_get(answer: Reply, given: Given) -> Value {
-    let sibling = object(answer).newest(given.now_ms);
+    let object = object(answer);
+    if object.active(given.now_ms).is_some() {
+        return ACTIVE;
+    }
+    let sibling = object.newest(given.now_ms);
     Value::Integer(sibling.map_or(0, |sibling| sibling.value.len() as i64))
 }
 
@@ -185,7 +191,11 @@ pub fn getrange(call: &mut Call) -> Outcome {
 }
 
 fn range_of_get(answer: Reply, given: Given) -> Value {
-    let value = object(answer).newest(given.now_ms).map_or(Bytes::new(), |sibling| sibling.value);
+    let object = object(answer);
+    if object.active(given.now_ms).is_some() {
+        return ACTIVE;
+    }
+    let value = object.newest(given.now_ms).map_or(Bytes::new(), |sibling| sibling.value);
     let length = value.len() as i64;
     let [start, end] = given.numbers;
     if start < 0 && end < 0 && start > end {
@@ -255,7 +265,7 @@ pub fn incrbyfloat(call: &mut Call) -> Outcome {
 pub fn mget(call: &mut Call) -> Outcome {
     let keys = (1..call.count() as u32).collect();
     Batch::start(call, keys, Gather::Values { values: Vec::new(), bytes: 0 }, |batch, i| {
-        get_operation(batch.key(i))
+        call_operation(batch.key(i), Ask::Get, Vec::new())
     })
 }
 

@@ -3,7 +3,7 @@
 //! A command is found by its length and bytes in a hash table that is computed when the program is compiled.
 
 use super::{
-    buckets, clients, cluster, connection, describe, keys, listing, rename, ring, server, strings, versions,
+    active, buckets, clients, cluster, connection, describe, keys, listing, rename, ring, server, strings, versions,
 };
 use super::{Call, Outcome};
 
@@ -44,6 +44,7 @@ pub enum Group {
     Server,
     Cluster,
     Versions,
+    Active,
 }
 
 /// Changes data.
@@ -76,6 +77,7 @@ impl Group {
             Group::Server => "server",
             Group::Cluster => "cluster",
             Group::Versions => "versions",
+            Group::Active => "active",
         }
     }
 }
@@ -113,6 +115,7 @@ impl Spec {
         let group = match self.group {
             Group::Connection => "@connection",
             Group::String | Group::Versions => "@string",
+            Group::Active => "@scripting",
             Group::Generic => "@keyspace",
             Group::Server | Group::Cluster => "@admin",
         };
@@ -308,17 +311,33 @@ const VERSIONS: [Spec; 3] = [
     spec("vdel", "VDEL key [CONTEXT c] [R n] [W n]", -2, WRITE | FAST, KEY_1, versions::vdel, "Deletes what the context covers."),
 ];
 
-const COUNT: usize =
-    CONNECTION.len() + STRINGS.len() + GENERIC.len() + SERVER.len() + CLUSTERS.len() + VERSIONS.len();
+#[rustfmt::skip]
+const ACTIVE: [Spec; 6] = [
+    spec("aso.put", "ASO.PUT key source [EX seconds|PX milliseconds|EXAT unix-time-seconds|PXAT unix-time-milliseconds] [W n]", -3, WRITE | GROWS, KEY_1, active::put, "Stores an active object, made by running Lua source."),
+    spec("aso.call", "ASO.CALL key function [argument ...]", -3, WRITE, KEY_1, active::call, "Calls a function of an active object."),
+    spec("aso.caller", "ASO.CALLER [COORDINATE number [number ...]] [REPLYKEY key]", -1, FAST, NO_KEYS, active::caller, "Says what active objects see of this connection."),
+    spec("aso.info", "ASO.INFO key", 2, READ | FAST, KEY_1, active::info, "What an active object uses, its timer, and its last error."),
+    spec("aso.reload", "ASO.RELOAD key source [W n]", -3, WRITE | GROWS, KEY_1, active::reload, "Gives an active object new code; its state stays."),
+    spec("aso.source", "ASO.SOURCE key", 2, READ | FAST, KEY_1, active::source, "The source of an active object."),
+];
+
+const COUNT: usize = CONNECTION.len()
+    + STRINGS.len()
+    + GENERIC.len()
+    + SERVER.len()
+    + CLUSTERS.len()
+    + VERSIONS.len()
+    + ACTIVE.len();
 
 const fn join() -> [Spec; COUNT] {
-    let chapters: [(&[Spec], Group); 6] = [
+    let chapters: [(&[Spec], Group); 7] = [
         (&CONNECTION, Group::Connection),
         (&STRINGS, Group::String),
         (&GENERIC, Group::Generic),
         (&SERVER, Group::Server),
         (&CLUSTERS, Group::Cluster),
         (&VERSIONS, Group::Versions),
+        (&ACTIVE, Group::Active),
     ];
     let mut all = [CONNECTION[0]; COUNT];
     let (mut at, mut chapter) = (0, 0);

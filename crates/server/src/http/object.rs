@@ -4,10 +4,13 @@
 //! it makes a sibling where the bucket keeps them. `If-Unmodified-Since` on a write is the one exception: the core
 //! knows no dates, so the object is read first and the write then depends on the tag that was read.
 
+use std::sync::Arc;
+
 use hyper::body::Incoming;
 use hyper::header::{HeaderValue, LOCATION};
 use hyper::http::request::Parts;
 use hyper::{Method, Response, StatusCode};
+use oort_core::active::{Ask, Value as Lua};
 use oort_core::bucket::BucketProperties;
 use oort_core::causality::VersionVector;
 use oort_core::client::{Operation, Quorum, Reply, Request, Updated, Want};
@@ -15,6 +18,7 @@ use oort_core::mutation::{Basis, Condition, Expiry, Mutation};
 use oort_core::object::Object;
 use oort_core::types::ObjectKey;
 
+use crate::http::aso;
 use crate::http::body::Body;
 use crate::http::conditions::{Conditions, Outcome, WriteCheck};
 use crate::http::parameters::{self, Parameters};
@@ -93,7 +97,21 @@ impl<'a> Target<'a> {
     }
 
     async fn get(&self) -> Result<Response<Body>, Refusal> {
-        let object = self.read(self.quorum(None).await?).await?;
+        let quorum = self.quorum(None).await?;
+        let object = match self.head.method == Method::HEAD {
+            // Asking for the head alone runs no code.
+            true => self.read(quorum).await?,
+            false => {
+                let arguments = self.parameters.arguments.iter().cloned().map(Lua::Bytes).collect();
+                let key = self.key.clone();
+                let call = aso::call(self.shared, self.head, key, Ask::Get, arguments, quorum).await?;
+                match self.request(call).await? {
+                    Reply::Object(object) => object,
+                    Reply::Called(called) => return Ok(aso::answer(called.value)),
+                    other => return Err(Shared::unexpected(&other)),
+                }
+            }
+        };
         let wall_ms = self.shared.wall_ms();
         let view = self.view(&object, wall_ms);
         let Some(&(newest, _)) = object.newest_live(wall_ms) else {
@@ -122,7 +140,13 @@ impl<'a> Target<'a> {
         let limit_bytes = properties.map_or(SMALL_BYTES, |properties| properties.value_bytes_max);
         let value = self.shared.read_body(body, limit_bytes).await?;
         let condition = self.condition(quorum).await?;
-        let mutation = Mutation::Store { value, headers, basis, expiry, condition };
+        let mutation = match aso::is_source(&self.head.headers) {
+            true if condition == Condition::Always => {
+                Mutation::Activate { source: value, expiry, keeps_state: false }
+            }
+            true => return Err(Refusal::bad_request("an active object is stored without conditions")),
+            false => Mutation::Store { value, headers, basis, expiry, condition },
+        };
         let updated = self.update(mutation, quorum, self.parameters.return_body).await?;
         if !updated.applied {
             return Err(Refusal::condition());
@@ -226,6 +250,7 @@ impl<'a> Target<'a> {
             mutation,
             quorum,
             want: Want { before: false, after },
+            caller: Some(Arc::new(aso::caller(self.shared, self.head).await?)),
         };
         match self.request(operation).await? {
             Reply::Updated(updated) => Ok(updated),

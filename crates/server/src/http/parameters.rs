@@ -79,6 +79,8 @@ pub struct Parameters {
     pub without_properties: bool,
     /// Percent-encode all keys in a listing, not only those that are not UTF-8.
     pub encode_keys: bool,
+    /// Each `arg`, in order: arguments for an active object.
+    pub arguments: Vec<Vec<u8>>,
 }
 
 impl Parameters {
@@ -90,6 +92,10 @@ impl Parameters {
         let mut names_seen: Vec<&str> = Vec::new();
         for pair in query.unwrap_or("").split('&').filter(|pair| !pair.is_empty()) {
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+            if name == "arg" {
+                parameters.arguments.push(percent_decode(value)?);
+                continue;
+            }
             let value = String::from_utf8(percent_decode(value)?)
                 .map_err(|_| Refusal::bad_request(format!("{}: not UTF-8", shortened(name))))?;
             if !parameters.set(name, &value)? {

@@ -7,7 +7,8 @@ use bytes::Bytes;
 use hyper::body::Incoming;
 use hyper::http::request::Parts;
 use hyper::{Method, Response, StatusCode};
-use oort_core::bucket::{BucketProperties, Conflict};
+use oort_core::active::Fuel;
+use oort_core::bucket::{ActiveDurability, ActiveLimit, BucketProperties, Conflict};
 use oort_core::client::{Operation, Reply, Request};
 use serde_json::{json, Map, Value};
 
@@ -100,6 +101,8 @@ fn to_json(bucket: &Bytes, properties: &BucketProperties) -> Map<String, Value> 
         "default_ttl_ms": properties.default_ttl_ms,
         "value_bytes_max": properties.value_bytes_max,
         "active": properties.active,
+        "aso_durability": properties.aso.durability,
+        "aso_fuel": properties.aso.fuel,
         // What cannot be changed.
         "name": printable(bucket),
         "dw": properties.w,
@@ -113,7 +116,12 @@ fn to_json(bucket: &Bytes, properties: &BucketProperties) -> Map<String, Value> 
         "postcommit": [],
     });
     match fields {
-        Value::Object(fields) => fields,
+        Value::Object(mut fields) => {
+            for limit in ActiveLimit::ALL {
+                fields.insert(limit.name().into(), properties.aso.limit(limit).into());
+            }
+            fields
+        }
         _ => unreachable!("the literal above is an object"),
     }
 }
@@ -146,8 +154,15 @@ fn changed(
             "default_ttl_ms" => new.default_ttl_ms = Some(integer(name, value, u64::MAX / 2)?),
             "value_bytes_max" => new.value_bytes_max = integer(name, value, u64::MAX)?,
             "active" => new.active = boolean(name, value)?,
+            "aso_durability" => {
+                new.aso.durability = choice(name, value, ActiveDurability::ALL, ActiveDurability::name)?
+            }
+            "aso_fuel" => new.aso.fuel = choice(name, value, Fuel::ALL, Fuel::name)?,
             // Riak's clients send it along with `w`, and every acknowledgement is durable here.
             "dw" if level(name, value, new.n, old.w)? <= new.w.max(old.w) => {}
+            name if let Some(limit) = limit_of(name) => {
+                *new.aso.limit_mut(limit) = integer(name, value, u32::MAX.into())? as u32
+            }
             _ => match fixed.get(name) {
                 Some(current) if current == value => {}
                 Some(current) => {
@@ -166,6 +181,24 @@ fn changed(
         Ok(()) => Ok(new),
         Err(error) => Err(Refusal::bad_request(error.to_string())),
     }
+}
+
+fn limit_of(name: &str) -> Option<ActiveLimit> {
+    ActiveLimit::ALL.into_iter().find(|limit| limit.name() == name)
+}
+
+/// The one of `choices` that a property names.
+fn choice<T: Copy, const N: usize>(
+    name: &str,
+    value: &Value,
+    choices: [T; N],
+    name_of: fn(T) -> &'static str,
+) -> Result<T, Refusal> {
+    let chosen = choices.into_iter().find(|choice| value.as_str() == Some(name_of(*choice)));
+    chosen.ok_or_else(|| {
+        let names = choices.map(|choice| format!("\"{}\"", name_of(choice))).join(" or ");
+        Refusal::bad_request(format!("property {name} must be {names}"))
+    })
 }
 
 /// The one conflict policy that `conflict`, `allow_mult` and `last_write_wins` together ask for.

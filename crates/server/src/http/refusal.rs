@@ -3,7 +3,8 @@
 use bytes::Bytes;
 use hyper::header::{HeaderValue, ALLOW, CONTENT_TYPE, RETRY_AFTER};
 use hyper::{Response, StatusCode};
-use oort_core::client::ClientError;
+use oort_core::active::FailureKind;
+use oort_core::client::{ActiveError, ClientError};
 use oort_core::mutation::MutationError;
 use oort_core::types::KeyError;
 
@@ -101,7 +102,26 @@ impl From<ClientError> for Refusal {
             | ClientError::InvalidContext
             | ClientError::Property(_)
             | ClientError::Ring(_) => Refusal::bad_request(text),
+            ClientError::Active(reason) => match reason {
+                ActiveError::Missing => Refusal::new(StatusCode::NOT_FOUND, text),
+                ActiveError::NotActive => Refusal::new(StatusCode::CONFLICT, text),
+                ActiveError::Forbidden | ActiveError::Refused { .. } => Refusal::new(StatusCode::FORBIDDEN, text),
+                ActiveError::Crowded { .. } | ActiveError::NoSandbox => Refusal::unavailable(text),
+                ActiveError::TimedOut | ActiveError::Replaced => Refusal::new(StatusCode::BAD_GATEWAY, text),
+                ActiveError::Reserved { .. } => Refusal::bad_request(text),
+                ActiveError::Failed(failure) => match failure.kind {
+                    FailureKind::Syntax => Refusal::bad_request(text),
+                    FailureKind::NoFunction => Refusal::new(StatusCode::NOT_FOUND, text),
+                    FailureKind::Error | FailureKind::Limit => {
+                        Refusal::new(StatusCode::UNPROCESSABLE_ENTITY, text)
+                    }
+                },
+                ActiveError::Returned { .. } | ActiveError::CannotWait { .. } => {
+                    Refusal::new(StatusCode::UNPROCESSABLE_ENTITY, text)
+                }
+            },
             ClientError::Mutation(reason) => match reason {
+                MutationError::IsActive => Refusal::new(StatusCode::CONFLICT, text),
                 MutationError::ValueTooLarge { .. } | MutationError::ObjectTooLarge { .. } => {
                     Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, text)
                 }

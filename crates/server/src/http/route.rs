@@ -31,6 +31,31 @@ pub enum Target {
         place: Place,
         key: Bytes,
     },
+    /// An active object, or a part of it.
+    Active {
+        bucket: Bytes,
+        key: Bytes,
+        part: Part,
+    },
+}
+
+/// A part of an active object that a path names.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Part {
+    Object,
+    Source,
+    /// A function to call.
+    Function(Bytes),
+}
+
+impl Part {
+    /// The methods that are served there.
+    pub fn methods(&self) -> &'static str {
+        match self {
+            Part::Object | Part::Source => "GET, HEAD, PUT",
+            Part::Function(_) => "POST",
+        }
+    }
 }
 
 /// A bucket, and the path it was reached by.
@@ -48,6 +73,7 @@ impl Target {
     pub fn methods(&self) -> &'static str {
         match self {
             Target::Object { .. } => "GET, HEAD, PUT, POST, DELETE",
+            Target::Active { part, .. } => part.methods(),
             Target::Keys(_) => "GET, HEAD, POST",
             Target::OldBucket(_) => "GET, HEAD, POST, PUT",
             Target::Properties(_) => "GET, HEAD, PUT, DELETE",
@@ -80,6 +106,11 @@ pub fn parse(path: &str) -> Result<Target, Refusal> {
         ["buckets"] | ["riak"] => Ok(Target::Buckets { prefix: Bytes::new() }),
         ["riak", bucket] => Ok(Target::OldBucket(old_place(bucket)?)),
         ["riak", bucket, key] => object(old_place(bucket)?, key),
+        ["aso", bucket, key] => active(bucket, key, Part::Object),
+        ["aso", bucket, key, "source"] => active(bucket, key, Part::Source),
+        ["aso", bucket, key, "call", function] => {
+            active(bucket, key, Part::Function(percent_decode(function)?.into()))
+        }
         ["buckets", ref rest @ ..] => in_type(None, rest, path),
         ["types", name, "buckets"] => Ok(Target::Buckets { prefix: type_prefix(name)? }),
         ["types", name, "buckets", ref rest @ ..] => in_type(Some(name), rest, path),
@@ -102,6 +133,11 @@ fn in_type(type_name: Option<&str>, rest: &[&str], path: &str) -> Result<Target,
 fn object(place: Place, key: &str) -> Result<Target, Refusal> {
     let key = Bytes::from(percent_decode(key)?);
     Ok(Target::Object { place, key })
+}
+
+fn active(bucket: &str, key: &str, part: Part) -> Result<Target, Refusal> {
+    let (bucket, key) = (percent_decode(bucket)?.into(), percent_decode(key)?.into());
+    Ok(Target::Active { bucket, key, part })
 }
 
 fn place(type_name: Option<&str>, bucket: &str) -> Result<Place, Refusal> {
@@ -200,6 +236,11 @@ mod tests {
             }),
             ("/types/t/buckets/b/keys/k", {
                 object("t/b", b"k", "/types/t/buckets/b", "/types/t/buckets/b/keys")
+            }),
+            ("/aso/b/k", Target::Active { bucket: "b".into(), key: "k".into(), part: Part::Object }),
+            ("/aso/b/a%2fc/call/f", {
+                let part = Part::Function("f".into());
+                Target::Active { bucket: "b".into(), key: "a/c".into(), part }
             }),
             ("/riak/b/k", object("b", b"k", "/riak/b", "/riak/b")),
             ("/buckets/a%20b/keys/%00%2f%FF", {

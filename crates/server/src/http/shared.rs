@@ -120,6 +120,7 @@ impl Shared {
         let kind = match reply {
             Reply::Object(_) => "an object",
             Reply::Updated(_) => "an update's outcome",
+            Reply::Called(_) => "an active object's answer",
             Reply::Page(_) => "a page of keys",
             Reply::BucketSet => "a bucket's confirmation",
             Reply::RingPlan(_) => "a plan of the ring",

@@ -104,7 +104,7 @@ impl Fake {
             return Err(error.clone());
         }
         match request.operation {
-            Operation::Get { key, .. } => {
+            Operation::Get { key, .. } | Operation::Call { key, .. } => {
                 Ok(Reply::Object(self.objects.get(&key).cloned().unwrap_or_default()))
             }
             Operation::Update { key, mutation, want, .. } => {

@@ -1,0 +1,358 @@
+//! Running active objects at their home, and keeping what their code changes.
+//!
+//! An object's home is the first node of its preference list that is not down. A call is handed there; the home reads
+//! `r` replicas, loads the object or takes what is loaded if that has seen all they hold, runs the handler, and answers.
+//! What the handler changed is a new version: written and acknowledged by `w` replicas before the answer
+//! (`aso_durability` = `quorum`), or within `aso_async_ms`. Runs of one object are serial: while a handler waits for its
+//! node, others queue.
+//!
+//! If a split lets two homes run, their versions are siblings. Whoever reads them next joins them: convergent fields
+//! merge, `onMerge(other)` is called for the rest, and without it the newest wins and the loser is counted.
+//!
+//! Source: DESIGN §5; Comet §3. Differs: in Comet every replica runs its own copy.
+
+use super::coordinate::Hop;
+use super::homes::{Awaited, Job, Run, What, QUEUE_MAX};
+use super::{Node, Origin, Output, Purpose, Task, Work};
+use crate::active::{
+    Answer, Ask, Call, Caller, CallerPlace, Done, Facts, Failure, FailureKind, Invocation, Limits, Sandbox, Turn,
+    Value, INTERVAL_MS_DEFAULT,
+};
+use crate::bucket::ActiveDurability;
+use crate::client::{ActiveError, Called, ClientError, Handler, Operation, Quorum, Reply};
+use crate::detector::Health;
+use crate::object::Object;
+use crate::timers::interval_number;
+use crate::types::{NodeId, Now, ObjectKey};
+
+pub(super) fn failed(failure: Failure) -> ClientError {
+    ClientError::Active(ActiveError::Failed(failure))
+}
+
+pub(super) fn refused(error: ActiveError) -> ClientError {
+    ClientError::Active(error)
+}
+
+impl Node {
+    /// Gives the node what runs active objects; without it they are stored only.
+    pub fn set_sandbox(&mut self, mut sandbox: Box<dyn Sandbox>) {
+        let address = &self.config.addresses.peer;
+        let ip = address.rsplit_once(':').map_or(address.as_str(), |(host, _)| host);
+        sandbox.set_node(ip.trim_matches(['[', ']']), &self.id().to_string());
+        self.homes.sandbox = Some(sandbox);
+    }
+
+    /// Active objects that are loaded here, and the bytes that the sandbox takes.
+    pub fn active_loaded(&self) -> (usize, usize) {
+        (self.homes.len(), self.homes.sandbox.as_ref().map_or(0, |sandbox| sandbox.used_bytes()))
+    }
+
+    /// Timers of the objects that this node holds.
+    pub fn timers(&self) -> usize {
+        self.replica.timers().len()
+    }
+
+    /// The node that runs the object under `key`, itself unless another is known to be there.
+    pub(super) fn home(&self, key: &ObjectKey) -> NodeId {
+        let list = self.placed_ring().preference_at(key.position());
+        list.iter().copied().find(|node| self.health(*node) != Health::Down).unwrap_or(self.id())
+    }
+
+    /// Where an update must go because its object is active, unless that is here.
+    pub(super) fn other_home(&self, key: &ObjectKey) -> Option<NodeId> {
+        Some(self.home(key)).filter(|home| *home != self.id())
+    }
+
+    pub(super) fn facts(&mut self, now: Now) -> Facts {
+        let actor = self.replica.identity().actor.0;
+        Facts { now_ms: now.wall_ms, seed: self.rng.next_u64(), actor }
+    }
+
+    pub(super) fn sandbox(&mut self) -> Result<&mut dyn Sandbox, ClientError> {
+        match &mut self.homes.sandbox {
+            Some(sandbox) => Ok(&mut **sandbox),
+            None => Err(refused(ActiveError::NoSandbox)),
+        }
+    }
+
+    pub(super) fn limits(&self, key: &ObjectKey) -> Limits {
+        self.buckets().properties(key.bucket()).aso.limits()
+    }
+
+    // Calls
+
+    #[allow(clippy::too_many_arguments)]
+    pub(super) fn start_call(
+        &mut self,
+        now: Now,
+        origin: Origin,
+        key: ObjectKey,
+        call: Call,
+        quorum: Quorum,
+        deadline_us: u64,
+        hop: Hop,
+        out: &mut Vec<Output>,
+    ) {
+        if let Ask::Function(name) = &call.what {
+            if let Some(handler) = Handler::of(name).filter(|handler| *handler != Handler::OnGet) {
+                return self.finish(origin, Err(refused(ActiveError::Reserved { handler })), out);
+            }
+        }
+        let needed = match self.read_quorum(&key, quorum) {
+            Ok(needed) => needed,
+            Err(error) => return self.finish(origin, Err(error), out),
+        };
+        // A get of what is not active is answered here.
+        let to = self.other_home(&key).filter(|_| hop == Hop::First && call.what != Ask::Get);
+        if let Some(to) = to {
+            let operation = Operation::Call { key, call, quorum };
+            let work = Work::Forward { to, operation, refused: Vec::new() };
+            return self.forward(now, origin, work, deadline_us, out);
+        }
+        let purpose = Purpose::Call(Box::new((call, quorum, hop)));
+        self.start_get(now, origin, key, needed, purpose, deadline_us, out);
+    }
+
+    /// A call has read the object.
+    #[allow(clippy::too_many_arguments)]
+    pub(super) fn called(
+        &mut self,
+        now: Now,
+        origin: Origin,
+        key: ObjectKey,
+        call: Box<(Call, Quorum, Hop)>,
+        merged: Object,
+        deadline_us: u64,
+        out: &mut Vec<Output>,
+    ) {
+        let (call, quorum, hop) = *call;
+        if merged.active(now.wall_ms).is_none() {
+            let result = match call.what {
+                Ask::Get => {
+                    self.metrics.gets += 1;
+                    self.metrics.gets_with_siblings += (merged.0.values().len() > 1) as u64;
+                    Ok(Reply::Object(merged))
+                }
+                _ if merged.is_live(now.wall_ms) => Err(refused(ActiveError::NotActive)),
+                _ => Err(refused(ActiveError::Missing)),
+            };
+            return self.finish(origin, result, out);
+        }
+        if let Some(to) = self.other_home(&key).filter(|_| hop == Hop::First) {
+            let operation = Operation::Call { key, call, quorum };
+            let work = Work::Forward { to, operation, refused: Vec::new() };
+            return self.forward(now, origin, work, deadline_us, out);
+        }
+        let what = What::Call(Box::new((call, quorum)));
+        self.enter(now, key, Job { origin, what, deadline_us }, merged, out);
+    }
+
+    /// True if a get has found an active object and was handed to its home.
+    pub(super) fn hand_over_call(&mut self, now: Now, id: u64, out: &mut Vec<Output>) -> bool {
+        let Some(Task { work: Work::Get { get, purpose: Purpose::Call(call) }, .. }) =
+            self.tasks.get_mut(id)
+        else {
+            return false;
+        };
+        if call.2 != Hop::First || get.merged().active(now.wall_ms).is_none() {
+            return false;
+        }
+        let key = get.key.clone();
+        let Some(to) = self.other_home(&key) else { return false };
+        let Some(Task { origin, deadline_us, work, .. }) = self.tasks.remove(id) else { return false };
+        let Work::Get { purpose: Purpose::Call(call), .. } = work else { return false };
+        let operation = Operation::Call { key, call: call.0, quorum: call.1 };
+        self.forward(now, origin, Work::Forward { to, operation, refused: Vec::new() }, deadline_us, out);
+        true
+    }
+
+    /// Runs a job, or lets it wait for the one that runs. `merged`: what `r` replicas hold.
+    pub(super) fn enter(&mut self, now: Now, key: ObjectKey, job: Job, merged: Object, out: &mut Vec<Output>) {
+        if let Some(resident) = self.homes.get(&key).filter(|resident| resident.run.is_some()) {
+            if resident.queue.len() >= QUEUE_MAX {
+                let error = ActiveError::Crowded { waiting: QUEUE_MAX as u32 };
+                return self.finish(job.origin, Err(refused(error)), out);
+            }
+            return resident.queue.push_back((job, merged));
+        }
+        self.run(now, &key, job, merged, out);
+        self.run_queue(now, &key, out);
+    }
+
+    pub(super) fn run_queue(&mut self, now: Now, key: &ObjectKey, out: &mut Vec<Output>) {
+        while let Some(resident) = self.homes.get(key).filter(|resident| resident.run.is_none()) {
+            let Some((job, merged)) = resident.queue.pop_front() else { return };
+            match now.mono_us < job.deadline_us {
+                true => self.run(now, key, job, merged, out),
+                false => self.finish(job.origin, Err(refused(ActiveError::TimedOut)), out),
+            }
+        }
+    }
+
+    fn run(&mut self, now: Now, key: &ObjectKey, job: Job, merged: Object, out: &mut Vec<Output>) {
+        let Job { origin, what, deadline_us } = job;
+        let result = match what {
+            What::Update(update) => {
+                return self.run_update(now, key, origin, *update, merged, deadline_us, out)
+            }
+            What::Call(_) | What::Timer(_) => self.make_resident(now, key, merged),
+        };
+        match result {
+            Ok(()) => self.run_handler(now, key, Job { origin, what, deadline_us }, out),
+            Err(error) => self.finish(origin, Err(error), out),
+        }
+    }
+
+    /// Calls the function that a job is about, on a loaded object.
+    fn run_handler(&mut self, now: Now, key: &ObjectKey, job: Job, out: &mut Vec<Output>) {
+        let facts = self.facts(now);
+        let is_quorum = self.durability(key) == ActiveDurability::Quorum;
+        if let (true, What::Call(call)) = (is_quorum, &job.what) {
+            let refusal = self.write_quorum(key, call.1).err();
+            let refusal = refusal.or_else(|| self.write_refusal(key, self.default_writes(key)));
+            if let Some(error) = refusal {
+                return self.finish(job.origin, Err(error), out);
+            }
+        }
+        let Some(resident) = self.homes.get(key) else { return };
+        resident.used_us = now.mono_us;
+        let interval_ms = if resident.active.interval_ms > 0 { resident.active.interval_ms } else { INTERVAL_MS_DEFAULT };
+        let interval = interval_number(key, interval_ms, now.wall_ms);
+        let is_new_interval = std::mem::replace(&mut resident.refilled, interval) != interval;
+        let Ok(sandbox) = self.sandbox() else { return };
+        if is_new_interval {
+            sandbox.refill_messages(key);
+        }
+        let (name, caller, arguments) = match &job.what {
+            What::Call(call) => {
+                let Call { what, arguments, caller } = &call.0;
+                let nobody = &Caller::default();
+                let caller = caller.as_deref().unwrap_or(nobody);
+                match what {
+                    Ask::Info => {
+                        let info = self.info(now, key);
+                        return self.answer_call(job.origin, info, false, out);
+                    }
+                    Ask::Get if !sandbox.has(key, Handler::OnGet.name()) => {
+                        let value = sandbox.field(key, "value");
+                        return self.answer_call(job.origin, value, false, out);
+                    }
+                    Ask::Get => {
+                        let turn = call_on(sandbox, key, "onGet", CallerPlace::First(caller), arguments, facts);
+                        return self.take_turn(now, key, job, turn, out);
+                    }
+                    Ask::Function(name) => {
+                        let name = String::from_utf8_lossy(name).into_owned();
+                        let place = match name == Handler::OnGet.name() {
+                            true => CallerPlace::First(caller),
+                            false => CallerPlace::Last(caller),
+                        };
+                        let turn = call_on(sandbox, key, &name, place, arguments, facts);
+                        return self.take_turn(now, key, job, turn, out);
+                    }
+                }
+            }
+            What::Timer(_) | What::Update(_) => (Handler::OnTimer.name(), CallerPlace::None, &[][..]),
+        };
+        let turn = call_on(sandbox, key, name, caller, arguments, facts);
+        self.take_turn(now, key, job, turn, out);
+    }
+
+    /// Goes on with a job as far as its handler got.
+    pub(super) fn take_turn(
+        &mut self,
+        now: Now,
+        key: &ObjectKey,
+        job: Job,
+        turn: Turn,
+        out: &mut Vec<Output>,
+    ) {
+        match turn {
+            Turn::Waits(request) => {
+                let number = self.homes.wait(Awaited::Host(key.clone()));
+                let deadline_us = job.deadline_us;
+                if let Some(resident) = self.homes.get(key) {
+                    resident.run = Some(Run { number, job });
+                }
+                self.host_request(now, key, number, request, deadline_us, out);
+            }
+            Turn::Done(done) => self.done(now, key, job, done, out),
+            Turn::Failed(failure) => {
+                self.note_failure(now, key, &failure);
+                // What it had changed when it failed is kept like any change, or not at all.
+                match failure.kind {
+                    FailureKind::Error => self.changed(now, key),
+                    FailureKind::Limit => self.roll_back(now, key),
+                    FailureKind::NoFunction | FailureKind::Syntax => {}
+                }
+                self.finish(job.origin, Err(failed(failure)), out);
+            }
+        }
+    }
+
+    pub(super) fn note_failure(&mut self, now: Now, key: &ObjectKey, failure: &Failure) {
+        self.metrics.active_failures += 1;
+        if let Some(resident) = self.homes.get(key) {
+            resident.report.failures += 1;
+            resident.report.last_error = Some((now.wall_ms, failure.clone()));
+        }
+    }
+
+    fn done(&mut self, now: Now, key: &ObjectKey, job: Job, done: Done, out: &mut Vec<Output>) {
+        self.metrics.active_calls += 1;
+        let durability = self.durability(key);
+        let Some(resident) = self.homes.get(key) else { return };
+        let report = &mut resident.report;
+        report.instructions_last = done.instructions;
+        report.instructions_max = report.instructions_max.max(done.instructions);
+        match &job.what {
+            What::Timer(interval) => {
+                report.timer_runs += 1;
+                report.timer_ms = Some(now.wall_ms);
+                resident.active.last_interval = *interval;
+                self.metrics.active_timer_runs += 1;
+            }
+            _ => report.calls += 1,
+        }
+        let value = match done.answer {
+            Answer::Value(value) => value,
+            // What an object returns of itself is its data.
+            Answer::Object => self.sandbox().ok().and_then(|one| one.fields(key).ok()).unwrap_or(Value::Nil),
+        };
+        let quorum = match &job.what {
+            What::Call(call) => call.1,
+            _ => Quorum::default(),
+        };
+        if done.is_deleted {
+            return self.delete_active(now, key, job.origin, quorum, value, job.deadline_us, out);
+        }
+        match durability {
+            ActiveDurability::Async => {
+                self.changed(now, key);
+                self.answer_call(job.origin, value, false, out);
+            }
+            ActiveDurability::Quorum => {
+                let reply = Reply::Called(Called { value, is_kept: true });
+                self.keep(now, key, job.origin, quorum, reply, job.deadline_us, out);
+            }
+        }
+    }
+
+    fn answer_call(&mut self, origin: Origin, value: Value, is_kept: bool, out: &mut Vec<Output>) {
+        if !matches!(origin, Origin::Nobody) {
+            self.metrics.gets += 1;
+        }
+        self.finish(origin, Ok(Reply::Called(Called { value, is_kept })), out);
+    }
+}
+
+pub(super) fn call_on(
+    sandbox: &mut dyn Sandbox,
+    key: &ObjectKey,
+    function: &str,
+    caller: CallerPlace,
+    arguments: &[Value],
+    facts: Facts,
+) -> Turn {
+    sandbox.call(key, &Invocation { function, caller, arguments, facts })
+}

@@ -1,0 +1,338 @@
+//! Creating, overwriting, renewing and deleting active objects: the writes that their own code has a say in.
+//!
+//! A delete is none of these: whoever may write a key can always delete it.
+
+use bytes::Bytes;
+
+use super::active::{call_on, failed, refused};
+use super::homes::{Report, Resident};
+use super::puts::Update;
+use super::{Node, Origin, Output};
+use crate::active::{Active, Answer, Caller, CallerPlace, Turn, Value, INTERVAL_MS_DEFAULT};
+use crate::client::{ActiveError, Called, ClientError, Handler, Quorum, Reply, Updated};
+use crate::mutation::{Circumstances, Condition, Expiry, Mutation};
+use crate::object::{Object, Version};
+use crate::put::Put;
+use crate::timers::interval_number;
+use crate::types::{Now, ObjectKey};
+
+/// The bucket of the sandbox in which an object is loaded that is not stored yet. No bucket of clients has this name.
+const CANDIDATE_BUCKET: &[u8] = b"\0candidate";
+
+/// What the code of an object made of a write.
+enum Verdict {
+    /// The object stays, changed or not.
+    Keep,
+    /// What the writer brought is stored.
+    Accept,
+    /// This is stored as a plain value.
+    Replace(Bytes),
+}
+
+impl Node {
+    /// Runs a write that stores an active object or finds one. `merged`: what `r` replicas hold.
+    #[allow(clippy::too_many_arguments)]
+    pub(super) fn run_update(
+        &mut self,
+        now: Now,
+        key: &ObjectKey,
+        origin: Origin,
+        update: Update,
+        merged: Object,
+        deadline_us: u64,
+        out: &mut Vec<Output>,
+    ) {
+        let result = match &update.mutation {
+            Mutation::Activate { .. } if !self.buckets().properties(key.bucket()).active => {
+                Err(refused(ActiveError::Forbidden))
+            }
+            Mutation::Activate { source, keeps_state: true, .. } => self.reload(now, key, source, merged.clone()),
+            Mutation::Activate { source, expiry, .. } => {
+                self.create(now, key, source, *expiry, &update, merged.clone())
+            }
+            Mutation::Store { value, condition, .. } if condition.holds(&merged, now.wall_ms) => {
+                match merged.active(now.wall_ms) {
+                    Some(_) => self.overwrite(now, key, value, &update, merged.clone()),
+                    None => Ok(Verdict::Accept),
+                }
+            }
+            // The condition does not hold, which the write itself finds out.
+            _ => Ok(Verdict::Accept),
+        };
+        let verdict = match result {
+            Ok(verdict) => verdict,
+            Err(error) => {
+                self.metrics.puts_failed += 1;
+                return self.finish(origin, Err(error), out);
+            }
+        };
+        let is_active = matches!(update.mutation, Mutation::Activate { .. });
+        match verdict {
+            Verdict::Accept if !is_active => self.write_plain(now, key, origin, update, merged, deadline_us, out),
+            Verdict::Replace(value) => {
+                let update = Update { mutation: plain_store(update.mutation, value), ..update };
+                self.write_plain(now, key, origin, update, merged, deadline_us, out);
+            }
+            Verdict::Accept | Verdict::Keep => {
+                let before = update.want.before.then_some(merged);
+                // What it is after the write is known when it is written.
+                let after = update.want.after.then(Object::default);
+                let updated = Updated { applied: true, before, after };
+                self.keep(now, key, origin, update.quorum, Reply::Updated(updated), deadline_us, out);
+            }
+        }
+    }
+
+    /// Stores a plain value in place of an active object, or of nothing.
+    #[allow(clippy::too_many_arguments)]
+    fn write_plain(
+        &mut self,
+        now: Now,
+        key: &ObjectKey,
+        origin: Origin,
+        update: Update,
+        merged: Object,
+        deadline_us: u64,
+        out: &mut Vec<Output>,
+    ) {
+        self.write_unwritten(now, key);
+        self.replace_resident(key, out);
+        self.apply_mutation(now, origin, update, Some(merged), deadline_us, out);
+    }
+
+    /// New code for an active object that is there, with the state it has.
+    fn reload(&mut self, now: Now, key: &ObjectKey, source: &Bytes, merged: Object) -> Result<Verdict, ClientError> {
+        if !merged.is_live(now.wall_ms) {
+            return Err(refused(ActiveError::Missing));
+        }
+        self.make_resident(now, key, merged)?;
+        let (facts, limits) = (self.facts(now), self.limits(key));
+        let sandbox = self.sandbox()?;
+        let state = sandbox.save(key).map_err(failed)?;
+        if let Err(failure) = sandbox.load(key, source, Some(&state), &limits, facts) {
+            self.write_unwritten(now, key);
+            self.homes.unload(key);
+            return Err(failed(failure));
+        }
+        if let Some(resident) = self.homes.get(key) {
+            resident.active.source = source.clone();
+            resident.must_save = true;
+        }
+        Ok(Verdict::Keep)
+    }
+
+    /// A new active object, if what is there and the object itself allow it.
+    fn create(
+        &mut self,
+        now: Now,
+        key: &ObjectKey,
+        source: &Bytes,
+        expiry: Expiry,
+        update: &Update,
+        mut merged: Object,
+    ) -> Result<Verdict, ClientError> {
+        let (facts, limits) = (self.facts(now), self.limits(key));
+        let nobody = Caller::default();
+        let caller = update.caller.as_deref().unwrap_or(&nobody);
+        if merged.active(now.wall_ms).is_some() {
+            self.make_resident(now, key, merged.clone())?;
+            let sandbox = self.sandbox()?;
+            if sandbox.has(key, Handler::OnUpdate.name()) {
+                let candidate = ObjectKey::new(CANDIDATE_BUCKET, key.key()).expect("it is another's key");
+                let loaded = sandbox.load(&candidate, source, None, &limits, facts);
+                let fields = loaded.and_then(|()| sandbox.fields(&candidate));
+                sandbox.unload(&candidate);
+                let verdict = self.ask_on_update(now, key, fields.map_err(failed)?, caller)?;
+                if !matches!(verdict, Verdict::Accept) {
+                    return Ok(verdict);
+                }
+            }
+            // What it did not write yet is seen by what replaces it.
+            self.write_unwritten(now, key);
+        }
+        if let Some((held, _)) = self.replica.load_object(key) {
+            merged.merge(&held);
+        }
+        let queue = self.homes.unload(key).map(|resident| resident.queue).unwrap_or_default();
+        let loaded = self.sandbox()?.load(key, source, None, &limits, facts);
+        if let Err(failure) = loaded {
+            self.homes.orphan(key, super::homes::jobs(queue));
+            return Err(failed(failure));
+        }
+        let properties = self.buckets().properties(key.bucket());
+        let given = Circumstances {
+            wall_ms: now.wall_ms,
+            value_bytes_max: properties.value_bytes_max,
+            default_ttl_ms: properties.default_ttl_ms,
+        };
+        let active =
+            Active { source: source.clone(), state: Bytes::new(), interval_ms: 0, last_interval: 0 };
+        let resident = Resident {
+            expires_ms: expiry.resolve(&merged, given),
+            seen: merged.context().clone(),
+            active,
+            headers: Vec::new(),
+            must_save: true,
+            flush_us: None,
+            run: None,
+            queue,
+            used_us: now.mono_us,
+            refilled: 0,
+            report: Report::default(),
+        };
+        self.homes.insert(key.clone(), resident);
+        let verdict = self.ask_on_put(now, key, caller);
+        if !matches!(verdict, Ok(Verdict::Keep)) {
+            // Others that wait are for what is stored.
+            if let Some(resident) = self.homes.unload(key) {
+                self.homes.orphan(key, super::homes::jobs(resident.queue));
+            }
+        }
+        self.start_timer(now, key);
+        verdict
+    }
+
+    /// The first run is in the interval after this one.
+    fn start_timer(&mut self, now: Now, key: &ObjectKey) {
+        let Ok(sandbox) = self.sandbox() else { return };
+        let interval_ms = match super::residents::interval_of(sandbox, key) {
+            0 => INTERVAL_MS_DEFAULT,
+            interval_ms => interval_ms,
+        };
+        if let Some(resident) = self.homes.get(key) {
+            resident.active.last_interval = interval_number(key, interval_ms, now.wall_ms);
+        }
+    }
+
+    /// Asks a new object whether it lets itself be stored.
+    fn ask_on_put(&mut self, now: Now, key: &ObjectKey, caller: &Caller) -> Result<Verdict, ClientError> {
+        let facts = self.facts(now);
+        let sandbox = self.sandbox()?;
+        if !sandbox.has(key, Handler::OnPut.name()) {
+            return Ok(Verdict::Keep);
+        }
+        let turn = call_on(sandbox, key, Handler::OnPut.name(), CallerPlace::First(caller), &[], facts);
+        self.judge(now, key, Handler::OnPut, turn)
+    }
+
+    /// Asks an object what is to become of a value that shall overwrite it.
+    fn ask_on_update(
+        &mut self,
+        now: Now,
+        key: &ObjectKey,
+        new: Value,
+        caller: &Caller,
+    ) -> Result<Verdict, ClientError> {
+        let facts = self.facts(now);
+        let sandbox = self.sandbox()?;
+        let arguments = [new];
+        let place = CallerPlace::Last(caller);
+        let turn = call_on(sandbox, key, Handler::OnUpdate.name(), place, &arguments, facts);
+        if let Turn::Done(done) = &turn {
+            if matches!(&done.answer, Answer::Value(value) if *value == arguments[0]) {
+                return Ok(Verdict::Accept);
+            }
+        }
+        self.judge(now, key, Handler::OnUpdate, turn)
+    }
+
+    fn judge(&mut self, now: Now, key: &ObjectKey, handler: Handler, turn: Turn) -> Result<Verdict, ClientError> {
+        let error = match turn {
+            Turn::Done(done) => match done.answer {
+                Answer::Object => return Ok(Verdict::Keep),
+                Answer::Value(Value::Nil) => ActiveError::Refused { handler },
+                Answer::Value(value) => match plain(&value) {
+                    Some(bytes) => return Ok(Verdict::Replace(bytes)),
+                    None => ActiveError::Returned { handler },
+                },
+            },
+            Turn::Waits(_) => ActiveError::CannotWait { handler },
+            Turn::Failed(failure) => {
+                self.note_failure(now, key, &failure);
+                ActiveError::Failed(failure)
+            }
+        };
+        // A write that fails changes nothing: what the handler did before is undone.
+        self.roll_back(now, key);
+        Err(refused(error))
+    }
+
+    /// A plain value shall overwrite an active object.
+    fn overwrite(
+        &mut self,
+        now: Now,
+        key: &ObjectKey,
+        value: &Bytes,
+        update: &Update,
+        merged: Object,
+    ) -> Result<Verdict, ClientError> {
+        if self.homes.sandbox.is_none() {
+            return Ok(Verdict::Accept);
+        }
+        self.make_resident(now, key, merged)?;
+        if !self.sandbox()?.has(key, Handler::OnUpdate.name()) {
+            return Ok(Verdict::Accept);
+        }
+        let nobody = Caller::default();
+        let caller = update.caller.as_deref().unwrap_or(&nobody);
+        self.ask_on_update(now, key, Value::Bytes(value.to_vec()), caller)
+    }
+
+    /// The object has asked to be deleted.
+    #[allow(clippy::too_many_arguments)]
+    pub(super) fn delete_active(
+        &mut self,
+        now: Now,
+        key: &ObjectKey,
+        origin: Origin,
+        quorum: Quorum,
+        value: Value,
+        deadline_us: u64,
+        out: &mut Vec<Output>,
+    ) {
+        let needed = match self.write_quorum(key, quorum) {
+            Ok(needed) => needed,
+            Err(error) => return self.finish(origin, Err(error), out),
+        };
+        if let Some(detail) = &self.read_only {
+            let error = ClientError::ReadOnly { detail: detail.clone() };
+            return self.finish(origin, Err(error), out);
+        }
+        let Some(resident) = self.homes.get(key) else { return };
+        let seen = resident.seen.clone();
+        let held = self.replica.load_object(key).unwrap_or_default();
+        let lww = self.is_lww(key);
+        let (bytes, base, _) = self.write_version(now, key, held, seen, Version::tombstone(), lww);
+        self.replace_resident(key, out);
+        let reply = Reply::Called(Called { value, is_kept: true });
+        self.start_put(now, origin, Put::new(key.clone(), bytes, base, needed), reply, deadline_us, out);
+    }
+}
+
+/// The bytes that are stored of a value that is no table.
+pub(super) fn plain(value: &Value) -> Option<Bytes> {
+    Some(match value {
+        Value::Bytes(bytes) => Bytes::copy_from_slice(bytes),
+        Value::Integer(number) => number.to_string().into(),
+        Value::Number(number) => crate::mutation::format_float(*number).into(),
+        Value::Bool(truth) => truth.to_string().into(),
+        Value::Nil | Value::Array(_) | Value::Map(_) => return None,
+    })
+}
+
+/// Stores `value` as `mutation` would have stored what it brought.
+fn plain_store(mutation: Mutation, value: Bytes) -> Mutation {
+    match mutation {
+        Mutation::Store { headers, basis, expiry, condition, .. } => {
+            Mutation::Store { value, headers, basis, expiry, condition }
+        }
+        Mutation::Activate { expiry, .. } => Mutation::Store {
+            value,
+            headers: Vec::new(),
+            basis: crate::mutation::Basis::Local,
+            expiry,
+            condition: Condition::Always,
+        },
+        other => other,
+    }
+}

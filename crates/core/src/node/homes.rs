@@ -1,0 +1,244 @@
+//! The active objects that are loaded here, who waits for them, and what of them is not written yet.
+//!
+//! Pure bookkeeping: `active` runs them.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+
+use bytes::Bytes;
+use xxhash_rust::xxh3::Xxh3Builder;
+
+use super::puts::Update;
+use super::Origin;
+use crate::active::{Active, Call, Failure, HostResult, Sandbox, Value};
+use crate::causality::VersionVector;
+use crate::client::{ClientError, Quorum, Reply};
+use crate::object::Object;
+use crate::types::ObjectKey;
+
+/// The most calls that wait for one object whose handler waits for its node.
+pub(super) const QUEUE_MAX: usize = 1000;
+/// An object that nobody has asked for so long is unloaded, in microseconds. Too small: it is loaded again and again.
+const IDLE_US: u64 = 60_000_000;
+/// How often idle objects are looked for, in microseconds.
+const SWEEP_US: u64 = 1_000_000;
+
+/// An object that is loaded in the sandbox.
+pub(super) struct Resident {
+    /// All writes that went into it.
+    pub seen: VersionVector,
+    /// As it was last saved, or found.
+    pub active: Active,
+    pub expires_ms: Option<u64>,
+    pub headers: Vec<(Bytes, Bytes)>,
+    /// It differs from what is stored whatever its state says: it joins several versions, or has new code.
+    pub must_save: bool,
+    /// When what its handlers changed is written at the latest, in `mono_us`; `None`: nothing was run since.
+    pub flush_us: Option<u64>,
+    pub run: Option<Run>,
+    pub queue: VecDeque<(Job, Object)>,
+    pub used_us: u64,
+    /// The timer interval for which it got its messages.
+    pub refilled: u64,
+    pub report: Report,
+}
+
+/// A handler that waits for the answer to request `number` of its node.
+pub(super) struct Run {
+    pub number: u64,
+    pub job: Job,
+}
+
+/// Something an object is to do.
+pub(super) struct Job {
+    pub origin: Origin,
+    pub what: What,
+    pub deadline_us: u64,
+}
+
+pub(super) enum What {
+    Call(Box<(Call, Quorum)>),
+    /// In the interval of this number.
+    Timer(u64),
+    Update(Box<Update>),
+}
+
+/// What `ASO.INFO` tells of an object beside its state: since it was loaded here.
+#[derive(Default)]
+pub(super) struct Report {
+    pub calls: u64,
+    pub failures: u64,
+    pub instructions_last: u32,
+    pub instructions_max: u32,
+    pub timer_runs: u64,
+    pub timer_ms: Option<u64>,
+    pub merges: u64,
+    /// With when it was, in milliseconds since 1970.
+    pub last_error: Option<(u64, Failure)>,
+}
+
+/// Why the node waits for an answer of its own.
+pub(super) enum Awaited {
+    /// The handler of this object does.
+    Host(ObjectKey),
+    /// This object's timer is due, in the interval of this number.
+    Timer(ObjectKey, u64),
+}
+
+/// What an awaited answer is.
+pub(super) enum Outcome {
+    Host(HostResult),
+    Reply(Result<Reply, ClientError>),
+}
+
+/// All that a node knows of the active objects it runs.
+pub(super) struct Homes {
+    pub sandbox: Option<Box<dyn Sandbox>>,
+    residents: HashMap<ObjectKey, Resident, Xxh3Builder>,
+    awaited: BTreeMap<u64, Awaited>,
+    next_number: u64,
+    /// Answers that came in this step.
+    pub outcomes: VecDeque<(u64, Outcome)>,
+    /// Jobs to be started anew.
+    pub orphans: Vec<(ObjectKey, Job)>,
+    flushes: BTreeSet<(u64, ObjectKey)>,
+    sweep_us: u64,
+    /// The ring and the peers that were down when homes were last looked at.
+    pub view: (u64, usize),
+}
+
+impl Homes {
+    /// `seed`: unknown to clients, or they could choose keys that meet in one place.
+    pub fn new(seed: u64) -> Homes {
+        Homes {
+            sandbox: None,
+            residents: HashMap::with_hasher(Xxh3Builder::new().with_seed(seed)),
+            awaited: BTreeMap::new(),
+            next_number: 1,
+            outcomes: VecDeque::new(),
+            orphans: Vec::new(),
+            flushes: BTreeSet::new(),
+            sweep_us: 0,
+            view: (0, 0),
+        }
+    }
+
+    pub fn get(&mut self, key: &ObjectKey) -> Option<&mut Resident> {
+        self.residents.get_mut(key)
+    }
+
+    pub fn insert(&mut self, key: ObjectKey, resident: Resident) {
+        self.residents.insert(key, resident);
+    }
+
+    /// Takes an object out of the sandbox. Returns what was known of it.
+    pub fn unload(&mut self, key: &ObjectKey) -> Option<Resident> {
+        let resident = self.residents.remove(key)?;
+        if let Some(sandbox) = &mut self.sandbox {
+            sandbox.unload(key);
+        }
+        if let Some(at) = resident.flush_us {
+            self.flushes.remove(&(at, key.clone()));
+        }
+        if let Some(run) = &resident.run {
+            self.awaited.remove(&run.number);
+        }
+        Some(resident)
+    }
+
+    /// Takes all objects out of the sandbox. Returns who waited for them.
+    pub fn clear(&mut self) -> Vec<Job> {
+        let mut keys: Vec<ObjectKey> = self.residents.keys().cloned().collect();
+        keys.sort_unstable();
+        let residents = keys.iter().filter_map(|key| self.unload(key));
+        let residents: Vec<Resident> = residents.collect();
+        self.awaited.clear();
+        self.outcomes.clear();
+        residents.into_iter().flat_map(|one| one.run.map(|run| run.job).into_iter().chain(jobs(one.queue))).collect()
+    }
+
+    /// These jobs of `key` are to be started anew.
+    pub fn orphan(&mut self, key: &ObjectKey, jobs: impl Iterator<Item = Job>) {
+        self.orphans.extend(jobs.map(|job| (key.clone(), job)));
+    }
+
+    /// A number for an answer to wait for.
+    pub fn wait(&mut self, for_what: Awaited) -> u64 {
+        let number = self.next_number;
+        self.next_number += 1;
+        self.awaited.insert(number, for_what);
+        number
+    }
+
+    pub fn answered(&mut self, number: u64) -> Option<Awaited> {
+        self.awaited.remove(&number)
+    }
+
+    /// What `key`'s handlers changed is to be written by `at_us`, unless it is to be sooner.
+    pub fn flush_by(&mut self, key: &ObjectKey, at_us: u64) {
+        let Some(resident) = self.residents.get_mut(key) else { return };
+        if let Some(before) = resident.flush_us {
+            if before <= at_us {
+                return;
+            }
+            self.flushes.remove(&(before, key.clone()));
+        }
+        resident.flush_us = Some(at_us);
+        self.flushes.insert((at_us, key.clone()));
+    }
+
+    /// Nothing of `key` needs to be written now.
+    pub fn flushed(&mut self, key: &ObjectKey) {
+        if let Some(at) = self.residents.get_mut(key).and_then(|resident| resident.flush_us.take()) {
+            self.flushes.remove(&(at, key.clone()));
+        }
+    }
+
+    /// The next object whose changes must be written by `now_us`.
+    pub fn next_flush(&mut self, now_us: u64) -> Option<ObjectKey> {
+        let (at, key) = self.flushes.first()?;
+        (*at <= now_us).then(|| key.clone())
+    }
+
+    /// All objects with changes that are not written.
+    pub fn unwritten(&self) -> Vec<ObjectKey> {
+        self.flushes.iter().map(|(_, key)| key.clone()).collect()
+    }
+
+    pub fn next_flush_us(&self) -> Option<u64> {
+        self.flushes.first().map(|(at, _)| *at)
+    }
+
+    /// Unloads what was not used lately; while the sandbox takes more than `bytes_max`, whatever has nothing to write.
+    pub fn sweep(&mut self, now_us: u64, bytes_max: usize) {
+        if now_us < self.sweep_us {
+            return;
+        }
+        let is_crowded = self.sandbox.as_ref().is_some_and(|sandbox| sandbox.used_bytes() > bytes_max);
+        self.sweep_us = now_us + SWEEP_US;
+        let is_clean = |one: &Resident| one.run.is_none() && one.flush_us.is_none();
+        let clean = self.residents.iter().filter(|(_, one)| is_clean(one));
+        let mut clean: Vec<(u64, ObjectKey)> = clean.map(|(key, one)| (one.used_us, key.clone())).collect();
+        clean.sort_unstable();
+        let idle = clean.partition_point(|(used_us, _)| used_us + IDLE_US <= now_us);
+        let count = if is_crowded { idle.max(clean.len() / 2) } else { idle };
+        for (_, key) in &clean[..count] {
+            self.unload(key);
+        }
+    }
+
+    /// Number of objects that are loaded.
+    pub fn len(&self) -> usize {
+        self.residents.len()
+    }
+}
+
+/// The jobs of a queue.
+pub(super) fn jobs(queue: VecDeque<(Job, Object)>) -> impl Iterator<Item = Job> {
+    queue.into_iter().map(|(job, _)| job)
+}
+
+/// A map of named values, without those that are not there.
+pub(super) fn map<const N: usize>(entries: [(&str, Option<Value>); N]) -> Value {
+    let entries = entries.into_iter();
+    Value::Map(entries.filter_map(|(name, value)| Some((Value::from(name), value?))).collect())
+}

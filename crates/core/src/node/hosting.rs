@@ -1,0 +1,407 @@
+//! What active objects ask of their node, their timers, and the upkeep of those that are loaded.
+
+use super::active::refused;
+use super::creation::plain;
+use super::homes::{map, Awaited, Job, Outcome, What};
+use super::coordinate::Hop;
+use super::puts::Update;
+use super::{Node, Origin, Output, Purpose, Work};
+use crate::active::{HostRequest, HostResult, PutData, Value};
+use crate::client::{ActiveError, Operation, Quorum, Reply, Want};
+use crate::get::{Candidate, Needed};
+use crate::mutation::Mutation;
+use crate::object::Object;
+use crate::timers::{interval_number, interval_start};
+use crate::types::{NodeId, Now, ObjectKey};
+
+/// A node that is no home looks again this long after a timer was due whether it has become one, in milliseconds: the
+/// home may have died just then.
+const SECOND_LOOK_MS: u64 = 3_000;
+/// The most timers looked at in one step. Too many: clients wait.
+const LOOKS_MAX: usize = 64;
+/// Timers of a node that has just started are spread over this time at most, in milliseconds.
+const START_MS: u64 = 60_000;
+/// So many nodes of the preference list are an object's neighbours, for each replica it has.
+const NEIGHBOURS_FACTOR: usize = 2;
+/// What could not be written for a full disk or a handler that waits is tried again after this, in microseconds.
+const RETRY_US: u64 = 100_000;
+
+impl Node {
+    // Host requests
+
+    /// The nodes within an object's reach: its owners, and as many behind them, which stand in for owners that are down.
+    fn neighbours(&self, key: &ObjectKey) -> Vec<NodeId> {
+        let n = self.buckets().properties(key.bucket()).n as usize;
+        let list = self.placed_ring().preference_at(key.position());
+        list.iter().copied().take(n * NEIGHBOURS_FACTOR).collect()
+    }
+
+    /// Begins what a handler has asked for; the answer comes as the outcome of `number`.
+    pub(super) fn host_request(
+        &mut self,
+        now: Now,
+        key: &ObjectKey,
+        number: u64,
+        request: HostRequest,
+        deadline_us: u64,
+        out: &mut Vec<Output>,
+    ) {
+        self.metrics.active_messages += 1;
+        let origin = Origin::Run(number);
+        let result = match request {
+            HostRequest::Lookup => Ok(Some(self.look_up(key))),
+            HostRequest::Get { nodes } => self.host_get(now, key, origin, &nodes, deadline_us, out),
+            HostRequest::Put { data, nodes } => self.host_put(now, key, origin, data, &nodes, deadline_us, out),
+            HostRequest::Reply { key: reply_key, node, value } => {
+                self.host_reply(now, key, origin, &reply_key, &node, &value, deadline_us, out)
+            }
+        };
+        match result {
+            Ok(Some(value)) => self.homes.outcomes.push_back((number, Outcome::Host(Ok(value)))),
+            Ok(None) => {}
+            Err(text) => self.homes.outcomes.push_back((number, Outcome::Host(Err(text)))),
+        }
+    }
+
+    /// Nodes as objects see them, nearest in the preference list first.
+    fn look_up(&self, key: &ObjectKey) -> Value {
+        let nodes = self.neighbours(key).into_iter().map(|node| {
+            let member = self.membership.members.get(&node);
+            let address = member.map_or("", |member| member.addresses.peer.as_str());
+            let ip = address.rsplit_once(':').map_or(address, |(host, _)| host).trim_matches(['[', ']']);
+            let is_up = self.health(node) == crate::detector::Health::Up;
+            let distance = self.distance_us(node).filter(|_| node != self.id());
+            map([
+                ("id", Some(Value::from(node.to_string().as_str()))),
+                ("ip", Some(Value::from(ip))),
+                ("isUp", Some(Value::Bool(is_up))),
+                ("name", member.map(|member| Value::from(member.name.as_str()))),
+                ("rtt", distance.map(|us| Value::Number(us as f64 / 1000.0))),
+                ("zone", member.map(|member| Value::from(member.zone.as_str()))),
+            ])
+        });
+        Value::Array(nodes.collect())
+    }
+
+    /// The nodes that an object named. Errors: one of them is not responsible for its key.
+    fn named(&self, key: &ObjectKey, nodes: &[Vec<u8>]) -> Result<Vec<NodeId>, String> {
+        let neighbours = self.neighbours(key);
+        let mut named = Vec::new();
+        for text in nodes {
+            let text = String::from_utf8_lossy(text);
+            let node = u64::from_str_radix(&text, 16).ok().map(NodeId).filter(|node| neighbours.contains(node));
+            match node {
+                Some(node) if named.contains(&node) => {}
+                Some(node) => named.push(node),
+                None => return Err(format!("node {text} is not responsible for this key")),
+            }
+        }
+        Ok(named)
+    }
+
+    fn host_get(
+        &mut self,
+        now: Now,
+        key: &ObjectKey,
+        origin: Origin,
+        nodes: &[Vec<u8>],
+        deadline_us: u64,
+        out: &mut Vec<Output>,
+    ) -> Result<Option<Value>, String> {
+        let nodes = self.named(key, nodes)?;
+        if nodes.is_empty() {
+            let needed = self.read_quorum(key, Quorum::default()).map_err(|error| error.to_string())?;
+            self.start_get(now, origin, key.clone(), needed, Purpose::Answer, deadline_us, out);
+            return Ok(None);
+        }
+        if let Some(down) = nodes.iter().find(|node| self.health(**node) == crate::detector::Health::Down) {
+            return Err(format!("node {down} cannot be reached"));
+        }
+        let candidates = nodes.iter().map(|&node| Candidate { node, is_primary: true }).collect();
+        let needed = Needed { total: nodes.len() as u8, primaries: 0 };
+        let purpose = (needed, nodes.len());
+        self.start_get_from(now, origin, key.clone(), purpose, Purpose::Answer, candidates, deadline_us, out);
+        Ok(None)
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn host_put(
+        &mut self,
+        now: Now,
+        key: &ObjectKey,
+        origin: Origin,
+        data: PutData,
+        nodes: &[Vec<u8>],
+        deadline_us: u64,
+        out: &mut Vec<Output>,
+    ) -> Result<Option<Value>, String> {
+        self.named(key, nodes)?;
+        if let PutData::Value(value) = data {
+            let sandbox = self.sandbox().map_err(|error| error.to_string())?;
+            sandbox.set_field(key, "value", &value).map_err(|failure| failure.message)?;
+        }
+        if let Some(error) = self.write_refusal(key, self.default_writes(key)) {
+            return Err(error.to_string());
+        }
+        let reply = Reply::BucketSet;
+        self.keep(now, key, origin, Quorum::default(), reply, deadline_us, out);
+        Ok(None)
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn host_reply(
+        &mut self,
+        now: Now,
+        key: &ObjectKey,
+        origin: Origin,
+        reply_key: &[u8],
+        node: &[u8],
+        value: &Value,
+        deadline_us: u64,
+        out: &mut Vec<Output>,
+    ) -> Result<Option<Value>, String> {
+        let node = u64::from_str_radix(&String::from_utf8_lossy(node), 16).ok().map(NodeId);
+        let node = node.filter(|node| self.membership.members.contains_key(node)).ok_or("no such node")?;
+        let value = plain(value).ok_or("a reply is a string, a number or a boolean")?;
+        let reply_key = ObjectKey::new(key.bucket(), reply_key).map_err(|error| error.to_string())?;
+        let (mutation, want) = (Mutation::store(value), Want::default());
+        let quorum = Quorum::default();
+        if node == self.id() {
+            let update = Update { key: reply_key, mutation, quorum, want, caller: None };
+            self.start_update(now, origin, update, deadline_us, Hop::First, out);
+            return Ok(None);
+        }
+        let operation = Operation::Update { key: reply_key, mutation, quorum, want, caller: None };
+        let work = Work::Forward { to: node, operation, refused: Vec::new() };
+        self.forward(now, origin, work, deadline_us, out);
+        Ok(None)
+    }
+
+    /// Goes on with what has got its answer in this step. Call it at the end of each.
+    pub(super) fn go_on(&mut self, now: Now, out: &mut Vec<Output>) {
+        loop {
+            for (key, job) in std::mem::take(&mut self.homes.orphans) {
+                self.restart(now, key, job, out);
+            }
+            let Some((number, outcome)) = self.homes.outcomes.pop_front() else {
+                match self.homes.orphans.is_empty() {
+                    true => return,
+                    false => continue,
+                }
+            };
+            match self.homes.answered(number) {
+                Some(Awaited::Host(key)) => self.resume(now, &key, number, outcome, out),
+                Some(Awaited::Timer(key, interval)) => {
+                    if let Outcome::Reply(Ok(Reply::Object(merged))) = outcome {
+                        self.run_timer(now, key, interval, merged, out);
+                    }
+                }
+                None => {}
+            }
+        }
+    }
+
+    /// Starts those anew whose object is no longer what they were to run on.
+    fn restart(&mut self, now: Now, key: ObjectKey, job: Job, out: &mut Vec<Output>) {
+        let Job { origin, what, deadline_us } = job;
+        match what {
+            What::Call(call) => {
+                let (call, quorum) = *call;
+                self.start_call(now, origin, key, call, quorum, deadline_us, Hop::Last, out)
+            }
+            What::Update(update) => self.start_update(now, origin, *update, deadline_us, Hop::Last, out),
+            What::Timer(_) => {}
+        }
+    }
+
+    /// The handler that waits for `number` goes on.
+    fn resume(&mut self, now: Now, key: &ObjectKey, number: u64, outcome: Outcome, out: &mut Vec<Output>) {
+        let result = self.host_result(now, outcome);
+        let facts = self.facts(now);
+        let Some(resident) = self.homes.get(key) else { return };
+        let Some(run) = resident.run.take_if(|run| run.number == number) else { return };
+        if now.mono_us >= run.job.deadline_us {
+            let error = refused(ActiveError::TimedOut);
+            self.roll_back(now, key);
+            self.finish(run.job.origin, Err(error), out);
+        } else if let Ok(sandbox) = self.sandbox() {
+            let turn = sandbox.resume(key, result, facts);
+            self.take_turn(now, key, run.job, turn, out);
+        }
+        self.run_queue(now, key, out);
+    }
+
+    fn host_result(&mut self, now: Now, outcome: Outcome) -> HostResult {
+        match outcome {
+            Outcome::Host(result) => result,
+            Outcome::Reply(Ok(Reply::Object(object))) => match object.active(now.wall_ms) {
+                Some(active) => {
+                    let state = active.state.clone();
+                    let sandbox = self.sandbox().map_err(|error| error.to_string())?;
+                    sandbox.state_fields(&state).map_err(|failure| failure.message)
+                }
+                None => Ok(object.newest(now.wall_ms).map_or(Value::Nil, |one| Value::Bytes(one.value.to_vec()))),
+            },
+            Outcome::Reply(Ok(_)) => Ok(Value::Bool(true)),
+            Outcome::Reply(Err(error)) => Err(error.to_string()),
+        }
+    }
+
+    // Upkeep
+
+    /// Writes what must be written by now, unloads what is idle, and looks at the timers that are due.
+    pub(super) fn keep_homes(&mut self, now: Now, out: &mut Vec<Output>) {
+        if self.homes.sandbox.is_none() || self.ring.is_none() {
+            return;
+        }
+        // Where homes may have moved, the next must find what was not written yet.
+        let down = self.detector.count_down();
+        let view = (self.stamp(), down);
+        if std::mem::replace(&mut self.homes.view, view) != view {
+            self.flush_homes(now, out);
+        }
+        while let Some(key) = self.homes.next_flush(now.mono_us) {
+            self.homes.flushed(&key);
+            let is_running = self.homes.get(&key).is_some_and(|resident| resident.run.is_some());
+            match is_running || self.read_only.is_some() {
+                true => self.homes.flush_by(&key, now.mono_us + RETRY_US),
+                false => self.flush(now, &key, out),
+            }
+        }
+        self.homes.sweep(now.mono_us, self.config.active_bytes);
+        for _ in 0..LOOKS_MAX {
+            let Some((key, interval_ms, is_new)) = self.replica.timers_mut().next_look(now.wall_ms) else { break };
+            self.look_at_timer(now, key, interval_ms, is_new, out);
+        }
+    }
+
+    fn flush(&mut self, now: Now, key: &ObjectKey, out: &mut Vec<Output>) {
+        let deadline_us = now.mono_us + u64::from(self.config.timeout_ms) * 1000;
+        self.keep(now, key, Origin::Nobody, Quorum::default(), Reply::BucketSet, deadline_us, out);
+    }
+
+    /// Writes all that handlers changed.
+    pub(super) fn flush_homes(&mut self, now: Now, out: &mut Vec<Output>) {
+        for key in self.homes.unwritten() {
+            if self.homes.get(&key).is_some_and(|resident| resident.run.is_none()) && self.read_only.is_none() {
+                self.homes.flushed(&key);
+                self.flush(now, &key, out);
+            }
+        }
+    }
+
+    // Timers
+
+    /// When timers or unwritten changes need a tick, in `mono_us`.
+    pub(super) fn next_home_us(&self) -> u64 {
+        if self.homes.sandbox.is_none() || self.ring.is_none() {
+            return u64::MAX;
+        }
+        let timer_us = self.replica.timers().next_ms().map(|at_ms| {
+            let wait_ms = at_ms.saturating_sub(self.last_now.wall_ms);
+            self.last_now.mono_us.saturating_add(wait_ms.saturating_mul(1000))
+        });
+        timer_us.unwrap_or(u64::MAX).min(self.homes.next_flush_us().unwrap_or(u64::MAX))
+    }
+
+    /// Runs a timer that is due, if this node is its home, and says when to look at it again.
+    fn look_at_timer(
+        &mut self,
+        now: Now,
+        key: ObjectKey,
+        interval_ms: u64,
+        is_new: bool,
+        out: &mut Vec<Output>,
+    ) {
+        let number = interval_number(&key, interval_ms, now.wall_ms);
+        let start_ms = interval_start(&key, interval_ms, number);
+        let next_ms = interval_start(&key, interval_ms, number + 1);
+        let second_ms = SECOND_LOOK_MS.min(interval_ms / 2);
+        if is_new {
+            // Perhaps this node has just started, and the interval's run is still to come. The object knows.
+            let spread_ms = second_ms + (now.wall_ms - start_ms) % START_MS.min(interval_ms);
+            let look_ms = next_ms.min(now.wall_ms + spread_ms);
+            return self.replica.timers_mut().look_again(&key, look_ms);
+        }
+        let is_home = self.home(&key) == self.id();
+        let is_first_look = now.wall_ms < start_ms + second_ms;
+        let look_ms = if is_first_look && !is_home { start_ms + second_ms } else { next_ms };
+        self.replica.timers_mut().look_again(&key, look_ms);
+        if !is_home || self.stopping {
+            return;
+        }
+        let Ok(needed) = self.read_quorum(&key, Quorum::default()) else { return };
+        let deadline_us = now.mono_us + u64::from(self.config.timeout_ms) * 1000;
+        let awaited = self.homes.wait(Awaited::Timer(key.clone(), number));
+        self.start_get(now, Origin::Run(awaited), key, needed, Purpose::Answer, deadline_us, out);
+    }
+
+    /// Runs `onTimer` unless it ran in this interval already.
+    fn run_timer(&mut self, now: Now, key: ObjectKey, interval: u64, merged: Object, out: &mut Vec<Output>) {
+        let last_interval = match self.homes.get(&key) {
+            Some(resident) => resident.active.last_interval,
+            None => merged.active(now.wall_ms).map_or(u64::MAX, |active| active.last_interval),
+        };
+        if last_interval >= interval || merged.active(now.wall_ms).is_none() {
+            return;
+        }
+        let deadline_us = now.mono_us + u64::from(self.config.timeout_ms) * 1000;
+        let job = Job { origin: Origin::Nobody, what: What::Timer(interval), deadline_us };
+        self.enter(now, key, job, merged, out);
+    }
+
+    // Information
+
+    /// What `ASO.INFO` tells.
+    pub(super) fn info(&mut self, now: Now, key: &ObjectKey) -> Value {
+        let text = |text: &str| Some(Value::from(text));
+        let number = |number: u64| Some(Value::Integer(number as i64));
+        let limits = self.limits(key);
+        let home = self.id().to_string();
+        let durability = self.buckets().properties(key.bucket()).aso.durability;
+        let Ok(sandbox) = self.sandbox() else { return Value::Nil };
+        let messages_left = sandbox.messages_left(key);
+        let state_bytes = sandbox.save(key).ok().map(|state| state.len() as u64);
+        let interval_ms = super::residents::interval_of(sandbox, key);
+        let Some(resident) = self.homes.get(key) else { return Value::Nil };
+        let report = &resident.report;
+        let next = interval_number(key, interval_ms.max(1), now.wall_ms) + 1;
+        let timer = (interval_ms > 0).then(|| {
+            map([
+                ("interval_ms", number(interval_ms)),
+                ("last_ms", report.timer_ms.map(|ms| Value::Integer(ms as i64))),
+                ("next_ms", number(interval_start(key, interval_ms, next))),
+                ("runs", number(report.timer_runs)),
+            ])
+        });
+        let error = report.last_error.as_ref().map(|(at_ms, failure)| {
+            map([
+                ("at_ms", number(*at_ms)),
+                ("message", text(&failure.message)),
+                ("trace", text(&failure.trace)),
+            ])
+        });
+        let newest = resident.seen.dots().max();
+        map([
+            ("calls", number(report.calls)),
+            ("durability", text(durability.name())),
+            ("expires_ms", resident.expires_ms.map(|ms| Value::Integer(ms as i64))),
+            ("failures", number(report.failures)),
+            ("home", text(&home)),
+            ("instructions_last", number(u64::from(report.instructions_last))),
+            ("instructions_max", number(u64::from(report.instructions_max))),
+            ("instructions_limit", number(u64::from(limits.instructions))),
+            ("last_error", error),
+            ("memory_limit_bytes", number(u64::from(limits.memory_bytes))),
+            ("merges", number(report.merges)),
+            ("messages_left", number(u64::from(messages_left))),
+            ("messages_limit", number(u64::from(limits.messages))),
+            ("source_bytes", number(resident.active.source.len() as u64)),
+            ("state_bytes", state_bytes.map(|bytes| Value::Integer(bytes as i64))),
+            ("timer", timer),
+            ("unwritten", Some(Value::Bool(resident.flush_us.is_some()))),
+            ("version", newest.map(|dot| Value::from(format!("{}@{:?}", dot.counter, dot.actor).as_str()))),
+            ("written_ms", newest.map(|dot| Value::Integer(dot.wall_ms() as i64))),
+        ])
+    }
+}

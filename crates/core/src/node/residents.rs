@@ -1,0 +1,294 @@
+//! What is loaded of active objects and what is stored: loading, joining concurrent versions, writing, going back.
+
+use bytes::Bytes;
+
+use super::active::{call_on, failed, refused};
+use super::homes::{jobs, Report, Resident};
+use super::{Node, Origin, Output};
+use crate::active::{
+    Active, CallerPlace, Failure, FailureKind, Sandbox, Turn, Value, INTERVAL_MS_DEFAULT, INTERVAL_MS_MAX,
+    INTERVAL_MS_MIN,
+};
+use crate::bucket::ActiveDurability;
+use crate::causality::{Dot, VersionVector};
+use crate::client::{ActiveError, Called, ClientError, Handler, Quorum, Reply, Updated};
+use crate::get::Needed;
+use crate::object::{self, Object, Version};
+use crate::put::Put;
+use crate::replica::hash_of;
+use crate::types::{Now, ObjectKey};
+
+impl Node {
+    pub(super) fn durability(&self, key: &ObjectKey) -> ActiveDurability {
+        self.buckets().properties(key.bucket()).aso.durability
+    }
+
+    pub(super) fn default_writes(&self, key: &ObjectKey) -> Needed {
+        Needed { total: self.buckets().properties(key.bucket()).w, primaries: 0 }
+    }
+
+    /// A handler may have changed something.
+    pub(super) fn changed(&mut self, now: Now, key: &ObjectKey) {
+        let async_ms = match self.durability(key) {
+            ActiveDurability::Async => self.buckets().properties(key.bucket()).aso.async_ms,
+            ActiveDurability::Quorum => 0,
+        };
+        self.homes.flush_by(key, now.mono_us + u64::from(async_ms) * 1000);
+    }
+
+    /// Loads the object that `merged` holds, unless what is loaded has seen all of it.
+    pub(super) fn make_resident(&mut self, now: Now, key: &ObjectKey, mut merged: Object) -> Result<(), ClientError> {
+        if let Some(resident) = self.homes.get(key) {
+            if resident.seen.descends(merged.context()) && resident.expires_ms.is_none_or(|at| now.wall_ms < at) {
+                return Ok(());
+            }
+            // Others have written: what was not written yet becomes a version beside theirs.
+            self.write_unwritten(now, key);
+        }
+        let queue = self.homes.unload(key).map(|resident| resident.queue);
+        // What this node knows may be newer than what was read while the read was under way.
+        if let Some((held, _)) = self.replica.load_object(key) {
+            merged.merge(&held);
+        }
+        if self.is_lww(key) {
+            merged.keep_newest();
+        }
+        let result = self.load(now, key, &merged);
+        match (&result, queue) {
+            (Ok(()), Some(queue)) => {
+                if let Some(resident) = self.homes.get(key) {
+                    resident.queue = queue;
+                }
+            }
+            (Err(_), Some(queue)) => self.homes.orphan(key, jobs(queue)),
+            (_, None) => {}
+        }
+        result
+    }
+
+    /// Loads the newest version of `merged`, which is active, and joins the others to it.
+    fn load(&mut self, now: Now, key: &ObjectKey, merged: &Object) -> Result<(), ClientError> {
+        let Some((dot, version)) = merged.newest_live(now.wall_ms) else {
+            return Err(refused(ActiveError::Missing));
+        };
+        let object::Value::Active(active) = &version.value else {
+            return Err(refused(ActiveError::NotActive));
+        };
+        let (facts, limits) = (self.facts(now), self.limits(key));
+        let state = Some(&active.state).filter(|state| !state.is_empty());
+        self.sandbox()?.load(key, &active.source, state, &limits, facts).map_err(failed)?;
+        let others: Vec<&Version> =
+            merged.0.values().iter().filter(|(other, _)| other != dot).map(|(_, version)| version).collect();
+        let resident = Resident {
+            seen: merged.context().clone(),
+            active: (**active).clone(),
+            expires_ms: version.expires_ms,
+            headers: version.headers.clone(),
+            must_save: !others.is_empty(),
+            flush_us: None,
+            run: None,
+            queue: Default::default(),
+            used_us: now.mono_us,
+            refilled: 0,
+            report: Report::default(),
+        };
+        self.homes.insert(key.clone(), resident);
+        for other in others.iter().filter(|other| other.is_live(now.wall_ms)) {
+            self.join(now, key, other);
+        }
+        if !others.is_empty() {
+            self.changed(now, key);
+        }
+        Ok(())
+    }
+
+    /// Joins a concurrent version to the loaded object.
+    fn join(&mut self, now: Now, key: &ObjectKey, other: &Version) {
+        self.metrics.active_merges += 1;
+        if let Some(resident) = self.homes.get(key) {
+            resident.report.merges += 1;
+        }
+        let facts = self.facts(now);
+        let Ok(sandbox) = self.sandbox() else { return };
+        let object::Value::Active(other) = &other.value else {
+            self.metrics.active_merges_lost += 1;
+            return;
+        };
+        let is_whole = sandbox.join(key, &other.state);
+        if is_whole == Ok(true) {
+            return;
+        }
+        let fields = sandbox.state_fields(&other.state);
+        match fields {
+            Ok(fields) if sandbox.has(key, Handler::OnMerge.name()) => {
+                let arguments = [fields];
+                let turn = call_on(sandbox, key, Handler::OnMerge.name(), CallerPlace::None, &arguments, facts);
+                match turn {
+                    Turn::Done(_) => return,
+                    Turn::Failed(failure) => self.note_failure(now, key, &failure),
+                    Turn::Waits(_) => {
+                        let message = refused(ActiveError::CannotWait { handler: Handler::OnMerge }).to_string();
+                        let failure = Failure { kind: FailureKind::Error, message, trace: String::new() };
+                        self.note_failure(now, key, &failure);
+                    }
+                }
+            }
+            _ => {}
+        }
+        self.metrics.active_merges_lost += 1;
+    }
+
+    /// What is to be stored of the loaded object now; `None`: just what is stored.
+    fn unsaved(&mut self, key: &ObjectKey) -> Result<Option<Active>, ClientError> {
+        let sandbox = self.sandbox()?;
+        let state = sandbox.save(key).map_err(failed)?;
+        let interval_ms = interval_of(sandbox, key);
+        let Some(resident) = self.homes.get(key) else { return Ok(None) };
+        let active = &resident.active;
+        let is_same = active.state == state && active.interval_ms == interval_ms && !resident.must_save;
+        let (source, last_interval) = (active.source.clone(), active.last_interval);
+        Ok((!is_same).then_some(Active { source, state, interval_ms, last_interval }))
+    }
+
+    /// Writes what the loaded object has become, and answers `origin` with `reply` when enough replicas have it.
+    #[allow(clippy::too_many_arguments)]
+    pub(super) fn keep(
+        &mut self,
+        now: Now,
+        key: &ObjectKey,
+        origin: Origin,
+        quorum: Quorum,
+        reply: Reply,
+        deadline_us: u64,
+        out: &mut Vec<Output>,
+    ) {
+        let needed = match self.write_quorum(key, quorum) {
+            Ok(needed) => needed,
+            Err(error) => return self.finish(origin, Err(error), out),
+        };
+        let active = match self.unsaved(key) {
+            Ok(Some(active)) => active,
+            Ok(None) => {
+                self.homes.flushed(key);
+                let reply = match reply {
+                    Reply::Called(called) => Reply::Called(Called { is_kept: false, ..called }),
+                    other => other,
+                };
+                return self.finish(origin, Ok(reply), out);
+            }
+            Err(error) => {
+                if let ClientError::Active(ActiveError::Failed(failure)) = &error {
+                    self.note_failure(now, key, failure);
+                }
+                self.roll_back(now, key);
+                return self.finish(origin, Err(error), out);
+            }
+        };
+        if let Some(detail) = &self.read_only {
+            let error = ClientError::ReadOnly { detail: detail.clone() };
+            return self.finish(origin, Err(error), out);
+        }
+        let Some((bytes, base)) = self.write_active(now, key, active) else { return };
+        let reply = match reply {
+            Reply::Updated(Updated { applied, before, after: Some(_) }) => {
+                Reply::Updated(Updated { applied, before, after: Object::decode(&bytes).ok() })
+            }
+            other => other,
+        };
+        self.metrics.active_writes += 1;
+        let put = Put::new(key.clone(), bytes, base, needed);
+        self.start_put(now, origin, put, reply, deadline_us, out);
+    }
+
+    /// Makes a version of the loaded object and stores it here. Returns the whole object and the hash of what it was
+    /// made from.
+    fn write_active(&mut self, now: Now, key: &ObjectKey, active: Active) -> Option<(Bytes, u64)> {
+        let lww = self.is_lww(key);
+        let (held, held_bytes) = self.replica.load_object(key).unwrap_or_default();
+        let resident = self.homes.get(key)?;
+        let seen = resident.seen.clone();
+        let (expires_ms, headers) = (resident.expires_ms, resident.headers.clone());
+        resident.active = active.clone();
+        resident.must_save = false;
+        let value = object::Value::Active(Box::new(active));
+        let version = Version { value, expires_ms, headers };
+        let written = self.write_version(now, key, (held, held_bytes), seen, version, lww);
+        let (bytes, base, dot) = written;
+        if let Some(resident) = self.homes.get(key) {
+            resident.seen.add(dot);
+        }
+        self.homes.flushed(key);
+        Some((bytes, base))
+    }
+
+    pub(super) fn write_version(
+        &mut self,
+        now: Now,
+        key: &ObjectKey,
+        (held, held_bytes): (Object, Option<Bytes>),
+        seen: VersionVector,
+        version: Version,
+        lww: bool,
+    ) -> (Bytes, u64, Dot) {
+        let mut object = Object::forgotten(seen.clone());
+        object.merge(&held);
+        let dot = self.replica.make_dot(now, &object, 0);
+        object.0.put(&seen, dot, version);
+        if lww {
+            object.keep_newest();
+        }
+        let bytes = object.encode();
+        self.replica.save(key, &object, bytes.clone());
+        self.turn_dots.push(dot);
+        (bytes, held_bytes.map_or(0, |bytes| hash_of(&bytes)), dot)
+    }
+
+    /// Writes here what the loaded object has become, for whoever writes the key next and sends it on.
+    pub(super) fn write_unwritten(&mut self, now: Now, key: &ObjectKey) {
+        let is_unwritten = |resident: &mut Resident| resident.flush_us.is_some() || resident.must_save;
+        if self.read_only.is_some() || !self.homes.get(key).is_some_and(is_unwritten) {
+            return;
+        }
+        if let Ok(Some(active)) = self.unsaved(key) {
+            self.write_active(now, key, active);
+        }
+    }
+
+    /// Another write takes the place of the loaded object: who waits for it is told, or starts anew.
+    pub(super) fn replace_resident(&mut self, key: &ObjectKey, out: &mut Vec<Output>) {
+        let Some(resident) = self.homes.unload(key) else { return };
+        if let Some(run) = resident.run {
+            self.finish(run.job.origin, Err(refused(ActiveError::Replaced)), out);
+        }
+        self.homes.orphan(key, jobs(resident.queue));
+    }
+
+    /// Goes back to what is saved. If that cannot be loaded, the next call tries again.
+    pub(super) fn roll_back(&mut self, now: Now, key: &ObjectKey) {
+        self.homes.flushed(key);
+        let (facts, limits) = (self.facts(now), self.limits(key));
+        let Some(resident) = self.homes.get(key) else { return };
+        let active = resident.active.clone();
+        let state = Some(&active.state).filter(|state| !state.is_empty());
+        let Ok(sandbox) = self.sandbox() else { return };
+        if sandbox.load(key, &active.source, state, &limits, facts).is_err() {
+            if let Some(resident) = self.homes.unload(key) {
+                self.homes.orphan(key, jobs(resident.queue));
+            }
+        }
+    }
+}
+
+/// How often the loaded object's timer runs, in milliseconds; 0: it has none.
+pub(super) fn interval_of(sandbox: &dyn Sandbox, key: &ObjectKey) -> u64 {
+    if !sandbox.has(key, Handler::OnTimer.name()) {
+        return 0;
+    }
+    let seconds = match sandbox.field(key, "interval") {
+        Value::Integer(seconds) => seconds as f64,
+        Value::Number(seconds) if !seconds.is_nan() => seconds,
+        _ => return INTERVAL_MS_DEFAULT,
+    };
+    // Too large a float becomes the greatest integer.
+    ((seconds * 1000.0) as u64).clamp(INTERVAL_MS_MIN, INTERVAL_MS_MAX)
+}
