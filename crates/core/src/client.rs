@@ -42,13 +42,7 @@ pub enum Operation {
     /// Reads an object; one that is active is asked.
     Call { key: ObjectKey, call: Call, quorum: Quorum },
     /// Changes an object. `caller`: for those that are active; `None`: nobody in particular.
-    Update {
-        key: ObjectKey,
-        mutation: Mutation,
-        quorum: Quorum,
-        want: Want,
-        caller: Option<Arc<Caller>>,
-    },
+    Update { key: ObjectKey, mutation: Mutation, quorum: Quorum, want: Want, caller: Option<Arc<Caller>> },
     /// Lists live keys of a bucket in ring order.
     Scan(Scan),
     /// Sets a bucket's properties on all nodes.

@@ -49,6 +49,10 @@ pub struct Metrics {
     pub active_merges: u64,
     /// Of these, versions whose changes the newest one's took the place of.
     pub active_merges_lost: u64,
+    /// Level: active objects that are loaded here.
+    pub active_loaded: u64,
+    /// Level: timers of the active objects held here.
+    pub active_timers: u64,
     /// Level: hints waiting for their owner.
     pub hints_pending: u64,
     /// Partitions compared with another owner.
@@ -133,9 +137,19 @@ impl Metrics {
         total("clock_refusals", "writes refused for a dot absurdly far ahead", self.clock_refusals);
         total("actor_renewals", "times the node took a new actor", self.actor_renewals);
         total("store_refusals", "times the store refused writes", self.store_refusals);
+        total("active_calls", "runs of active objects' functions", self.active_calls);
+        total("active_failures", "runs that failed: errors of the code, and limits", self.active_failures);
+        total("active_timer_runs", "runs of onTimer", self.active_timer_runs);
+        total("active_writes", "versions written of what handlers changed", self.active_writes);
+        total("active_messages", "what handlers asked of the node", self.active_messages);
+        total("active_merges", "concurrent versions of active objects joined", self.active_merges);
+        let lost = "concurrent versions that the newest took the place of";
+        total("active_merges_lost", lost, self.active_merges_lost);
         total("busy", "requests answered BUSY", self.busy);
         total("suspicions", "times a peer became suspect or down", self.suspicions);
         total("late_messages", "messages that named no request in flight", self.late_messages);
+        visit("active_loaded", "active objects that are loaded", false, self.active_loaded);
+        visit("active_timers", "timers of the objects held", false, self.active_timers);
         visit("hints_pending", "hints waiting for their owner", false, self.hints_pending);
         let waiting = "deleted and expired objects held alike by all, to be dropped when that has lasted";
         visit("dead_waiting", waiting, false, self.dead_waiting);

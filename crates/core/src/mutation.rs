@@ -134,9 +134,17 @@ pub enum MutationError {
     NotAFloat,
     WouldOverflow,
     NotFinite,
-    ValueTooLarge { bytes: u64, limit_bytes: u64 },
-    ObjectTooLarge { bytes: u64, limit_bytes: u64 },
-    TooManySiblings { limit: u64 },
+    ValueTooLarge {
+        bytes: u64,
+        limit_bytes: u64,
+    },
+    ObjectTooLarge {
+        bytes: u64,
+        limit_bytes: u64,
+    },
+    TooManySiblings {
+        limit: u64,
+    },
 }
 
 impl fmt::Display for MutationError {

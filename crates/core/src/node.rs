@@ -833,6 +833,8 @@ impl Node {
             out.push(Output::Event(Event::ActorRenewed { why }));
         }
         self.metrics.hints_pending = self.handoff.pending();
+        self.metrics.active_loaded = self.homes.len() as u64;
+        self.metrics.active_timers = self.replica.timers().len() as u64;
     }
 }
 

@@ -293,7 +293,8 @@ impl Replica {
         let hash = hash_of(&bytes);
         self.update_tree(key, Some(hash));
         // What is active is not replaced blindly: its code is asked.
-        let is_active = object.0.values().iter().any(|(_, version)| matches!(version.value, Value::Active(_)));
+        let is_active =
+            object.0.values().iter().any(|(_, version)| matches!(version.value, Value::Active(_)));
         self.known.set(key, hash, (!is_active).then(|| object.context()));
         if is_active || !self.timers.is_empty() {
             self.note_timer(key, object.timer_ms());

@@ -637,7 +637,9 @@ fn anti_entropy_mends_what_only_the_last_replica_of_a_larger_n_holds() {
     for name in &names {
         let mutation = Mutation::store("v");
         let (quorum, want) = (Quorum::default(), Want::default());
-        cluster.run(0, Operation::Update { key: on_all(name), mutation, quorum, want, caller: None }).unwrap();
+        cluster
+            .run(0, Operation::Update { key: on_all(name), mutation, quorum, want, caller: None })
+            .unwrap();
     }
     let row = |cluster: &Cluster, i: usize, name: &str| {
         cluster.machines[i].disk.lock().get(Space::Data, on_all(name).row()).unwrap()

@@ -108,9 +108,9 @@ fn unknown(command: &Command) -> Started {
 fn introduce(session: &Session, mut started: Started) -> Started {
     let introduce = |request: &mut Request| match &mut request.operation {
         Operation::Call { call, .. } => call.caller = Some(session.caller.clone()),
-        Operation::Update { mutation: Mutation::Store { .. } | Mutation::Activate { .. }, caller, .. } => {
-            *caller = Some(session.caller.clone())
-        }
+        Operation::Update {
+            mutation: Mutation::Store { .. } | Mutation::Activate { .. }, caller, ..
+        } => *caller = Some(session.caller.clone()),
         _ => {}
     };
     match &mut started {

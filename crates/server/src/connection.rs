@@ -305,7 +305,9 @@ pub fn reach_of(request: &Request, is_here: impl Fn(&oort_core::types::ObjectKey
     match &request.operation {
         // Another node may have to run it, and the next may change what it sees.
         Operation::Call { key, call, .. } if call.what != Ask::Get => Reach::Remote(hash_of(key.row())),
-        Operation::Get { key, .. } | Operation::Call { key, .. } if is_here(key) => Reach::Direct(hash_of(key.row())),
+        Operation::Get { key, .. } | Operation::Call { key, .. } if is_here(key) => {
+            Reach::Direct(hash_of(key.row()))
+        }
         Operation::Get { key, .. } | Operation::Call { key, .. } => Reach::Remote(hash_of(key.row())),
         Operation::Update { key, .. } if !request.operation.reads_first() && is_here(key) => {
             Reach::Direct(hash_of(key.row()))

@@ -8,6 +8,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use oort_core::node::{Node, OpenError};
 use oort_core::store::Store;
+use oort_script::{Machine, ScriptError};
+use rustix::time::{clock_gettime, ClockId};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use tracing::info;
@@ -32,6 +34,8 @@ pub enum RunError {
         address: String,
         error: io::Error,
     },
+    /// There is no memory for the machine that runs active objects.
+    Sandbox(ScriptError),
     /// The system refused something else.
     System {
         what: &'static str,
@@ -47,6 +51,7 @@ impl fmt::Display for RunError {
             RunError::Listen { what, address, error } => {
                 write!(f, "cannot listen on {address} for {what}: {}", crate::config::words(error))
             }
+            RunError::Sandbox(error) => write!(f, "cannot make the sandbox of active objects: {error}"),
             RunError::System { what, error } => write!(f, "{what}: {}", crate::config::words(error)),
         }
     }
@@ -69,8 +74,10 @@ pub fn run(config: Config) -> Result<(), RunError> {
         // A node that was told whom to join waits for their ring.
         node_config.cluster_size = 0;
     }
-    let node = Node::open(node_config, seed, Box::new(store), clocks.read())
+    let mut node = Node::open(node_config, seed, Box::new(store), clocks.read())
         .map_err(|error| RunError::Node { directory: config.dir.clone(), error })?;
+    let sandbox = Machine::new(thread_us).map_err(RunError::Sandbox)?;
+    node.set_sandbox(Box::new(sandbox));
     info!(id = %node.id(), name = node.config().name, cluster = node.config().cluster, "starting");
     let options = ShardOptions {
         connections_max: config.connections_max,
@@ -100,6 +107,12 @@ pub fn run(config: Config) -> Result<(), RunError> {
     let _ = signal_thread.join();
     info!("stopped");
     result
+}
+
+/// Processor time of this thread in microseconds: what a handler may use, however busy the machine is.
+fn thread_us() -> u64 {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    time.tv_sec as u64 * 1_000_000 + time.tv_nsec as u64 / 1000
 }
 
 fn listen(what: &'static str, address: &str) -> Result<TcpListener, RunError> {

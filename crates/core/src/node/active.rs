@@ -15,8 +15,8 @@ use super::coordinate::Hop;
 use super::homes::{Awaited, Job, Run, What, QUEUE_MAX};
 use super::{Node, Origin, Output, Purpose, Task, Work};
 use crate::active::{
-    Answer, Ask, Call, Caller, CallerPlace, Done, Facts, Failure, FailureKind, Invocation, Limits, Sandbox, Turn,
-    Value, INTERVAL_MS_DEFAULT,
+    Answer, Ask, Call, Caller, CallerPlace, Done, Facts, Failure, FailureKind, Invocation, Limits, Sandbox,
+    Turn, Value, INTERVAL_MS_DEFAULT,
 };
 use crate::bucket::ActiveDurability;
 use crate::client::{ActiveError, Called, ClientError, Handler, Operation, Quorum, Reply};
@@ -42,14 +42,9 @@ impl Node {
         self.homes.sandbox = Some(sandbox);
     }
 
-    /// Active objects that are loaded here, and the bytes that the sandbox takes.
-    pub fn active_loaded(&self) -> (usize, usize) {
-        (self.homes.len(), self.homes.sandbox.as_ref().map_or(0, |sandbox| sandbox.used_bytes()))
-    }
-
-    /// Timers of the objects that this node holds.
-    pub fn timers(&self) -> usize {
-        self.replica.timers().len()
+    /// Bytes that the sandbox takes with all objects that are loaded.
+    pub fn active_bytes(&self) -> usize {
+        self.homes.sandbox.as_ref().map_or(0, |sandbox| sandbox.used_bytes())
     }
 
     /// The node that runs the object under `key`, itself unless another is known to be there.
@@ -149,8 +144,7 @@ impl Node {
 
     /// True if a get has found an active object and was handed to its home.
     pub(super) fn hand_over_call(&mut self, now: Now, id: u64, out: &mut Vec<Output>) -> bool {
-        let Some(Task { work: Work::Get { get, purpose: Purpose::Call(call) }, .. }) =
-            self.tasks.get_mut(id)
+        let Some(Task { work: Work::Get { get, purpose: Purpose::Call(call) }, .. }) = self.tasks.get_mut(id)
         else {
             return false;
         };
@@ -167,7 +161,14 @@ impl Node {
     }
 
     /// Runs a job, or lets it wait for the one that runs. `merged`: what `r` replicas hold.
-    pub(super) fn enter(&mut self, now: Now, key: ObjectKey, job: Job, merged: Object, out: &mut Vec<Output>) {
+    pub(super) fn enter(
+        &mut self,
+        now: Now,
+        key: ObjectKey,
+        job: Job,
+        merged: Object,
+        out: &mut Vec<Output>,
+    ) {
         if let Some(resident) = self.homes.get(&key).filter(|resident| resident.run.is_some()) {
             if resident.queue.len() >= QUEUE_MAX {
                 let error = ActiveError::Crowded { waiting: QUEUE_MAX as u32 };
@@ -216,7 +217,8 @@ impl Node {
         }
         let Some(resident) = self.homes.get(key) else { return };
         resident.used_us = now.mono_us;
-        let interval_ms = if resident.active.interval_ms > 0 { resident.active.interval_ms } else { INTERVAL_MS_DEFAULT };
+        let interval_ms =
+            if resident.active.interval_ms > 0 { resident.active.interval_ms } else { INTERVAL_MS_DEFAULT };
         let interval = interval_number(key, interval_ms, now.wall_ms);
         let is_new_interval = std::mem::replace(&mut resident.refilled, interval) != interval;
         let Ok(sandbox) = self.sandbox() else { return };
@@ -238,7 +240,8 @@ impl Node {
                         return self.answer_call(job.origin, value, false, out);
                     }
                     Ask::Get => {
-                        let turn = call_on(sandbox, key, "onGet", CallerPlace::First(caller), arguments, facts);
+                        let turn =
+                            call_on(sandbox, key, "onGet", CallerPlace::First(caller), arguments, facts);
                         return self.take_turn(now, key, job, turn, out);
                     }
                     Ask::Function(name) => {

@@ -46,7 +46,9 @@ impl Node {
             Mutation::Activate { .. } if !self.buckets().properties(key.bucket()).active => {
                 Err(refused(ActiveError::Forbidden))
             }
-            Mutation::Activate { source, keeps_state: true, .. } => self.reload(now, key, source, merged.clone()),
+            Mutation::Activate { source, keeps_state: true, .. } => {
+                self.reload(now, key, source, merged.clone())
+            }
             Mutation::Activate { source, expiry, .. } => {
                 self.create(now, key, source, *expiry, &update, merged.clone())
             }
@@ -68,7 +70,9 @@ impl Node {
         };
         let is_active = matches!(update.mutation, Mutation::Activate { .. });
         match verdict {
-            Verdict::Accept if !is_active => self.write_plain(now, key, origin, update, merged, deadline_us, out),
+            Verdict::Accept if !is_active => {
+                self.write_plain(now, key, origin, update, merged, deadline_us, out)
+            }
             Verdict::Replace(value) => {
                 let update = Update { mutation: plain_store(update.mutation, value), ..update };
                 self.write_plain(now, key, origin, update, merged, deadline_us, out);
@@ -101,7 +105,13 @@ impl Node {
     }
 
     /// New code for an active object that is there, with the state it has.
-    fn reload(&mut self, now: Now, key: &ObjectKey, source: &Bytes, merged: Object) -> Result<Verdict, ClientError> {
+    fn reload(
+        &mut self,
+        now: Now,
+        key: &ObjectKey,
+        source: &Bytes,
+        merged: Object,
+    ) -> Result<Verdict, ClientError> {
         if !merged.is_live(now.wall_ms) {
             return Err(refused(ActiveError::Missing));
         }
@@ -165,8 +175,7 @@ impl Node {
             value_bytes_max: properties.value_bytes_max,
             default_ttl_ms: properties.default_ttl_ms,
         };
-        let active =
-            Active { source: source.clone(), state: Bytes::new(), interval_ms: 0, last_interval: 0 };
+        let active = Active { source: source.clone(), state: Bytes::new(), interval_ms: 0, last_interval: 0 };
         let resident = Resident {
             expires_ms: expiry.resolve(&merged, given),
             seen: merged.context().clone(),
@@ -236,7 +245,13 @@ impl Node {
         self.judge(now, key, Handler::OnUpdate, turn)
     }
 
-    fn judge(&mut self, now: Now, key: &ObjectKey, handler: Handler, turn: Turn) -> Result<Verdict, ClientError> {
+    fn judge(
+        &mut self,
+        now: Now,
+        key: &ObjectKey,
+        handler: Handler,
+        turn: Turn,
+    ) -> Result<Verdict, ClientError> {
         let error = match turn {
             Turn::Done(done) => match done.answer {
                 Answer::Object => return Ok(Verdict::Keep),

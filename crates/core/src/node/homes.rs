@@ -153,7 +153,10 @@ impl Homes {
         let residents: Vec<Resident> = residents.collect();
         self.awaited.clear();
         self.outcomes.clear();
-        residents.into_iter().flat_map(|one| one.run.map(|run| run.job).into_iter().chain(jobs(one.queue))).collect()
+        residents
+            .into_iter()
+            .flat_map(|one| one.run.map(|run| run.job).into_iter().chain(jobs(one.queue)))
+            .collect()
     }
 
     /// These jobs of `key` are to be started anew.

@@ -1,9 +1,9 @@
 //! What active objects ask of their node, their timers, and the upkeep of those that are loaded.
 
 use super::active::refused;
+use super::coordinate::Hop;
 use super::creation::plain;
 use super::homes::{map, Awaited, Job, Outcome, What};
-use super::coordinate::Hop;
 use super::puts::Update;
 use super::{Node, Origin, Output, Purpose, Work};
 use crate::active::{HostRequest, HostResult, PutData, Value};
@@ -51,7 +51,9 @@ impl Node {
         let result = match request {
             HostRequest::Lookup => Ok(Some(self.look_up(key))),
             HostRequest::Get { nodes } => self.host_get(now, key, origin, &nodes, deadline_us, out),
-            HostRequest::Put { data, nodes } => self.host_put(now, key, origin, data, &nodes, deadline_us, out),
+            HostRequest::Put { data, nodes } => {
+                self.host_put(now, key, origin, data, &nodes, deadline_us, out)
+            }
             HostRequest::Reply { key: reply_key, node, value } => {
                 self.host_reply(now, key, origin, &reply_key, &node, &value, deadline_us, out)
             }
@@ -89,7 +91,8 @@ impl Node {
         let mut named = Vec::new();
         for text in nodes {
             let text = String::from_utf8_lossy(text);
-            let node = u64::from_str_radix(&text, 16).ok().map(NodeId).filter(|node| neighbours.contains(node));
+            let node =
+                u64::from_str_radix(&text, 16).ok().map(NodeId).filter(|node| neighbours.contains(node));
             match node {
                 Some(node) if named.contains(&node) => {}
                 Some(node) => named.push(node),
@@ -240,7 +243,9 @@ impl Node {
                     let sandbox = self.sandbox().map_err(|error| error.to_string())?;
                     sandbox.state_fields(&state).map_err(|failure| failure.message)
                 }
-                None => Ok(object.newest(now.wall_ms).map_or(Value::Nil, |one| Value::Bytes(one.value.to_vec()))),
+                None => {
+                    Ok(object.newest(now.wall_ms).map_or(Value::Nil, |one| Value::Bytes(one.value.to_vec())))
+                }
             },
             Outcome::Reply(Ok(_)) => Ok(Value::Bool(true)),
             Outcome::Reply(Err(error)) => Err(error.to_string()),
@@ -270,7 +275,9 @@ impl Node {
         }
         self.homes.sweep(now.mono_us, self.config.active_bytes);
         for _ in 0..LOOKS_MAX {
-            let Some((key, interval_ms, is_new)) = self.replica.timers_mut().next_look(now.wall_ms) else { break };
+            let Some((key, interval_ms, is_new)) = self.replica.timers_mut().next_look(now.wall_ms) else {
+                break;
+            };
             self.look_at_timer(now, key, interval_ms, is_new, out);
         }
     }
@@ -283,7 +290,8 @@ impl Node {
     /// Writes all that handlers changed.
     pub(super) fn flush_homes(&mut self, now: Now, out: &mut Vec<Output>) {
         for key in self.homes.unwritten() {
-            if self.homes.get(&key).is_some_and(|resident| resident.run.is_none()) && self.read_only.is_none() {
+            if self.homes.get(&key).is_some_and(|resident| resident.run.is_none()) && self.read_only.is_none()
+            {
                 self.homes.flushed(&key);
                 self.flush(now, &key, out);
             }

@@ -154,7 +154,9 @@ impl Node {
     fn replan(&mut self, now: Now, id: TaskId, out: &mut Vec<Output>) {
         let Some(task) = self.tasks.get_mut(id) else { return };
         match &task.work {
-            Work::Get { .. } if matches!(task.origin, Origin::Client(_) | Origin::Peer(..) | Origin::Run(_)) => {
+            Work::Get { .. }
+                if matches!(task.origin, Origin::Client(_) | Origin::Peer(..) | Origin::Run(_)) =>
+            {
                 let Some(Task { origin, deadline_us, work: Work::Get { get, purpose }, .. }) =
                     self.tasks.remove(id)
                 else {

@@ -78,7 +78,14 @@ impl Node {
     }
 
     /// A plain store has found an active object, whose home decides after a read.
-    fn ask_home(&mut self, now: Now, origin: Origin, update: Update, deadline_us: u64, out: &mut Vec<Output>) {
+    fn ask_home(
+        &mut self,
+        now: Now,
+        origin: Origin,
+        update: Update,
+        deadline_us: u64,
+        out: &mut Vec<Output>,
+    ) {
         let Update { key, mutation, quorum, want, caller } = update;
         let other = self.other_home(&key).filter(|_| !matches!(origin, Origin::Peer(..)));
         match (other, self.read_quorum(&key, quorum)) {
@@ -91,7 +98,13 @@ impl Node {
                 // Wanting the state before makes the home read.
                 let want = Want { before: true, ..want };
                 let operation = Operation::Update { key, mutation, quorum, want, caller };
-                self.forward(now, origin, Work::Forward { to, operation, refused: Vec::new() }, deadline_us, out)
+                self.forward(
+                    now,
+                    origin,
+                    Work::Forward { to, operation, refused: Vec::new() },
+                    deadline_us,
+                    out,
+                )
             }
         }
     }
@@ -164,7 +177,9 @@ impl Node {
             _ => false,
         };
         match read {
-            None if self.homes.get(&update.key).is_some() && matches!(update.mutation, Mutation::Store { .. }) => {
+            None if self.homes.get(&update.key).is_some()
+                && matches!(update.mutation, Mutation::Store { .. }) =>
+            {
                 self.ask_home(now, origin, update, deadline_us, out)
             }
             Some(merged) if needs_code => {
@@ -210,7 +225,10 @@ impl Node {
                 return self.read_then_apply(now, origin, update, needed, deadline_us, out);
             }
         };
-        if !was_read && matches!(update.mutation, Mutation::Store { .. }) && object.active(now.wall_ms).is_some() {
+        if !was_read
+            && matches!(update.mutation, Mutation::Store { .. })
+            && object.active(now.wall_ms).is_some()
+        {
             return self.ask_home(now, origin, update, deadline_us, out);
         }
         if let Some(read) = read {

@@ -37,9 +37,16 @@ impl Node {
     }
 
     /// Loads the object that `merged` holds, unless what is loaded has seen all of it.
-    pub(super) fn make_resident(&mut self, now: Now, key: &ObjectKey, mut merged: Object) -> Result<(), ClientError> {
+    pub(super) fn make_resident(
+        &mut self,
+        now: Now,
+        key: &ObjectKey,
+        mut merged: Object,
+    ) -> Result<(), ClientError> {
         if let Some(resident) = self.homes.get(key) {
-            if resident.seen.descends(merged.context()) && resident.expires_ms.is_none_or(|at| now.wall_ms < at) {
+            if resident.seen.descends(merged.context())
+                && resident.expires_ms.is_none_or(|at| now.wall_ms < at)
+            {
                 return Ok(());
             }
             // Others have written: what was not written yet becomes a version beside theirs.
@@ -122,12 +129,14 @@ impl Node {
         match fields {
             Ok(fields) if sandbox.has(key, Handler::OnMerge.name()) => {
                 let arguments = [fields];
-                let turn = call_on(sandbox, key, Handler::OnMerge.name(), CallerPlace::None, &arguments, facts);
+                let turn =
+                    call_on(sandbox, key, Handler::OnMerge.name(), CallerPlace::None, &arguments, facts);
                 match turn {
                     Turn::Done(_) => return,
                     Turn::Failed(failure) => self.note_failure(now, key, &failure),
                     Turn::Waits(_) => {
-                        let message = refused(ActiveError::CannotWait { handler: Handler::OnMerge }).to_string();
+                        let message =
+                            refused(ActiveError::CannotWait { handler: Handler::OnMerge }).to_string();
                         let failure = Failure { kind: FailureKind::Error, message, trace: String::new() };
                         self.note_failure(now, key, &failure);
                     }

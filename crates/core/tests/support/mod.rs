@@ -199,7 +199,9 @@ impl Cluster {
         machine.starts += 1;
         let seed = (i as u64 + 1) * 1_000 + machine.starts;
         let node = Node::open(machine.config.clone(), seed, Box::new(machine.disk.clone()), now);
-        let node = node.expect("the disk holds a node's records");
+        let mut node = node.expect("the disk holds a node's records");
+        let sandbox = oort_script::Machine::new(|| 0).expect("there is memory");
+        node.set_sandbox(Box::new(sandbox));
         machine.id = node.id();
         machine.node = Some(node);
         self.turn(i, Input::Tick);

@@ -38,9 +38,9 @@ pub fn value(value: active::Value) -> Value {
         Lua::Number(number) => Value::Double(number),
         Lua::Bytes(bytes) => Value::Bulk(bytes.into()),
         Lua::Array(items) => Value::Array(items.into_iter().map(self::value).collect()),
-        Lua::Map(entries) => {
-            Value::Map(entries.into_iter().map(|(name, item)| (self::value(name), self::value(item))).collect())
-        }
+        Lua::Map(entries) => Value::Map(
+            entries.into_iter().map(|(name, item)| (self::value(name), self::value(item))).collect(),
+        ),
     }
 }
 

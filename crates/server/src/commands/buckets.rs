@@ -2,7 +2,9 @@
 
 use bytes::Bytes;
 use oort_core::active::Fuel;
-use oort_core::bucket::{ActiveDurability, ActiveLimit, BucketProperties, Conflict, N_MAX, VALUE_BYTES_LIMIT};
+use oort_core::bucket::{
+    ActiveDurability, ActiveLimit, BucketProperties, Conflict, N_MAX, VALUE_BYTES_LIMIT,
+};
 use oort_core::client::{Operation, Reply};
 use oort_core::types::BUCKET_BYTES_MAX;
 
@@ -120,7 +122,7 @@ fn set_property(properties: &mut BucketProperties, name: &[u8], value: &[u8]) ->
                  active, aso_durability, aso_async_ms, aso_fuel, aso_instructions, aso_memory_bytes, aso_wall_ms and \
                  aso_messages",
                 shortened(name, 128)
-            )))
+            )));
         }
     }
     Ok(())

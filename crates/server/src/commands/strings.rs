@@ -9,9 +9,9 @@ use oort_core::active::Ask;
 use oort_core::client::{Reply, Want};
 use oort_core::mutation::{Basis, Condition, Expiry, ExpiryCondition, FloatText, Mutation};
 
+use super::active::{call_operation, value_of_answer};
 use super::arguments::{TimeForm, MILLIS, SECONDS};
 use super::batch::{Batch, Gather};
-use super::active::{call_operation, value_of_answer};
 use super::errors::{self, refusal, ACTIVE, SYNTAX};
 use super::plan::{
     get_operation, newest_value, object, store, update_operation, updated, Finish, Given, AFTER, BEFORE,

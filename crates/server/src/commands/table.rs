@@ -3,7 +3,8 @@
 //! A command is found by its length and bytes in a hash table that is computed when the program is compiled.
 
 use super::{
-    active, buckets, clients, cluster, connection, describe, keys, listing, rename, ring, server, strings, versions,
+    active, buckets, clients, cluster, connection, describe, keys, listing, rename, ring, server, strings,
+    versions,
 };
 use super::{Call, Outcome};
 

@@ -44,7 +44,10 @@ pub fn vput(call: &mut Call) -> Outcome {
         expiry,
         condition: Condition::Always,
     };
-    one(Operation::Update { key: call.key(1)?, mutation, quorum, want: AFTER, caller: None }, Finish::new(versions_after))
+    one(
+        Operation::Update { key: call.key(1)?, mutation, quorum, want: AFTER, caller: None },
+        Finish::new(versions_after),
+    )
 }
 
 /// `VDEL key [CONTEXT c] [R n] [W n]`
@@ -60,7 +63,10 @@ pub fn vdel(call: &mut Call) -> Outcome {
     }
     let quorum = options.quorum;
     let mutation = Mutation::Delete { basis, condition: Condition::Always };
-    one(Operation::Update { key: call.key(1)?, mutation, quorum, want: AFTER, caller: None }, Finish::new(versions_after))
+    one(
+        Operation::Update { key: call.key(1)?, mutation, quorum, want: AFTER, caller: None },
+        Finish::new(versions_after),
+    )
 }
 
 fn seen(text: &[u8]) -> Result<Basis, Value> {

@@ -330,6 +330,18 @@ pub const OPTIONS: &[ConfigOption] = &[
         },
     },
     ConfigOption {
+        key: "active_memory_bytes",
+        group: DURABILITY,
+        value_name: "BYTES",
+        doc: "Memory for active objects that are loaded, in bytes or with a unit; beyond, those are unloaded that were \
+              not used for longest. Too small: they are loaded again and again. Too large: memory.",
+        access: Bytes {
+            range: 1 << 20..=1 << 40,
+            get: |c| c.node.active_bytes as u64,
+            set: |c, v| c.node.active_bytes = v as usize,
+        },
+    },
+    ConfigOption {
         key: "log_segment_bytes",
         group: DURABILITY,
         value_name: "BYTES",

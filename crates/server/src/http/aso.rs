@@ -115,7 +115,8 @@ pub async fn caller(shared: &Shared, head: &Parts) -> Result<Caller, Refusal> {
         None => None,
         Some(text) => {
             let number = |text: &str| text.trim().parse().ok().filter(|number: &f64| number.is_finite());
-            let numbers: Option<Vec<Lua>> = text.split(',').map(|text| number(text).map(Lua::Number)).collect();
+            let numbers: Option<Vec<Lua>> =
+                text.split(',').map(|text| number(text).map(Lua::Number)).collect();
             let numbers = numbers.filter(|numbers| numbers.len() <= 16);
             let numbers = numbers.ok_or_else(|| {
                 Refusal::bad_request("X-Oort-Coordinate: up to 16 numbers with commas between them")
@@ -222,8 +223,9 @@ fn arguments(body: &[u8]) -> Result<Vec<Lua>, Refusal> {
     if body.iter().all(u8::is_ascii_whitespace) {
         return Ok(Vec::new());
     }
-    let items: Vec<Value> = serde_json::from_slice(body)
-        .map_err(|error| Refusal::bad_request(format!("the body must be a JSON array of arguments: {error}")))?;
+    let items: Vec<Value> = serde_json::from_slice(body).map_err(|error| {
+        Refusal::bad_request(format!("the body must be a JSON array of arguments: {error}"))
+    })?;
     items.iter().map(|item| from_json(item, 0)).collect()
 }
 

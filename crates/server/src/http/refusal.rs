@@ -105,7 +105,9 @@ impl From<ClientError> for Refusal {
             ClientError::Active(reason) => match reason {
                 ActiveError::Missing => Refusal::new(StatusCode::NOT_FOUND, text),
                 ActiveError::NotActive => Refusal::new(StatusCode::CONFLICT, text),
-                ActiveError::Forbidden | ActiveError::Refused { .. } => Refusal::new(StatusCode::FORBIDDEN, text),
+                ActiveError::Forbidden | ActiveError::Refused { .. } => {
+                    Refusal::new(StatusCode::FORBIDDEN, text)
+                }
                 ActiveError::Crowded { .. } | ActiveError::NoSandbox => Refusal::unavailable(text),
                 ActiveError::TimedOut | ActiveError::Replaced => Refusal::new(StatusCode::BAD_GATEWAY, text),
                 ActiveError::Reserved { .. } => Refusal::bad_request(text),
