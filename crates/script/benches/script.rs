@@ -3,10 +3,13 @@
 //! The clock is the constant 0, so the bound on time costs its comparisons but no system call.
 
 use std::hint::black_box;
-use std::rc::Rc;
 
 use divan::Bencher;
-use oort_script::{Call, Caller, CallerPlace, Config, Facts, Fuel, Limits, Object, Step, Vm};
+use oort_core::active::{Sandbox, Turn};
+use oort_core::types::ObjectKey;
+use oort_script::{
+    Caller, CallerPlace, Config, Facts, Fuel, Invocation, Limits, Machine, Object, Step, Vm, COMET_LIMITS,
+};
 
 fn main() {
     divan::main();
@@ -18,22 +21,23 @@ const WITH_CALLER: &str = "aso.getCount = 0
 function aso:onGet(caller) self.getCount = self.getCount + 1 self.last = caller.ip return self.getCount end";
 const BARE: &str = "function onGet() end";
 const LOOP: &str = "function onGet() local x = 0 for i = 1, 10000 do x = x + i % 7 end return x end";
-const FACTS: Facts = Facts { now_ms: 1_700_000_000_000, seed: 7 };
+const FACTS: Facts = Facts { now_ms: 1_700_000_000_000, seed: 7, actor: 1 };
 const MODES: [Fuel; 2] = [Fuel::Exact, Fuel::Safepoints];
 
-fn limits(fuel: Fuel) -> Rc<Limits> {
-    Rc::new(Limits { fuel, instructions: 1_000_000, ..Limits::default() })
+fn limits(fuel: Fuel) -> Limits {
+    Limits { fuel, instructions: 1_000_000, ..COMET_LIMITS }
 }
 
 fn make(source: &str, fuel: Fuel) -> (Vm, Object) {
     let mut vm = Vm::new(Config::default()).expect("a machine starts");
-    let object = vm.load(b"key", source.as_bytes(), None, limits(fuel), FACTS).expect("the object loads");
+    let object =
+        vm.load("key".into(), source.as_bytes(), None, limits(fuel), FACTS).expect("the object loads");
     (vm, object)
 }
 
 fn call(bencher: Bencher, source: &str, fuel: Fuel, caller: CallerPlace) {
     let (mut vm, mut object) = make(source, fuel);
-    let call = Call { function: "onGet", caller, arguments: &[], facts: FACTS };
+    let call = Invocation { function: "onGet", caller, arguments: &[], facts: FACTS };
     bencher.bench_local(|| match vm.call(&mut object, &call) {
         Step::Done(outcome) => outcome,
         other => panic!("{other:?}"),
@@ -50,9 +54,26 @@ fn counter(bencher: Bencher, fuel: Fuel) {
     call(bencher, COUNTER, fuel, CallerPlace::None);
 }
 
+/// The counter as the core calls it, by key, among a thousand others.
+#[divan::bench(args = MODES)]
+fn counter_by_key(bencher: Bencher, fuel: Fuel) {
+    let mut machine = Machine::new(|| 0).expect("a machine starts");
+    let key = |n: usize| ObjectKey::new(b"bucket", format!("key {n}").as_bytes()).expect("it is short");
+    for n in 0..1000 {
+        machine.load(&key(n), &COUNTER.into(), None, &limits(fuel), FACTS).expect("the object loads");
+    }
+    let invocation =
+        Invocation { function: "onGet", caller: CallerPlace::None, arguments: &[], facts: FACTS };
+    let key = key(7);
+    bencher.bench_local(|| match machine.call(&key, &invocation) {
+        Turn::Done(done) => done,
+        other => panic!("{other:?}"),
+    });
+}
+
 #[divan::bench(args = MODES)]
 fn counter_with_caller(bencher: Bencher, fuel: Fuel) {
-    let caller = Caller { ip: Some("10.0.0.1".into()), port: Some(1234), ..Caller::default() };
+    let caller = Caller { ip: Some([10, 0, 0, 1].into()), port: Some(1234), ..Caller::default() };
     call(bencher, WITH_CALLER, fuel, CallerPlace::First(&caller));
 }
 
@@ -73,7 +94,7 @@ fn load_object_of_known_code(bencher: Bencher) {
     let state = vm.encode(&mut object).expect("it can be kept");
     let limits = limits(Fuel::Exact);
     bencher.bench_local(|| {
-        vm.load(b"key", COUNTER.as_bytes(), Some(black_box(&state)), limits.clone(), FACTS).expect("it loads")
+        vm.load("key".into(), COUNTER.as_bytes(), Some(black_box(&state)), limits, FACTS).expect("it loads")
     });
 }
 
@@ -85,7 +106,7 @@ fn memory_of_objects(bencher: Bencher) {
         vm.collect().expect("it collects");
         let before = vm.used_bytes();
         let limits = limits(Fuel::Exact);
-        let load = |vm: &mut Vm| vm.load(b"key", COUNTER.as_bytes(), None, limits.clone(), FACTS);
+        let load = |vm: &mut Vm| vm.load("key".into(), COUNTER.as_bytes(), None, limits, FACTS);
         let objects: Vec<_> = (0..10_000).map(|_| load(&mut vm).expect("it loads")).collect();
         vm.collect().expect("it collects");
         println!(

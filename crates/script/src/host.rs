@@ -7,49 +7,18 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
-use std::rc::Rc;
 
-use mlua::{Function, Table};
+use bytes::Bytes;
+use mlua::{Function, Lua, Table};
+use oort_core::active::{Caller, HostRequest, PutData, Value};
+use oort_core::types::NodeId;
 
 use crate::limits::{LimitError, ScriptError};
 use crate::meter;
-use crate::value::{Taker, Value};
+use crate::value::{into_lua, Taker};
 
-/// What a suspended handler waits for.
-#[derive(Clone, Debug, PartialEq)]
-pub enum HostRequest {
-    /// The nodes responsible for the object's key: answer with an array of strings or of tables with a field `id`.
-    Lookup,
-    /// The object's value at these nodes; at the preference list if none are named.
-    Get { nodes: Vec<Vec<u8>> },
-    /// Stores under the object's own key at these nodes, or at the preference list.
-    Put { data: PutData, nodes: Vec<Vec<u8>> },
-    /// The one answer to the node and key that called.
-    Reply { key: Vec<u8>, node: Vec<u8>, value: Value },
-}
-
-/// What is put.
-#[derive(Clone, Debug, PartialEq)]
-pub enum PutData {
-    /// The object itself, code and state.
-    Object,
-    Value(Value),
-}
-
-/// How a request ended. An error becomes `nil` and its text in Lua.
-pub type HostResult = Result<Value, String>;
-
-/// Who calls, made by the node: objects cannot forge it.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Caller {
-    pub ip: Option<String>,
-    pub port: Option<u16>,
-    pub user: Option<String>,
-    /// Where the caller is in the network's coordinates, as numbers.
-    pub coordinate: Vec<f64>,
-    /// The object and node that called, if it was an object: it may be answered once.
-    pub from: Option<(Vec<u8>, Vec<u8>)>,
-}
+/// The key and node of a caller that may be answered once.
+pub(crate) type ReplyTo = (Bytes, NodeId);
 
 /// A request whose answer goes to a function.
 pub(crate) struct Deferred {
@@ -63,12 +32,12 @@ pub(crate) struct Context {
     pub random: Cell<u64>,
     pub node_ip: RefCell<String>,
     pub node_id: RefCell<String>,
-    pub key: RefCell<Rc<[u8]>>,
+    pub key: RefCell<Bytes>,
     pub object: RefCell<Option<Table>>,
     pub bytes_max: Cell<usize>,
     pub messages_max: Cell<u32>,
     pub messages_left: Cell<u32>,
-    pub reply_to: RefCell<Option<(Vec<u8>, Vec<u8>)>>,
+    pub reply_to: RefCell<Option<ReplyTo>>,
     pub is_deleted: Cell<bool>,
     /// The request of a handler that is about to suspend itself.
     pub pending: RefCell<Option<HostRequest>>,
@@ -82,7 +51,7 @@ impl Context {
             random: Cell::new(1),
             node_ip: RefCell::default(),
             node_id: RefCell::default(),
-            key: RefCell::new(Rc::from(&b""[..])),
+            key: RefCell::default(),
             object: RefCell::default(),
             bytes_max: Cell::new(0),
             messages_max: Cell::new(0),
@@ -188,11 +157,12 @@ impl Context {
         let Some(data) = arguments.pop_front() else { return Err(fault("put needs a value")) };
         let nodes = nodes(arguments.pop_front())?;
         if let Some((key, node)) = reply_to {
-            if nodes != [node.clone()] {
+            let node = node.to_string().into_bytes();
+            if nodes.as_slice() != std::slice::from_ref(&node) {
                 return Err(fault("a put under the caller's key goes to the caller's node only"));
             }
             *self.reply_to.borrow_mut() = None;
-            return Ok(HostRequest::Reply { key, node, value: self.take(&data)? });
+            return Ok(HostRequest::Reply { key: key.to_vec(), node, value: self.take(&data)? });
         }
         let is_object = matches!((&data, &*self.object.borrow()), (mlua::Value::Table(a), Some(b)) if a == b);
         let data = if is_object { PutData::Object } else { PutData::Value(self.take(&data)?) };
@@ -251,25 +221,33 @@ fn nodes(value: Option<mlua::Value>) -> mlua::Result<Vec<Vec<u8>>> {
     Err(fault("nodes are a list of node ids, or of tables with a field id"))
 }
 
-/// The table that handlers get as `caller`.
-pub(crate) fn caller_value(caller: &Caller) -> Value {
-    let mut entries = Vec::new();
-    let mut put = |name: &str, value: Option<Value>| {
-        if let Some(value) = value {
-            entries.push((Value::from(name), value));
-        }
-    };
-    put("ip", caller.ip.as_deref().map(Value::from));
-    put("port", caller.port.map(|port| Value::Integer(i64::from(port))));
-    put("user", caller.user.as_deref().map(Value::from));
-    if !caller.coordinate.is_empty() {
-        put("coordinate", Some(Value::Array(caller.coordinate.iter().map(|n| Value::Number(*n)).collect())));
+/// The table that handlers get as `caller`. `key` and `node` are those to which it may put its one reply.
+pub(crate) fn caller_table(lua: &Lua, caller: &Caller) -> mlua::Result<Table> {
+    let table = lua.create_table_with_capacity(0, 6)?;
+    if let Some(ip) = caller.ip {
+        table.raw_set("ip", ip.to_string())?;
     }
-    if let Some((key, node)) = &caller.from {
-        put("key", Some(Value::Bytes(key.clone())));
-        put("node", Some(Value::Bytes(node.clone())));
+    if let Some(port) = caller.port {
+        table.raw_set("port", f64::from(port))?;
     }
-    Value::Map(entries)
+    if let Some(user) = &caller.user {
+        table.raw_set("user", lua.create_string(user)?)?;
+    }
+    if let Some(coordinate) = &caller.coordinate {
+        table.raw_set("coordinate", into_lua(lua, coordinate)?)?;
+    }
+    if let Some(node) = caller.node {
+        table.raw_set("node", node.to_string())?;
+    }
+    if let Some(key) = &caller.reply_key {
+        table.raw_set("key", lua.create_string(key)?)?;
+    }
+    Ok(table)
+}
+
+/// Where the caller may be answered: it must have named a key, at a node.
+pub(crate) fn reply_to(caller: &Caller) -> Option<ReplyTo> {
+    Some((caller.reply_key.clone()?, caller.node?))
 }
 
 /// The error of a request that is no handler's to wait for.

@@ -7,14 +7,14 @@
 //! request that the owner answers.
 //!
 //! ```
-//! use oort_script::{Answer, Call, CallerPlace, Config, Facts, Limits, Step, Value, Vm};
+//! use oort_script::{Answer, CallerPlace, Config, Facts, Invocation, Step, Value, Vm, COMET_LIMITS};
 //!
 //! let source = b"aso.value = 'Hello world!' aso.getCount = 0
 //!     function onGet() self.getCount = self.getCount + 1 return {self.value, self.getCount} end";
 //! let mut vm = Vm::new(Config::default())?;
-//! let mut object = vm.load(b"key", source, None, Limits::default().into(), Facts::default())?;
-//! let facts = Facts { now_ms: 1_700_000_000_000, seed: 7 };
-//! let call = Call { function: "onGet", caller: CallerPlace::None, arguments: &[], facts };
+//! let mut object = vm.load("key".into(), source, None, COMET_LIMITS, Facts::default())?;
+//! let facts = Facts { now_ms: 1_700_000_000_000, seed: 7, actor: 1 };
+//! let call = Invocation { function: "onGet", caller: CallerPlace::None, arguments: &[], facts };
 //! let Step::Done(outcome) = vm.call(&mut object, &call) else { panic!("the handler waits for nothing") };
 //! assert_eq!(outcome.answer, Answer::Value(Value::Array(vec!["Hello world!".into(), 1.into()])));
 //! let state = vm.encode(&mut object)?;
@@ -33,10 +33,17 @@ mod host;
 mod library;
 mod collector;
 mod failure;
+mod object;
 mod vm;
+mod machine;
 
-pub use host::{Caller, HostRequest, HostResult, PutData};
-pub use limits::{Fuel, LimitError, Limits, ScriptError, Unkeepable, SAFEPOINT_COST};
+pub use limits::{LimitError, ScriptError, Unkeepable, COMET_LIMITS, SAFEPOINT_COST, WORKING_BYTES};
+pub use machine::Machine;
 pub use meter::Clock;
-pub use value::{decode, encode, Value, LEVELS_MAX};
-pub use vm::{Answer, Call, CallerPlace, Config, Facts, Object, Outcome, Step, Suspended, Vm};
+pub use object::Object;
+pub use oort_core::active::{
+    Answer, Caller, CallerPlace, Done, Facts, Fuel, HostRequest, HostResult, Invocation, Limits, PutData,
+    Value,
+};
+pub use value::{decode, encode, LEVELS_MAX};
+pub use vm::{Config, Step, Suspended, Vm};

@@ -2,50 +2,19 @@
 
 use std::fmt;
 
-/// How instructions are counted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fuel {
-    /// Every bytecode instruction counts one. Costs a tight loop about three times its time.
-    Exact,
-    /// Every safepoint (a loop's turn, a call, a return) counts [`SAFEPOINT_COST`]. Costs a tight loop a tenth.
-    /// The bound it keeps is on safepoints: between two of them lies at most the straight code of one function.
-    Safepoints,
-}
+use oort_core::active::{Fuel, Limits};
 
 /// Instructions that one safepoint stands for: there is one for each 4 to 12.
 pub const SAFEPOINT_COST: i64 = 8;
 
-/// The limits of one object. The defaults are Comet's (OSDI 2010, §3.2).
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Limits {
-    pub fuel: Fuel,
-    /// Bytecode instructions of one handler call, its callbacks and resumed parts included.
-    pub instructions: u32,
-    /// Source and encoded state together, where each table counts 16 bytes more. Also bounds what a handler returns.
-    pub memory_bytes: usize,
-    /// What one call may allocate, garbage included: nothing is collected while a handler runs. Too small: handlers
-    /// that join strings in a loop fail. Too large: hostile calls leave more for the collector.
-    pub working_bytes: usize,
-    /// Time that a call may run by the clock of the machine's `Config`, without the time it waits. Instructions cost
-    /// a few milliseconds at most; this bounds what C functions take beyond them. Too small: a busy machine ends
-    /// honest calls, unless the clock is the thread's processor time.
-    pub wall_us: u64,
-    /// Messages (one for each node addressed) between two refills, that is a timer interval.
-    pub messages: u32,
-}
+/// What one call may allocate in bytes, garbage included: nothing is collected while a handler runs. Too small: handlers
+/// that join strings in a loop fail. Too large: hostile calls leave more for the collector.
+pub const WORKING_BYTES: usize = 1 << 20;
 
-impl Default for Limits {
-    fn default() -> Limits {
-        Limits {
-            fuel: Fuel::Exact,
-            instructions: 100_000,
-            memory_bytes: 100_000,
-            working_bytes: 1 << 20,
-            wall_us: 10_000,
-            messages: 20,
-        }
-    }
-}
+/// Comet's limits (OSDI 2010, §3.2), with time for them: instructions cost a few milliseconds at most, and the bound on
+/// time is there for what C functions take beyond them.
+pub const COMET_LIMITS: Limits =
+    Limits { fuel: Fuel::Exact, instructions: 100_000, memory_bytes: 100_000, wall_us: 10_000, messages: 20 };
 
 /// A limit that was reached. It ends the call: no `pcall` holds it back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,14 +24,14 @@ pub enum LimitError {
     },
     /// Code and state are too large to be kept.
     Memory {
-        limit_bytes: usize,
+        limit_bytes: u32,
     },
     /// One call allocated too much.
     WorkingMemory {
         limit_bytes: usize,
     },
     WallClock {
-        limit_us: u64,
+        limit_us: u32,
     },
     Messages {
         limit: u32,

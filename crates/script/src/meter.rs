@@ -14,7 +14,9 @@ use std::ffi::c_int;
 use mlua::ffi::{self, lua_Debug, lua_State};
 use mlua::{Lua, Thread};
 
-use crate::limits::{Fuel, LimitError, Limits, SAFEPOINT_COST};
+use oort_core::active::{Fuel, Limits};
+
+use crate::limits::{LimitError, SAFEPOINT_COST, WORKING_BYTES};
 
 /// Safepoints between two looks at the clock.
 const SAFEPOINTS_PER_LOOK: u32 = 32;
@@ -30,10 +32,9 @@ struct Counters {
     tripped: Cell<Option<LimitError>>,
     instructions_max: Cell<u32>,
     heap_bytes_max: Cell<usize>,
-    working_bytes: Cell<usize>,
     clock: Cell<Clock>,
     deadline_us: Cell<u64>,
-    wall_us: Cell<u64>,
+    wall_us: Cell<u32>,
     safepoints_to_look: Cell<u32>,
     /// No instruction was stepped since the last safepoint: a C function makes these, and each is charged.
     within_c: Cell<bool>,
@@ -48,7 +49,6 @@ thread_local! {
             tripped: Cell::new(None),
             instructions_max: Cell::new(0),
             heap_bytes_max: Cell::new(usize::MAX),
-            working_bytes: Cell::new(0),
             clock: Cell::new(no_clock),
             deadline_us: Cell::new(u64::MAX),
             wall_us: Cell::new(0),
@@ -71,7 +71,7 @@ pub(crate) struct Left {
 
 impl Left {
     pub fn all(limits: &Limits) -> Left {
-        Left { fuel: i64::from(limits.instructions), wall_us: limits.wall_us }
+        Left { fuel: i64::from(limits.instructions), wall_us: u64::from(limits.wall_us) }
     }
 }
 
@@ -98,8 +98,7 @@ pub(crate) fn start(clock: Clock, limits: &Limits, left: Left, heap_bytes: usize
         c.fuel.set(left.fuel);
         c.tripped.set(None);
         c.instructions_max.set(limits.instructions);
-        c.working_bytes.set(limits.working_bytes);
-        c.heap_bytes_max.set(heap_bytes + limits.working_bytes);
+        c.heap_bytes_max.set(heap_bytes + WORKING_BYTES);
         c.clock.set(clock);
         c.wall_us.set(limits.wall_us);
         c.deadline_us.set(clock().saturating_add(left.wall_us));
@@ -144,7 +143,7 @@ impl Counters {
     }
 
     fn trip_working_memory(&self) {
-        self.trip(LimitError::WorkingMemory { limit_bytes: self.working_bytes.get() });
+        self.trip(LimitError::WorkingMemory { limit_bytes: WORKING_BYTES });
     }
 
     fn charge(&self, cost: i64) {

@@ -19,6 +19,7 @@ use std::cmp::Ordering;
 use std::ffi::c_void;
 
 use mlua::{Lua, Table};
+use oort_core::active::Value;
 
 use crate::limits::{ScriptError, Unkeepable};
 
@@ -30,63 +31,27 @@ const FORMAT: u8 = 1;
 /// Integers beyond are not told apart by Lua's numbers.
 const EXACT_MAX: f64 = 9_007_199_254_740_992.0;
 
-/// A value without code: what handlers take, return and keep.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Value {
-    Nil,
-    Bool(bool),
-    Integer(i64),
-    Number(f64),
-    Bytes(Vec<u8>),
-    Array(Vec<Value>),
-    /// In ascending order of the keys when it comes from the sandbox.
-    Map(Vec<(Value, Value)>),
-}
-
-impl From<&str> for Value {
-    fn from(text: &str) -> Value {
-        Value::Bytes(text.as_bytes().to_vec())
+/// A total order of keys: by kind, then by content.
+fn order(a: &Value, b: &Value) -> Ordering {
+    match (a, b) {
+        (Value::Bytes(a), Value::Bytes(b)) => a.cmp(b),
+        (Value::Integer(a), Value::Integer(b)) => a.cmp(b),
+        (Value::Number(a), Value::Number(b)) => a.total_cmp(b),
+        (Value::Bool(a), Value::Bool(b)) => a.cmp(b),
+        _ => tag(a).cmp(&tag(b)),
     }
 }
 
-impl From<i64> for Value {
-    fn from(number: i64) -> Value {
-        Value::Integer(number)
-    }
-}
-
-impl Value {
-    /// The value of `key` in a map.
-    pub fn get(&self, key: &str) -> Option<&Value> {
-        let Value::Map(entries) = self else { return None };
-        entries
-            .iter()
-            .find(|(k, _)| matches!(k, Value::Bytes(bytes) if bytes == key.as_bytes()))
-            .map(|(_, v)| v)
-    }
-
-    /// A total order: by kind, then by content.
-    fn order(&self, other: &Value) -> Ordering {
-        match (self, other) {
-            (Value::Bytes(a), Value::Bytes(b)) => a.cmp(b),
-            (Value::Integer(a), Value::Integer(b)) => a.cmp(b),
-            (Value::Number(a), Value::Number(b)) => a.total_cmp(b),
-            (Value::Bool(a), Value::Bool(b)) => a.cmp(b),
-            _ => self.tag().cmp(&other.tag()),
-        }
-    }
-
-    fn tag(&self) -> u8 {
-        match self {
-            Value::Nil => 0,
-            Value::Bool(false) => 1,
-            Value::Bool(true) => 2,
-            Value::Integer(_) => 3,
-            Value::Number(_) => 4,
-            Value::Bytes(_) => 5,
-            Value::Array(_) => 6,
-            Value::Map(_) => 7,
-        }
+fn tag(value: &Value) -> u8 {
+    match value {
+        Value::Nil => 0,
+        Value::Bool(false) => 1,
+        Value::Bool(true) => 2,
+        Value::Integer(_) => 3,
+        Value::Number(_) => 4,
+        Value::Bytes(_) => 5,
+        Value::Array(_) => 6,
+        Value::Map(_) => 7,
     }
 }
 
@@ -98,7 +63,7 @@ pub fn encode(value: &Value) -> Vec<u8> {
 }
 
 fn put(value: &Value, out: &mut Vec<u8>) {
-    out.push(value.tag());
+    out.push(tag(value));
     match value {
         Value::Nil | Value::Bool(_) => {}
         Value::Integer(n) => put_varint(((n << 1) ^ (n >> 63)) as u64, out),
@@ -346,9 +311,9 @@ impl Taker {
             (None, Err(_)) => return Err(Unkeepable::Userdata.into()),
             (None, Ok(())) => {}
         }
-        let is_sorted = entries.is_sorted_by(|a, b| a.0.order(&b.0).is_le());
+        let is_sorted = entries.is_sorted_by(|a, b| order(&a.0, &b.0).is_le());
         if !is_sorted {
-            entries.sort_by(|a, b| a.0.order(&b.0));
+            entries.sort_by(|a, b| order(&a.0, &b.0));
         }
         Ok(entries)
     }

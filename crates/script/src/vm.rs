@@ -1,36 +1,33 @@
 //! The machine: one for each core, shared by the objects that live there.
 //!
-//! A source is compiled once. An object is two tables: its fields, and an environment for the globals of its code,
-//! which falls back to the read-only library. A handler runs on a thread of its own, taken from a pool, so that it
+//! A source is compiled once. The environment of an object falls back to the read-only library. A handler runs on a thread of its own, taken from a pool, so that it
 //! can wait for its node: `call` then returns [`Step::Suspended`], and `resume` goes on. One handler of an object
 //! runs at a time, suspended ones included: that is for the owner to keep.
 //!
 //! Nothing is collected while a handler runs, so what it may allocate does not depend on its neighbours. Between
 //! handlers the collector gets as much work as they made for it.
-//!
-//! What is kept of an object ([`Vm::encode`]): its fields and its own globals, without what its source makes anew,
-//! which is functions, tables that hold functions, and globals that were not changed.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
 
+use bytes::Bytes;
 use mlua::chunk::{ChunkMode, Compiler};
 use mlua::thread::ThreadStatus;
-use mlua::{Function, Lua, LuaOptions, MultiValue, StdLib, Table, Thread};
+use mlua::{Function, Lua, LuaOptions, MultiValue, StdLib, Thread};
+use oort_core::active::{
+    Answer, CallerPlace, Done, Facts, HostRequest, HostResult, Invocation, Limits, Value,
+};
 
 use crate::collector::Collector;
 use crate::failure::{failure, is_memory};
-use crate::host::{
-    caller_value, cannot_wait_while_loading, Caller, Context, Deferred, HostRequest, HostResult,
-};
+use crate::host::{caller_table, cannot_wait_while_loading, reply_to, Context, Deferred, ReplyTo};
 use crate::library::Library;
-use crate::limits::{LimitError, Limits, ScriptError, Unkeepable};
+use crate::limits::{ScriptError, WORKING_BYTES};
 use crate::meter::{self, Clock, Left};
+use crate::object::{memory_limit, Code, Object, OBJECT_NAMES};
 use crate::shape::Shape;
-use crate::value::{decode, encode, into_lua, Refusal, Taker, Value};
+use crate::value::{into_lua, Taker};
 
-/// The names under which code finds its object.
-const OBJECT_NAMES: [&str; 3] = ["aso", "object", "self"];
 /// Idle threads that are kept for the next calls.
 const IDLE_THREADS_MAX: usize = 64;
 /// An object is loaded anew when its calls have allocated this many times what it may keep: what its code hides from
@@ -63,96 +60,17 @@ pub struct Vm {
     codes_max: usize,
     clock: Clock,
     idle: Vec<Thread>,
+    loads: u64,
     collector: Collector,
-}
-
-/// A compiled source, shared by its objects.
-struct Code {
-    source: Rc<[u8]>,
-    main: Function,
-    shape: Shape,
-    /// What the source makes anew, known once it has run.
-    baseline: std::cell::OnceCell<Baseline>,
-}
-
-#[derive(Default)]
-struct Baseline {
-    fields: BTreeMap<Vec<u8>, Made>,
-    globals: BTreeMap<Vec<u8>, Made>,
-}
-
-/// What a name holds after the source has run.
-enum Made {
-    /// A function, or a table with functions in it.
-    Code,
-    Data(Value),
-}
-
-/// An active object in memory.
-pub struct Object {
-    code: Rc<Code>,
-    fields: Table,
-    globals: Table,
-    key: Rc<[u8]>,
-    limits: Rc<Limits>,
-    messages_left: u32,
-    /// Allocated by its calls since its state was last measured.
-    unmeasured_bytes: usize,
-    /// Allocated by its calls since it was loaded.
-    allocated_bytes: usize,
-}
-
-/// What a call is handed besides its arguments.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Facts {
-    /// The time in milliseconds since 1970.
-    pub now_ms: u64,
-    /// What `math.random` starts from.
-    pub seed: u64,
-}
-
-/// One call of a function of an object.
-#[derive(Clone, Debug)]
-pub struct Call<'a> {
-    pub function: &'a str,
-    /// Handed in front of, or after, the arguments.
-    pub caller: CallerPlace<'a>,
-    pub arguments: &'a [Value],
-    pub facts: Facts,
-}
-
-/// Where a function expects its caller: `onGet(caller, ...)`, but `onUpdate(new, caller)`.
-#[derive(Clone, Copy, Debug)]
-pub enum CallerPlace<'a> {
-    None,
-    First(&'a Caller),
-    Last(&'a Caller),
 }
 
 /// How far a call got.
 #[derive(Debug)]
 pub enum Step {
-    Done(Outcome),
+    Done(Done),
     /// The handler waits for an answer to `Suspended::request`.
     Suspended(Box<Suspended>),
     Failed(ScriptError),
-}
-
-/// The end of a call.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Outcome {
-    pub answer: Answer,
-    /// The object asked to be deleted.
-    pub is_deleted: bool,
-    pub instructions_used: u32,
-}
-
-/// What a function returned.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Answer {
-    /// The object itself, as `onPut` and `onUpdate` do.
-    Object,
-    Value(Value),
 }
 
 /// A handler that waits. Dropping it ends the call.
@@ -174,14 +92,14 @@ enum Waiting {
 /// A call from its start to its end.
 struct Run {
     /// Of the object that was called.
-    key: Rc<[u8]>,
+    load: u64,
     left: Left,
     /// What the handler itself returned; its callbacks return to nobody.
     answer: Option<Answer>,
     deferred: VecDeque<Deferred>,
     facts: Facts,
     random: u64,
-    reply_to: Option<(Vec<u8>, Vec<u8>)>,
+    reply_to: Option<ReplyTo>,
     is_deleted: bool,
 }
 
@@ -195,25 +113,10 @@ impl Suspended {
     pub fn request(&self) -> &HostRequest {
         &self.request
     }
-}
 
-impl Object {
-    pub fn source(&self) -> &[u8] {
-        &self.code.source
-    }
-
-    /// Whether the object defines this function.
-    pub fn has(&self, function: &str) -> bool {
-        matches!(self.fields.raw_get(function), Ok(mlua::Value::Function(_)))
-    }
-
-    /// A timer interval has begun: messages may be sent again.
-    pub fn refill_messages(&mut self) {
-        self.messages_left = self.limits.messages;
-    }
-
-    pub fn messages_left(&self) -> u32 {
-        self.messages_left
+    /// The request, for which `Lookup` stays behind.
+    pub(crate) fn take_request(&mut self) -> HostRequest {
+        std::mem::replace(&mut self.request, HostRequest::Lookup)
     }
 }
 
@@ -230,7 +133,17 @@ impl Vm {
         let library = Library::new(&lua, &context)?;
         let collector = Collector::new(&lua);
         let Config { clock, codes_max } = config;
-        Ok(Vm { lua, library, context, codes: HashMap::new(), codes_max, clock, idle: Vec::new(), collector })
+        Ok(Vm {
+            lua,
+            library,
+            context,
+            codes: HashMap::new(),
+            codes_max,
+            clock,
+            idle: Vec::new(),
+            loads: 0,
+            collector,
+        })
     }
 
     /// What `getNodeIP` and `getNodeID` answer.
@@ -245,14 +158,14 @@ impl Vm {
     /// the limit on memory.
     pub fn load(
         &mut self,
-        key: &[u8],
+        key: Bytes,
         source: &[u8],
         state: Option<&[u8]>,
-        limits: Rc<Limits>,
+        limits: Limits,
         facts: Facts,
     ) -> Result<Object, ScriptError> {
         let bytes = source.len() + state.map_or(0, <[u8]>::len);
-        if bytes > limits.memory_bytes {
+        if bytes > limits.memory_bytes as usize {
             return Err(memory_limit(&limits));
         }
         let code = self.code(source)?;
@@ -263,12 +176,13 @@ impl Vm {
         }
         globals.set_metatable(Some(self.library.metatable.clone()))?;
         let messages_left = limits.messages;
-        let key = Rc::from(key);
+        self.loads += 1;
         let mut object = Object {
             code,
             fields,
             globals,
             key,
+            load: self.loads,
             limits,
             messages_left,
             unmeasured_bytes: 0,
@@ -280,20 +194,18 @@ impl Vm {
             return Err(ScriptError::Runtime { message, trace: String::new() });
         }
         self.adopt_functions(&object)?;
-        if object.code.baseline.get().is_none() {
-            let _ = object.code.baseline.set(self.baseline(&object)?);
-        }
+        object.note_baseline()?;
         match state {
-            Some(state) => self.restore(&object, state)?,
+            Some(state) => object.restore(&self.lua, state)?,
             // What is new may be too large already.
-            None => self.measure(&mut object)?,
+            None => object.measure()?,
         }
         self.collector.pace(&self.lua);
         Ok(object)
     }
 
     /// Calls a function of an object.
-    pub fn call(&mut self, object: &mut Object, call: &Call) -> Step {
+    pub fn call(&mut self, object: &mut Object, call: &Invocation) -> Step {
         match self.begin(object, call) {
             Ok((thread, arguments, run)) => self.drive(object, thread, arguments, run),
             Err(error) => Step::Failed(error),
@@ -311,7 +223,7 @@ impl Vm {
         result: HostResult,
     ) -> Step {
         let Suspended { waiting, mut run, .. } = *suspended;
-        if !Rc::ptr_eq(&run.key, &object.key) {
+        if run.load != object.load {
             let message =
                 "the handler that waits is of another object, or of the object before it was loaded anew";
             return Step::Failed(ScriptError::Machine { message: message.to_string() });
@@ -342,34 +254,15 @@ impl Vm {
     ///
     /// Errors: `Unkeepable`, with the path to what cannot be kept, and the limit on memory.
     pub fn encode(&mut self, object: &mut Object) -> Result<Vec<u8>, ScriptError> {
-        let empty = Baseline::default();
-        let baseline = object.code.baseline.get().unwrap_or(&empty);
-        let mut taker = Taker::new(object.limits.memory_bytes);
-        let fields = kept(&mut taker, &object.fields, &baseline.fields, &[], "self");
-        let fields = fields.map_err(|error| too_large(error, &object.limits))?;
-        let globals = kept(&mut taker, &object.globals, &baseline.globals, &OBJECT_NAMES, "the global");
-        let mut globals = globals.map_err(|error| too_large(error, &object.limits))?;
-        globals.retain(|(name, value)| !is_made(baseline, name, value));
-        let state = encode(&Value::Array(vec![Value::Map(fields), Value::Map(globals)]));
-        if object.code.source.len() + state.len() > object.limits.memory_bytes {
-            return Err(memory_limit(&object.limits));
-        }
-        object.unmeasured_bytes = 0;
-        Ok(state)
+        object.encode()
     }
 
-    /// Only the size is of interest: what cannot be kept is said when it shall be kept.
-    fn measure(&mut self, object: &mut Object) -> Result<(), ScriptError> {
-        match self.encode(object) {
-            Err(error @ ScriptError::Limit { .. }) => Err(error),
-            _ => Ok(()),
-        }
-    }
-
-    /// A field of an object, as `ASO.INFO` shows it and as timers read `interval`.
-    pub fn field(&self, object: &Object, name: &str) -> Result<Value, ScriptError> {
-        let value: mlua::Value = object.fields.raw_get(name)?;
-        Taker::new(object.limits.memory_bytes).take(&value).map_err(|r| r.at(&format!("self.{name}")))
+    /// Sets a field to data. Errors: `Machine`, without memory.
+    pub fn set_field(&mut self, object: &mut Object, name: &str, value: &Value) -> Result<(), ScriptError> {
+        let heap_before = self.lua.used_memory();
+        object.fields.raw_set(name, into_lua(&self.lua, value)?)?;
+        object.unmeasured_bytes += self.lua.used_memory().saturating_sub(heap_before);
+        Ok(())
     }
 
     /// Bytes of the whole machine.
@@ -466,63 +359,12 @@ impl Vm {
         Ok(())
     }
 
-    fn baseline(&self, object: &Object) -> Result<Baseline, ScriptError> {
-        let read = |table: &Table| -> Result<BTreeMap<Vec<u8>, Made>, ScriptError> {
-            let mut made = BTreeMap::new();
-            table.for_each(|name: mlua::Value, value: mlua::Value| {
-                if let mlua::Value::String(name) = name {
-                    let taken = Taker::new(object.limits.memory_bytes).take(&value);
-                    let is = match taken {
-                        Ok(data) => Made::Data(data),
-                        Err(Refusal { reason: Unkeepable::TooLarge { .. }, .. }) => return Ok(()),
-                        Err(_) => Made::Code,
-                    };
-                    made.insert(name.as_bytes().to_vec(), is);
-                }
-                Ok(())
-            })?;
-            Ok(made)
-        };
-        let mut fields = read(&object.fields)?;
-        fields.retain(|_, made| matches!(made, Made::Code));
-        Ok(Baseline { fields, globals: read(&object.globals)? })
-    }
-
-    /// Puts the fields and globals of a state in place of those that the source made.
-    fn restore(&self, object: &Object, state: &[u8]) -> Result<(), ScriptError> {
-        let Value::Array(parts) = decode(state)? else {
-            return Err(ScriptError::BadState { reason: "it is no pair of tables" });
-        };
-        let [Value::Map(fields), Value::Map(globals)] = parts.as_slice() else {
-            return Err(ScriptError::BadState { reason: "it is no pair of tables" });
-        };
-        let made_code = |name: &mlua::Value| match (name, object.code.baseline.get()) {
-            (mlua::Value::String(name), Some(baseline)) => baseline.fields.contains_key(&name.as_bytes()[..]),
-            _ => false,
-        };
-        let mut stale = Vec::new();
-        object.fields.for_each(|name: mlua::Value, _: mlua::Value| {
-            if !made_code(&name) {
-                stale.push(name);
-            }
-            Ok(())
-        })?;
-        for name in stale {
-            object.fields.raw_set(name, mlua::Value::Nil)?;
-        }
-        for (table, entries) in [(&object.fields, fields), (&object.globals, globals)] {
-            for (name, value) in entries {
-                let is_key = !matches!(name, Value::Nil | Value::Array(_) | Value::Map(_));
-                if is_key && !matches!(name, Value::Number(n) if n.is_nan()) {
-                    table.raw_set(into_lua(&self.lua, name)?, into_lua(&self.lua, value)?)?;
-                }
-            }
-        }
-        Ok(())
-    }
-
     /// Finds the function and lays out its arguments.
-    fn begin(&mut self, object: &Object, call: &Call) -> Result<(Thread, MultiValue, Run), ScriptError> {
+    fn begin(
+        &mut self,
+        object: &Object,
+        call: &Invocation,
+    ) -> Result<(Thread, MultiValue, Run), ScriptError> {
         let mlua::Value::Function(function) = object.fields.raw_get(call.function)? else {
             return Err(ScriptError::NoFunction { name: call.function.to_string() });
         };
@@ -534,17 +376,17 @@ impl Vm {
         }
         let mut run = Run::new(object, call.facts);
         if let CallerPlace::First(caller) | CallerPlace::Last(caller) = call.caller {
-            run.reply_to.clone_from(&caller.from);
+            run.reply_to = reply_to(caller);
         }
         if takes_arguments {
             if let CallerPlace::First(caller) = call.caller {
-                arguments.push_back(into_lua(&self.lua, &caller_value(caller))?);
+                arguments.push_back(mlua::Value::Table(caller_table(&self.lua, caller)?));
             }
             for argument in call.arguments {
                 arguments.push_back(into_lua(&self.lua, argument)?);
             }
             if let CallerPlace::Last(caller) = call.caller {
-                arguments.push_back(into_lua(&self.lua, &caller_value(caller))?);
+                arguments.push_back(mlua::Value::Table(caller_table(&self.lua, caller)?));
             }
         }
         Ok((self.thread(function)?, arguments, run))
@@ -564,8 +406,8 @@ impl Vm {
             Ok(returned) => returned,
             Err(error) => return Step::Failed(error),
         };
-        if object.unmeasured_bytes > object.limits.memory_bytes / 2 {
-            if let Err(error) = self.measure(object) {
+        if object.unmeasured_bytes > object.limits.memory_bytes as usize / 2 {
+            if let Err(error) = object.measure() {
                 return Step::Failed(error);
             }
         }
@@ -591,24 +433,24 @@ impl Vm {
                 run,
             }));
         }
-        if object.allocated_bytes > HIDDEN_MEMORY_FACTOR * object.limits.memory_bytes {
+        if object.allocated_bytes > HIDDEN_MEMORY_FACTOR * object.limits.memory_bytes as usize {
             if let Err(error) = self.load_anew(object, run.facts) {
                 return Step::Failed(error);
             }
         }
         let instructions_left = u32::try_from(run.left.fuel).unwrap_or(0);
-        Step::Done(Outcome {
+        Step::Done(Done {
             answer: run.answer.unwrap_or(Answer::Value(Value::Nil)),
             is_deleted: run.is_deleted,
-            instructions_used: object.limits.instructions.saturating_sub(instructions_left),
+            instructions: object.limits.instructions.saturating_sub(instructions_left),
         })
     }
 
     fn load_anew(&mut self, object: &mut Object, facts: Facts) -> Result<(), ScriptError> {
-        let state = self.encode(object)?;
-        let (key, source, limits) = (object.key.clone(), object.code.source.clone(), object.limits.clone());
+        let state = object.encode()?;
+        let (key, source, limits) = (object.key.clone(), object.code.source.clone(), object.limits);
         let messages_left = object.messages_left;
-        *object = self.load(&key, &source, Some(&state), limits, facts)?;
+        *object = self.load(key, &source, Some(&state), limits, facts)?;
         object.messages_left = messages_left;
         Ok(())
     }
@@ -618,7 +460,7 @@ impl Vm {
         if matches!(&first, mlua::Value::Table(table) if *table == object.fields) {
             return Ok(Answer::Object);
         }
-        let taken = Taker::new(object.limits.memory_bytes).take(&first);
+        let taken = Taker::new(object.limits.memory_bytes as usize).take(&first);
         taken.map(Answer::Value).map_err(|refusal| refusal.at("the result"))
     }
 
@@ -629,7 +471,7 @@ impl Vm {
         context.random.set(run.random);
         *context.key.borrow_mut() = object.key.clone();
         *context.object.borrow_mut() = Some(object.fields.clone());
-        context.bytes_max.set(object.limits.memory_bytes);
+        context.bytes_max.set(object.limits.memory_bytes as usize);
         context.messages_max.set(object.limits.messages);
         context.messages_left.set(object.messages_left);
         context.reply_to.borrow_mut().clone_from(&run.reply_to);
@@ -659,7 +501,7 @@ impl Vm {
         arguments: MultiValue,
     ) -> (Result<MultiValue, ScriptError>, Left) {
         let heap_bytes = self.lua.used_memory();
-        let heap_bytes_max = heap_bytes + object.limits.working_bytes + HEAP_SLACK_BYTES;
+        let heap_bytes_max = heap_bytes + WORKING_BYTES + HEAP_SLACK_BYTES;
         // Only a machine of another owner has no limit to set.
         let _ = self.lua.set_memory_limit(heap_bytes_max);
         meter::start(self.clock, &object.limits, left, heap_bytes, thread);
@@ -703,7 +545,7 @@ impl Vm {
 impl Run {
     fn new(object: &Object, facts: Facts) -> Run {
         Run {
-            key: object.key.clone(),
+            load: object.load,
             left: Left::all(&object.limits),
             answer: None,
             deferred: VecDeque::new(),
@@ -713,38 +555,4 @@ impl Run {
             is_deleted: false,
         }
     }
-}
-
-/// The entries of a table that are data: without `hidden` names and without what the source makes.
-fn kept(
-    taker: &mut Taker,
-    table: &Table,
-    made: &BTreeMap<Vec<u8>, Made>,
-    hidden: &[&str],
-    root: &str,
-) -> Result<Vec<(Value, Value)>, ScriptError> {
-    let is_kept = |key: &mlua::Value| {
-        let mlua::Value::String(name) = key else { return true };
-        let name = &name.as_bytes()[..];
-        !hidden.iter().any(|hidden| hidden.as_bytes() == name) && !matches!(made.get(name), Some(Made::Code))
-    };
-    taker.entries(table, is_kept).map_err(|refusal: Refusal| refusal.at(root))
-}
-
-fn is_made(baseline: &Baseline, name: &Value, value: &Value) -> bool {
-    let Value::Bytes(name) = name else { return false };
-    matches!(baseline.globals.get(name), Some(Made::Data(made)) if made == value)
-}
-
-/// A state that is too large to read is one that takes too much memory.
-fn too_large(error: ScriptError, limits: &Limits) -> ScriptError {
-    match error {
-        ScriptError::Unkeepable { reason: Unkeepable::TooLarge { .. }, .. } => memory_limit(limits),
-        other => other,
-    }
-}
-
-fn memory_limit(limits: &Limits) -> ScriptError {
-    let limit = LimitError::Memory { limit_bytes: limits.memory_bytes };
-    ScriptError::Limit { limit, trace: String::new() }
 }

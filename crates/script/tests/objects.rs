@@ -2,11 +2,10 @@
 
 mod support;
 
-use std::rc::Rc;
-
+use oort_core::types::NodeId;
 use oort_script::{
-    Answer, Call, Caller, CallerPlace, Fuel, HostRequest, LimitError, Limits, PutData, ScriptError, Step,
-    Unkeepable, Value,
+    Answer, Caller, CallerPlace, Fuel, HostRequest, Invocation, LimitError, Limits, PutData, ScriptError,
+    Step, Unkeepable, Value, COMET_LIMITS,
 };
 use support::*;
 
@@ -28,8 +27,7 @@ fn the_counter_of_the_slides_counts() {
         assert_eq!(run(&mut vm, &mut object, "onGet", &[]), wanted);
     }
     let state = vm.encode(&mut object).unwrap();
-    let limits = Rc::new(Limits::default());
-    let mut again = vm.load(b"key", COUNTER.as_bytes(), Some(&state), limits, FACTS).unwrap();
+    let mut again = vm.load("key".into(), COUNTER.as_bytes(), Some(&state), COMET_LIMITS, FACTS).unwrap();
     assert_eq!(vm.encode(&mut again).unwrap(), state);
     assert_eq!(run(&mut vm, &mut again, "onGet", &[]), array(&["Hello world!".into(), 4.into()]));
 }
@@ -56,8 +54,7 @@ fn every_way_of_writing_finds_its_object() {
         assert!(object.has("onGet"), "{source}");
         assert_eq!(run(&mut vm, &mut object, "onGet", &[]), Value::Integer(2), "{source}");
         let state = vm.encode(&mut object).unwrap();
-        let limits = Rc::new(Limits::default());
-        let mut again = vm.load(b"key", source.as_bytes(), Some(&state), limits, FACTS).unwrap();
+        let mut again = vm.load("key".into(), source.as_bytes(), Some(&state), COMET_LIMITS, FACTS).unwrap();
         assert_eq!(run(&mut vm, &mut again, "onGet", &[]), Value::Integer(3), "{source}");
     }
 }
@@ -105,7 +102,7 @@ end";
     let (_, last) = answer(&mut vm, &mut object, first, Ok(array(&["n1".into()])));
     done(last);
     let wanted = Value::Map(vec![(Value::Integer(1_700_000_000_000), array(&["n1".into()]))]);
-    assert_eq!(vm.field(&object, "neighbors"), Ok(wanted));
+    assert_eq!(object.field("neighbors"), Ok(wanted));
 }
 
 /// Source: Comet §3.1, asynchronous calls with callbacks under `dht`.
@@ -128,7 +125,7 @@ end";
     assert_eq!(request, HostRequest::Get { nodes: vec![b"n2".to_vec()] });
     assert_eq!(done(last).answer, Answer::Value("early".into()));
     let log = array(&["returned".into(), "looked up 2".into(), "unreachable".into()]);
-    assert_eq!(vm.field(&object, "log"), Ok(log));
+    assert_eq!(object.field("log"), Ok(log));
     assert_eq!(object.messages_left(), 18);
 }
 
@@ -203,18 +200,27 @@ end
 function onUpdate(new, caller) return self end";
     let mut vm = vm();
     let mut object = load(&mut vm, source);
-    let from = Some((b"theirs".to_vec(), b"n9".to_vec()));
-    let caller = Caller { ip: Some("1.2.3.4".into()), port: Some(5), from, ..Caller::default() };
+    let (node, reply_key) = (Some(NodeId(9)), Some("theirs".into()));
+    let caller =
+        Caller { ip: Some([1, 2, 3, 4].into()), port: Some(5), node, reply_key, ..Caller::default() };
     let arguments = ["x".into()];
-    let call =
-        Call { function: "onGet", caller: CallerPlace::First(&caller), arguments: &arguments, facts: FACTS };
+    let call = Invocation {
+        function: "onGet",
+        caller: CallerPlace::First(&caller),
+        arguments: &arguments,
+        facts: FACTS,
+    };
     let first = vm.call(&mut object, &call);
     let (request, last) = answer(&mut vm, &mut object, first, Ok(Value::Nil));
-    let wanted = HostRequest::Reply { key: b"theirs".to_vec(), node: b"n9".to_vec(), value: "reply".into() };
+    let wanted = HostRequest::Reply {
+        key: b"theirs".to_vec(),
+        node: NodeId(9).to_string().into_bytes(),
+        value: "reply".into(),
+    };
     assert_eq!(request, wanted);
     assert_eq!(failed(last).to_string(), "an object reaches only its own key");
-    assert_eq!(vm.field(&object, "seen"), Ok("1.2.3.4:5 x".into()));
-    let call = Call {
+    assert_eq!(object.field("seen"), Ok("1.2.3.4:5 x".into()));
+    let call = Invocation {
         function: "onUpdate",
         caller: CallerPlace::Last(&caller),
         arguments: &arguments,
@@ -247,8 +253,8 @@ fn values_come_and_go_unchanged() {
         }
         let state = vm.encode(&mut object).unwrap();
         let source = object.source().to_vec();
-        let again = vm.load(b"key", &source, Some(&state), Rc::new(Limits::default()), FACTS).unwrap();
-        assert_eq!(vm.field(&again, "kept").unwrap(), back);
+        let again = vm.load("key".into(), &source, Some(&state), COMET_LIMITS, FACTS).unwrap();
+        assert_eq!(again.field("kept").unwrap(), back);
     }
 }
 
@@ -268,10 +274,9 @@ function onGet() seen = seen + 1 self.removed = nil self.p = Point.new(3).x retu
         array(&[Value::Map(vec![("p".into(), 3.into())]), Value::Map(vec![("seen".into(), 1.into())])]);
     assert_eq!(oort_script::decode(&state).unwrap(), wanted);
     // New code with the state kept: its constants are new, what the old code removed stays removed.
-    let limits = Rc::new(Limits::default());
     let newer = source.replace("LIMIT = 10", "LIMIT = 20");
-    let mut object = vm.load(b"key", newer.as_bytes(), Some(&state), limits, FACTS).unwrap();
-    assert_eq!(vm.field(&object, "removed"), Ok(Value::Nil));
+    let mut object = vm.load("key".into(), newer.as_bytes(), Some(&state), COMET_LIMITS, FACTS).unwrap();
+    assert_eq!(object.field("removed"), Ok(Value::Nil));
     assert_eq!(run(&mut vm, &mut object, "onGet", &[]), Value::Integer(20));
 }
 
@@ -279,7 +284,7 @@ function onGet() seen = seen + 1 self.removed = nil self.p = Point.new(3).x retu
 fn bytes_that_are_no_state_are_refused() {
     let mut vm = vm();
     for state in [&b""[..], b"\x02", b"\x01\x00", b"\x01\x06\x01\x07\x00"] {
-        let loaded = vm.load(b"key", COUNTER.as_bytes(), Some(state), Rc::new(Limits::default()), FACTS);
+        let loaded = vm.load("key".into(), COUNTER.as_bytes(), Some(state), COMET_LIMITS, FACTS);
         assert!(matches!(loaded.err(), Some(ScriptError::BadState { .. })), "{state:?}");
     }
 }
@@ -305,7 +310,7 @@ fn instructions_are_counted_exactly_in_the_exact_mode() {
     let mut vm = vm();
     let source = "function f(n) for i = 1, n do end end";
     let mut object = load(&mut vm, source);
-    let mut used = |n: i64| done(step(&mut vm, &mut object, "f", &[n.into()])).instructions_used;
+    let mut used = |n: i64| done(step(&mut vm, &mut object, "f", &[n.into()])).instructions;
     let base = used(0);
     assert_eq!(used(1000) - base, 1000);
     assert_eq!(used(90_000) - base, 90_000);
@@ -315,9 +320,9 @@ fn instructions_are_counted_exactly_in_the_exact_mode() {
 fn both_fuel_modes_stop_a_loop() {
     let mut vm = vm();
     for fuel in [Fuel::Exact, Fuel::Safepoints] {
-        let limits = Rc::new(Limits { fuel, ..Limits::default() });
+        let limits = Limits { fuel, ..COMET_LIMITS };
         let source = b"function f() while true do end end";
-        let mut object = vm.load(b"key", source, None, limits, FACTS).unwrap();
+        let mut object = vm.load("key".into(), source, None, limits, FACTS).unwrap();
         let error = failed(step(&mut vm, &mut object, "f", &[]));
         let ScriptError::Limit { limit, trace } = error else { panic!("{error}") };
         assert_eq!(limit, LimitError::Instructions { limit: 100_000 });
@@ -357,7 +362,7 @@ fn random_numbers_follow_the_seed() {
     let first = run(&mut vm, &mut object, "f", &[]);
     assert_eq!(run(&mut vm, &mut object, "f", &[]), first);
     let facts = oort_script::Facts { seed: 8, ..FACTS };
-    let call = Call { function: "f", caller: CallerPlace::None, arguments: &[], facts };
+    let call = Invocation { function: "f", caller: CallerPlace::None, arguments: &[], facts };
     let Step::Done(outcome) = vm.call(&mut object, &call) else { panic!() };
     assert_ne!(outcome.answer, Answer::Value(first));
 }

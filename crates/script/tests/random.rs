@@ -120,15 +120,15 @@ proptest! {
         let mut vm = vm();
         let mut victim = load(&mut vm, "aso.n = 0 function f() self.n = self.n + 1 return ('x'):rep(self.n) end");
         for (count, source) in (1..).zip(&sources) {
-            let limits = std::rc::Rc::new(oort_script::Limits::default());
-            if let Ok(mut object) = vm.load(b"key", source, None, limits.clone(), FACTS) {
+            let limits = oort_script::COMET_LIMITS;
+            if let Ok(mut object) = vm.load("key".into(), source, None, limits, FACTS) {
                 let mut next = step(&mut vm, &mut object, "f", &["argument".into()]);
                 while let Step::Suspended(suspended) = next {
                     next = vm.resume(&mut object, suspended, FACTS, Ok(Value::from("answer")));
                 }
                 if let Ok(state) = vm.encode(&mut object) {
                     // What was kept comes back as it was.
-                    let mut again = vm.load(b"key", source, Some(&state), limits, FACTS).unwrap();
+                    let mut again = vm.load("key".into(), source, Some(&state), limits, FACTS).unwrap();
                     prop_assert_eq!(vm.encode(&mut again).unwrap(), state);
                 }
             }
@@ -146,7 +146,7 @@ proptest! {
             prop_assert!(oort_script::decode(&oort_script::encode(&value)).is_ok());
         }
         let mut vm = vm();
-        let limits = std::rc::Rc::new(oort_script::Limits::default());
-        drop(vm.load(b"key", b"aso.x = 1", Some(&bytes), limits, FACTS));
+        let limits = oort_script::COMET_LIMITS;
+        drop(vm.load("key".into(), b"aso.x = 1", Some(&bytes), limits, FACTS));
     }
 }

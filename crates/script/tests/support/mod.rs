@@ -1,14 +1,12 @@
 //! One machine with a real clock, and objects that are called in one line.
 #![allow(dead_code)]
 
-use std::rc::Rc;
-
 use oort_script::{
-    Answer, Call, CallerPlace, Config, Facts, HostResult, Limits, Object, Outcome, ScriptError, Step, Value,
-    Vm,
+    Answer, CallerPlace, Config, Done, Facts, HostResult, Invocation, Object, ScriptError, Step, Value, Vm,
+    COMET_LIMITS,
 };
 
-pub const FACTS: Facts = Facts { now_ms: 1_700_000_000_000, seed: 7 };
+pub const FACTS: Facts = Facts { now_ms: 1_700_000_000_000, seed: 7, actor: 1 };
 
 /// The processor time of this thread: a busy machine makes no test fail.
 pub fn clock() -> u64 {
@@ -27,14 +25,14 @@ pub fn load(vm: &mut Vm, source: &str) -> Object {
 }
 
 pub fn try_load(vm: &mut Vm, source: &str) -> Result<Object, ScriptError> {
-    vm.load(b"key", source.as_bytes(), None, Rc::new(Limits::default()), FACTS)
+    vm.load("key".into(), source.as_bytes(), None, COMET_LIMITS, FACTS)
 }
 
 pub fn step(vm: &mut Vm, object: &mut Object, function: &str, arguments: &[Value]) -> Step {
-    vm.call(object, &Call { function, caller: CallerPlace::None, arguments, facts: FACTS })
+    vm.call(object, &Invocation { function, caller: CallerPlace::None, arguments, facts: FACTS })
 }
 
-pub fn done(step: Step) -> Outcome {
+pub fn done(step: Step) -> Done {
     match step {
         Step::Done(outcome) => outcome,
         Step::Suspended(suspended) => panic!("it waits for {:?}", suspended.request()),

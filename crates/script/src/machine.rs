@@ -1,0 +1,190 @@
+//! The machine as the core knows it: its objects by key, each with at most one run that waits.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasher, Hasher, RandomState};
+
+use bytes::Bytes;
+use oort_core::active::{Facts, Failure, FailureKind, HostResult, Invocation, Limits, Sandbox, Turn, Value};
+use oort_core::types::ObjectKey;
+use xxhash_rust::xxh3::xxh3_64_with_seed;
+
+use crate::limits::ScriptError;
+use crate::meter::Clock;
+use crate::object::{state_fields, Object};
+use crate::vm::{Config, Step, Suspended, Vm};
+
+/// A virtual machine with the objects that were loaded into it.
+pub struct Machine {
+    vm: Vm,
+    objects: HashMap<ObjectKey, Resident, KeyHash>,
+}
+
+struct Resident {
+    object: Object,
+    waiting: Option<Box<Suspended>>,
+}
+
+impl Machine {
+    /// Makes a machine without objects.
+    ///
+    /// `clock` gives microseconds that only grow; best the processor time of the thread. It bounds the time of calls.
+    ///
+    /// Errors: `Machine`, without memory.
+    pub fn new(clock: Clock) -> Result<Machine, ScriptError> {
+        let vm = Vm::new(Config { clock, ..Config::default() })?;
+        Ok(Machine { vm, objects: HashMap::with_hasher(KeyHash::new()) })
+    }
+
+    fn object(&self, key: &ObjectKey) -> &Object {
+        &self.objects.get(key).expect("whoever asks for an object has loaded it").object
+    }
+
+    fn resident(&mut self, key: &ObjectKey) -> (&mut Vm, &mut Resident) {
+        let resident = self.objects.get_mut(key).expect("whoever asks for an object has loaded it");
+        (&mut self.vm, resident)
+    }
+}
+
+impl Sandbox for Machine {
+    /// An object that cannot be loaded leaves none of its key behind.
+    fn load(
+        &mut self,
+        key: &ObjectKey,
+        source: &Bytes,
+        state: Option<&Bytes>,
+        limits: &Limits,
+        facts: Facts,
+    ) -> Result<(), Failure> {
+        self.objects.remove(key);
+        let state = state.map(|state| &state[..]);
+        let object = self.vm.load(key.key_bytes(), source, state, *limits, facts).map_err(failure)?;
+        self.objects.insert(key.clone(), Resident { object, waiting: None });
+        Ok(())
+    }
+
+    fn has(&self, key: &ObjectKey, function: &str) -> bool {
+        self.object(key).has(function)
+    }
+
+    fn call(&mut self, key: &ObjectKey, invocation: &Invocation) -> Turn {
+        let (vm, resident) = self.resident(key);
+        assert!(resident.waiting.is_none(), "{key:?} is called while a run of it waits");
+        let step = vm.call(&mut resident.object, invocation);
+        turn(resident, step)
+    }
+
+    fn resume(&mut self, key: &ObjectKey, result: HostResult, facts: Facts) -> Turn {
+        let (vm, resident) = self.resident(key);
+        let waiting = resident.waiting.take().expect("whoever resumes a run has seen it wait");
+        let step = vm.resume(&mut resident.object, waiting, facts, result);
+        turn(resident, step)
+    }
+
+    fn save(&mut self, key: &ObjectKey) -> Result<Bytes, Failure> {
+        let (vm, resident) = self.resident(key);
+        vm.encode(&mut resident.object).map(Bytes::from).map_err(failure)
+    }
+
+    fn fields(&mut self, key: &ObjectKey) -> Result<Value, Failure> {
+        self.object(key).fields().map_err(failure)
+    }
+
+    fn field(&self, key: &ObjectKey, name: &str) -> Value {
+        self.object(key).field(name).unwrap_or(Value::Nil)
+    }
+
+    fn set_field(&mut self, key: &ObjectKey, name: &str, value: &Value) -> Result<(), Failure> {
+        let (vm, resident) = self.resident(key);
+        vm.set_field(&mut resident.object, name, value).map_err(failure)
+    }
+
+    fn state_fields(&self, state: &Bytes) -> Result<Value, Failure> {
+        state_fields(state).map_err(failure)
+    }
+
+    fn join(&mut self, key: &ObjectKey, state: &Bytes) -> Result<bool, Failure> {
+        let (vm, resident) = self.resident(key);
+        let own = vm.encode(&mut resident.object).map_err(failure)?;
+        Ok(own[..] == state[..])
+    }
+
+    fn refill_messages(&mut self, key: &ObjectKey) {
+        self.resident(key).1.object.refill_messages();
+    }
+
+    fn messages_left(&self, key: &ObjectKey) -> u32 {
+        self.object(key).messages_left()
+    }
+
+    fn unload(&mut self, key: &ObjectKey) {
+        self.objects.remove(key);
+    }
+
+    fn set_node(&mut self, ip: &str, id: &str) {
+        self.vm.set_node(ip, id);
+    }
+
+    fn used_bytes(&self) -> usize {
+        // A byte of the table is the control byte of an entry.
+        let entry_bytes = size_of::<(ObjectKey, Resident)>() + 1;
+        self.vm.used_bytes() + self.objects.capacity() * entry_bytes
+    }
+}
+
+/// Keeps the run of a step that waits; that of any other is over.
+fn turn(resident: &mut Resident, step: Step) -> Turn {
+    match step {
+        Step::Done(done) => Turn::Done(done),
+        Step::Suspended(mut suspended) => {
+            let request = suspended.take_request();
+            resident.waiting = Some(suspended);
+            Turn::Waits(request)
+        }
+        Step::Failed(error) => Turn::Failed(failure(error)),
+    }
+}
+
+fn failure(error: ScriptError) -> Failure {
+    let kind = match &error {
+        ScriptError::Syntax { .. } => FailureKind::Syntax,
+        ScriptError::Runtime { .. } => FailureKind::Error,
+        ScriptError::NoFunction { .. } => FailureKind::NoFunction,
+        ScriptError::Limit { .. }
+        | ScriptError::Unkeepable { .. }
+        | ScriptError::BadState { .. }
+        | ScriptError::Machine { .. } => FailureKind::Limit,
+    };
+    Failure { kind, message: error.to_string(), trace: error.trace().to_string() }
+}
+
+/// Hashes keys with a seed that clients do not know, so that none can choose keys of one hash. Nothing is ever done in
+/// the order of the hashes.
+struct KeyHash(u64);
+
+impl KeyHash {
+    fn new() -> KeyHash {
+        KeyHash(RandomState::new().hash_one(0))
+    }
+}
+
+impl BuildHasher for KeyHash {
+    type Hasher = KeyHasher;
+    fn build_hasher(&self) -> KeyHasher {
+        KeyHasher(self.0)
+    }
+}
+
+struct KeyHasher(u64);
+
+impl Hasher for KeyHasher {
+    fn write(&mut self, bytes: &[u8]) {
+        self.0 = xxh3_64_with_seed(bytes, self.0);
+    }
+
+    /// A key is one slice: its length is in the hash of its bytes.
+    fn write_usize(&mut self, _: usize) {}
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
