@@ -5,7 +5,7 @@
 use bytes::Bytes;
 
 use super::active::{call_on, failed, refused};
-use super::homes::{Report, Resident};
+use super::homes::{jobs, Report, Resident};
 use super::puts::Update;
 use super::{Node, Origin, Output};
 use crate::active::{Active, Answer, Caller, CallerPlace, Turn, Value, INTERVAL_MS_DEFAULT};
@@ -117,11 +117,12 @@ impl Node {
         }
         self.make_resident(now, key, merged)?;
         let (facts, limits) = (self.facts(now), self.limits(key));
-        let sandbox = self.sandbox()?;
-        let state = sandbox.save(key).map_err(failed)?;
-        if let Err(failure) = sandbox.load(key, source, Some(&state), &limits, facts) {
-            self.write_unwritten(now, key);
-            self.homes.unload(key);
+        let state = self.sandbox()?.save(key).map_err(failed)?;
+        self.write_unwritten(now, key);
+        if let Err(failure) = self.sandbox()?.load(key, source, Some(&state), &limits, facts) {
+            if let Some(resident) = self.homes.unload(key) {
+                self.homes.orphan(key, jobs(resident.queue));
+            }
             return Err(failed(failure));
         }
         if let Some(resident) = self.homes.get(key) {
@@ -166,7 +167,7 @@ impl Node {
         let queue = self.homes.unload(key).map(|resident| resident.queue).unwrap_or_default();
         let loaded = self.sandbox()?.load(key, source, None, &limits, facts);
         if let Err(failure) = loaded {
-            self.homes.orphan(key, super::homes::jobs(queue));
+            self.homes.orphan(key, jobs(queue));
             return Err(failed(failure));
         }
         let properties = self.buckets().properties(key.bucket());
@@ -194,7 +195,7 @@ impl Node {
         if !matches!(verdict, Ok(Verdict::Keep)) {
             // Others that wait are for what is stored.
             if let Some(resident) = self.homes.unload(key) {
-                self.homes.orphan(key, super::homes::jobs(resident.queue));
+                self.homes.orphan(key, jobs(resident.queue));
             }
         }
         self.start_timer(now, key);
