@@ -245,7 +245,7 @@ impl Three {
 
     fn put_operation(key: ObjectKey) -> Operation {
         let mutation = Mutation::store(Bytes::from_static(&VALUE));
-        Operation::Update { key, mutation, quorum: Quorum::default(), want: Want::default() }
+        Operation::Update { key, mutation, quorum: Quorum::default(), want: Want::default(), caller: None }
     }
 
     fn put(&mut self, key: ObjectKey) -> Reply {

@@ -6,7 +6,6 @@
 //! Source: Comet §3; DESIGN §5.
 
 use std::fmt;
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -107,7 +106,8 @@ impl Value {
 /// Who calls, as the node saw it: objects cannot forge it.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct Caller {
-    pub ip: Option<IpAddr>,
+    /// Its address as text.
+    pub ip: Option<String>,
     pub port: Option<u16>,
     /// The name the client goes by, if it has one.
     pub user: Option<Bytes>,

@@ -29,8 +29,8 @@ pub enum Conflict {
     Lww,
 }
 
-/// When changes that active objects make in gets, calls and timers are kept. What creates, overwrites or reloads them is
-/// acknowledged by `w` replicas in any case.
+/// When changes that active objects make in gets, calls and timers are kept. What creates, overwrites or reloads them
+/// is acknowledged by `w` replicas in any case.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ActiveDurability {

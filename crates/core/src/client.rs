@@ -287,7 +287,10 @@ impl fmt::Display for ActiveError {
             ActiveError::TimedOut => write!(f, "the call waited for its node until its time was up"),
             ActiveError::Failed(failure) => match failure.trace.is_empty() {
                 true => write!(f, "{failure}"),
-                false => write!(f, "{failure} at {}", failure.trace),
+                false => {
+                    let calls: Vec<&str> = failure.trace.lines().map(str::trim).collect();
+                    write!(f, "{failure} at {}", calls.join(", "))
+                }
             },
         }
     }

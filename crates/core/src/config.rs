@@ -94,8 +94,8 @@ pub struct NodeConfig {
     /// Memory for the hashes and dots of objects that are not in memory, 40 bytes each. Too small: a write reads the
     /// old row from the disk of every replica, and a get from two; too large: memory.
     pub known_bytes: usize,
-    /// Memory that active objects may take while they are loaded, in bytes: beyond, those are unloaded that were not used
-    /// for longest. Too small: they are loaded again and again.
+    /// Memory that active objects may take while they are loaded, in bytes: beyond, those are unloaded that were not
+    /// used for longest. Too small: they are loaded again and again.
     pub active_bytes: usize,
     /// Most client requests in flight; further ones are answered BUSY.
     pub requests_max: usize,

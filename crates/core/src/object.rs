@@ -4,7 +4,8 @@
 //! | format 1 | count | actor 8, counter 8 ... |           context
 //! | count | index of actor | flags | [counter 8] | [expiry] | [headers] | value | ...   siblings, oldest first
 //!
-//! flags: bits 0-1 kind (0 bytes, 1 counter, 2 tombstone, 3 active), 2 expiry, 3 headers, 4 counter is the context's own
+//! flags: bits 0-1 kind (0 bytes, 1 counter, 2 tombstone, 3 active), 2 expiry, 3 headers, 4 counter is that of the
+//! context
 //! ```
 //! The same bytes stand on disk and on the wire. Read `mutation` for how an object changes.
 

@@ -444,6 +444,16 @@ impl Replica {
         Dot { counter, actor: self.identity.actor }
     }
 
+    /// The actor that the next write is made by.
+    pub fn writing_actor(&mut self) -> ActorId {
+        if let Some(why) = self.must_renew {
+            self.renew_actor(why);
+        } else if self.identity.forgot {
+            self.renew_actor("writes it made may be forgotten");
+        }
+        self.identity.actor
+    }
+
     /// A new dot greater than `above`, for what is not an object (bucket properties).
     pub fn make_stamp(&mut self, now: Now, above: u64) -> Dot {
         self.make_dot(now, &Object::default(), above)

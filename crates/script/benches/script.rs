@@ -73,7 +73,7 @@ fn counter_by_key(bencher: Bencher, fuel: Fuel) {
 
 #[divan::bench(args = MODES)]
 fn counter_with_caller(bencher: Bencher, fuel: Fuel) {
-    let caller = Caller { ip: Some([10, 0, 0, 1].into()), port: Some(1234), ..Caller::default() };
+    let caller = Caller { ip: Some("10.0.0.1".into()), port: Some(1234), ..Caller::default() };
     call(bencher, WITH_CALLER, fuel, CallerPlace::First(&caller));
 }
 

@@ -224,7 +224,7 @@ fn nodes(value: Option<mlua::Value>) -> mlua::Result<Vec<Vec<u8>>> {
 /// The table that handlers get as `caller`. `key` and `node` are those to which it may put its one reply.
 pub(crate) fn caller_table(lua: &Lua, caller: &Caller) -> mlua::Result<Table> {
     let table = lua.create_table_with_capacity(0, 6)?;
-    if let Some(ip) = caller.ip {
+    if let Some(ip) = &caller.ip {
         table.raw_set("ip", ip.to_string())?;
     }
     if let Some(port) = caller.port {

@@ -6,9 +6,8 @@
 //! status, and what differs from Riak.
 //!
 //! A request travels so: `route` reads the path, `parameters` the query, `conditions` the `If-` headers, `upload` the
-//! body;
-//! `object`, `aso`, `listing`, `properties` or `report` serve it; `representation` writes an object's answer, `refusal` any
-//! error.
+//! body; `object`, `aso`, `listing`, `properties` or `report` serve it; `representation` writes an object's answer,
+//! `refusal` any error.
 //! Source: Riak KV's HTTP API; RFC 9110.
 
 pub mod body;

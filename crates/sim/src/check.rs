@@ -7,16 +7,18 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use oort_core::active::{self, Active, Facts, Failure, Sandbox};
+use oort_core::bucket::ActiveProperties;
 use oort_core::causality::Dot;
 use oort_core::client::Operation;
 use oort_core::mutation::Mutation;
-use oort_core::object::Object;
+use oort_core::object::{Object, Value};
 use oort_core::types::ObjectKey;
 
 use crate::history::{dots_of, History, KeyHistory, OpRecord, Outcome};
 
 /// Every checker's name, the promise it guards (by its number in DESIGN §1) and what it demands.
-pub const CHECKERS: [(&str, u8, &str); 18] = [
+pub const CHECKERS: [(&str, u8, &str); 19] = [
     ("lost-write", 2, "an acknowledged write is a sibling, was superseded by one, expired or lost by lww"),
     ("superseded", 3, "no sibling was superseded by another; lww keeps one"),
     ("resurrected", 5, "only what nobody could see is forgotten, and nothing that it superseded comes back"),
@@ -27,6 +29,11 @@ pub const CHECKERS: [(&str, u8, &str); 18] = [
         "counters",
         2,
         "a counter is the sum of its acknowledged additions, and of any of the unacknowledged ones",
+    ),
+    (
+        "active",
+        2,
+        "a convergent field of an active object holds all acknowledged calls, and no others but open ones",
     ),
     ("dots", 2, "a dot names one write for ever, and an actor's dots ascend, also across restarts"),
     ("durability", 2, "no message and no answer speaks of a write that its maker had not stored durably"),
@@ -52,6 +59,7 @@ pub struct FinalState {
     pub objects: BTreeMap<ObjectKey, Option<Object>>,
     pub lww_buckets: BTreeSet<Vec<u8>>,
     pub counters: BTreeSet<ObjectKey>,
+    pub active: BTreeSet<ObjectKey>,
     /// The latest time any node's wall clock ever showed, in milliseconds since 1970.
     pub wall_ms_max: u64,
     /// `sync = interval`: as many power failures as a write had copies may take it.
@@ -74,6 +82,10 @@ pub fn judge(history: &mut History, state: &FinalState) {
             is_lww: state.lww_buckets.contains(key.bucket()),
             found: &mut found,
         };
+        if state.active.contains(key) {
+            judge.active(object.as_ref());
+            continue;
+        }
         judge.siblings(object.as_ref());
         judge.reads();
         judge.resurrected(object.as_ref());
@@ -264,6 +276,45 @@ impl Judge<'_> {
         }
     }
 
+    /// Promise 2 for what active objects keep in convergent fields, whatever homes ran them.
+    fn active(&mut self, object: Option<&Object>) {
+        let (found, marks) = match object.map(hits).unwrap_or_else(|| Ok((0, BTreeSet::new()))) {
+            Ok(found) => found,
+            Err(failure) => return self.blame("active", format!("the object cannot be loaded: {failure}")),
+        };
+        if self.state.is_interval {
+            return;
+        }
+        let (mut sum, mut open, mut verdicts) = (0, Vec::new(), Vec::new());
+        for (id, op) in self.operations() {
+            let Operation::Call { call, .. } = &op.operation else { continue };
+            let [active::Value::Integer(number), _] = call.arguments[..] else { continue };
+            let is_marked = marks.contains(&crate::history::mark(id));
+            match op.outcome {
+                Outcome::Acked => {
+                    sum += number;
+                    if !is_marked {
+                        verdicts.push(format!("the set does not hold the acknowledged o{id}"));
+                    }
+                }
+                Outcome::Unknown | Outcome::Disconnected | Outcome::Pending => open.push(number),
+                Outcome::Refused | Outcome::NotApplied if is_marked => {
+                    verdicts.push(format!("the set holds o{id}, which was refused: {}", op.error));
+                }
+                Outcome::Refused | Outcome::NotApplied => {}
+            }
+        }
+        if !is_subset_sum(&open, found - sum) {
+            verdicts.push(format!(
+                "the field shows {found}: {sum} was acknowledged and no choice of {} open calls explains the rest",
+                open.len()
+            ));
+        }
+        for verdict in verdicts {
+            self.blame("active", verdict);
+        }
+    }
+
     /// Promise 2 for counters.
     fn counter(&mut self, object: Option<&Object>) {
         let is_hurt = self.operations().any(|(_, op)| self.state.is_interval && self.is_excused(op));
@@ -294,6 +345,40 @@ impl Judge<'_> {
             );
         }
     }
+}
+
+/// What the functions of [`crate::workload::ACTIVE_SOURCE`] have counted in all versions of an object together.
+fn hits(object: &Object) -> Result<(i64, BTreeSet<String>), Failure> {
+    let versions: Vec<&Active> = object
+        .0
+        .values()
+        .iter()
+        .filter_map(|(_, version)| match &version.value {
+            Value::Active(active) => Some(&**active),
+            _ => None,
+        })
+        .collect();
+    let Some((first, others)) = versions.split_first() else { return Ok((0, BTreeSet::new())) };
+    let mut machine = oort_script::Machine::new(|| 0).expect("there is memory");
+    let key = ObjectKey::new(b"b", b"k").expect("it is short");
+    let limits = ActiveProperties::default().limits();
+    machine.load(&key, &first.source, Some(&first.state), &limits, Facts::default())?;
+    for other in others {
+        machine.join(&key, &other.state)?;
+    }
+    let hits = match machine.field(&key, "hits") {
+        active::Value::Integer(hits) => hits,
+        _ => i64::MIN,
+    };
+    let marks = match machine.field(&key, "log") {
+        active::Value::Array(items) => items,
+        _ => Vec::new(),
+    };
+    let text = |item| match item {
+        active::Value::Bytes(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
+        other => format!("{other:?}"),
+    };
+    Ok((hits, marks.into_iter().map(text).collect()))
 }
 
 /// True if the operation writes an object.

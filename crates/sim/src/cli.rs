@@ -21,6 +21,8 @@ pub struct Options {
     /// Client operations per seed.
     pub ops: usize,
     pub faults: Faults,
+    /// Part of the operations go to active objects.
+    pub active: bool,
     /// Of the partitioning strategies; drawn from each seed if `None`.
     pub strategy: Option<u8>,
     /// Print every event.
@@ -42,6 +44,7 @@ pub fn run(options: &Options) -> u8 {
             nodes: options.nodes,
             ops: options.ops,
             faults: options.faults,
+            active: options.active,
             strategy: options.strategy,
             trace: options.trace,
             tweak: None,

@@ -15,7 +15,7 @@ pub use run::{run, Report, Setup};
 use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
-use oort_core::client::{ClientError, Operation, Reply, Request, RequestId};
+use oort_core::client::{ActiveError, ClientError, Operation, Reply, Request, RequestId};
 use oort_core::config::{Addresses, NodeConfig, SyncMode};
 use oort_core::message::Message;
 use oort_core::node::{Event as NodeEvent, Input, Node, Output};
@@ -212,7 +212,12 @@ impl Cluster {
         };
         let now = machine.now(self.now_us);
         match Node::open(config, seed, Box::new(machine.disk.store()), now) {
-            Ok(node) => {
+            Ok(mut node) => {
+                if self.workload.has_active() {
+                    // Time stands still within a call.
+                    let sandbox = oort_script::Machine::new(|| 0).expect("there is memory");
+                    node.set_sandbox(Box::new(sandbox));
+                }
                 let id = node.id();
                 if machine.id.is_some_and(|known| known != id) {
                     let detail = format!("n{index} came back under another id");
@@ -430,7 +435,9 @@ impl Cluster {
             Some(key) => {
                 let properties = self.workload.properties(key);
                 let quorum = match &operation {
-                    Operation::Get { quorum, .. } | Operation::Update { quorum, .. } => *quorum,
+                    Operation::Get { quorum, .. }
+                    | Operation::Call { quorum, .. }
+                    | Operation::Update { quorum, .. } => *quorum,
                     _ => unreachable!("operations with a key have a quorum"),
                 };
                 let n = properties.n.min(nodes);
@@ -524,7 +531,9 @@ impl Cluster {
             Err(failure) => {
                 error = failure.to_string();
                 outcome = match failure {
-                    ClientError::QuorumUnavailable { .. } | ClientError::OutcomeUnknown => Outcome::Unknown,
+                    ClientError::QuorumUnavailable { .. }
+                    | ClientError::OutcomeUnknown
+                    | ClientError::Active(ActiveError::TimedOut | ActiveError::Replaced) => Outcome::Unknown,
                     _ => Outcome::Refused,
                 };
             }

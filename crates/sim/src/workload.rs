@@ -6,7 +6,8 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use oort_core::bucket::{BucketProperties, Conflict, DEFAULT_BUCKET};
+use oort_core::active::{Ask, Call, Value};
+use oort_core::bucket::{ActiveDurability, ActiveProperties, BucketProperties, Conflict, DEFAULT_BUCKET};
 use oort_core::causality::{Dot, VersionVector};
 use oort_core::client::{Operation, Quorum, RequestId, Scan, Want};
 use oort_core::mutation::{Basis, Condition, Expiry, ExpiryCondition, Mutation};
@@ -29,6 +30,8 @@ pub enum Role {
     Text,
     /// Everything, counting too.
     Mixed,
+    /// An active object that counts what its function is given.
+    Active,
 }
 
 /// One key of the workload.
@@ -88,11 +91,21 @@ pub struct Workload {
     loyal_of_ten: u64,
     pause_us_max: u64,
     large_values: bool,
+    /// The last keys are active objects.
+    has_active: bool,
     /// When so many operations are left the clients rest, and before that they delete.
     rest_at: Option<usize>,
     /// The longest time limit of an operation.
     timeout_ms_max: u32,
 }
+
+/// Counts in a field that converges. Another creation leaves it as it is.
+pub const ACTIVE_SOURCE: &str = "aso.hits = comet.counter() aso.log = comet.set()
+function hit(n, mark) self.hits:add(n) self.log:add(mark) return self.hits:value() end
+function aso:onUpdate(new, caller) return self end
+function onGet() return self.hits:value() end";
+/// How many active objects there are.
+const ACTIVE_KEYS: usize = 2;
 
 /// So many operations before the rest are mostly deletes.
 const DELETES: usize = 40;
@@ -137,6 +150,7 @@ impl Workload {
             loyal_of_ten: [0, 5, 10][rng.below(3) as usize],
             pause_us_max: [2_000, 50_000, 300_000, 1_000_000][rng.below(4) as usize],
             large_values: rng.chance(1, 8),
+            has_active: false,
             rest_at: None,
             timeout_ms_max: u32::MAX,
         }
@@ -146,6 +160,26 @@ impl Workload {
     /// forgotten, and they never wait long for an answer.
     pub fn rest_at(&mut self, left: usize, timeout_ms_max: u32) {
         (self.rest_at, self.timeout_ms_max) = (Some(left), timeout_ms_max);
+    }
+
+    /// Has a third of the operations go to active objects, which keep what they change before they answer.
+    pub fn add_active(&mut self) {
+        let aso = ActiveProperties { durability: ActiveDurability::Quorum, ..ActiveProperties::default() };
+        let name = Bytes::from_static(b"active");
+        self.buckets.push(BucketSpec {
+            name: name.clone(),
+            properties: BucketProperties { aso, ..BucketProperties::default() },
+        });
+        for i in 0..ACTIVE_KEYS {
+            let key = ObjectKey::new(&name, format!("object{i}").as_bytes()).expect("it is short");
+            self.keys.push(KeySpec { key, role: Role::Active });
+        }
+        self.has_active = true;
+    }
+
+    /// True if there are active objects.
+    pub fn has_active(&self) -> bool {
+        self.has_active
     }
 
     /// How long a client thinks before its next operation.
@@ -167,9 +201,11 @@ impl Workload {
             0 => Some([30, 300, 3000][rng.below(3) as usize].min(self.timeout_ms_max)),
             _ => None,
         };
+        let plain_keys = self.keys.len() - if self.has_active { ACTIVE_KEYS } else { 0 };
         let index = match rng.chance(3, 4) {
-            true => rng.below(self.hot_keys.min(self.keys.len()) as u64),
-            false => rng.below(self.keys.len() as u64),
+            _ if self.has_active && rng.chance(1, 3) => plain_keys as u64 + rng.below(ACTIVE_KEYS as u64),
+            true => rng.below(self.hot_keys.min(plain_keys) as u64),
+            false => rng.below(plain_keys as u64),
         };
         let spec = &self.keys[index as usize];
         let screen = state.screens.get(&spec.key);
@@ -198,6 +234,9 @@ impl Workload {
         wall_ms: u64,
         rng: &mut Rng,
     ) -> (Operation, Vec<Dot>) {
+        if spec.role == Role::Active {
+            return (active_operation(spec.key.clone(), id, rng), Vec::new());
+        }
         let quorum = self.quorum(spec, rng);
         if rng.below(10) < self.gets_of_ten {
             let key = spec.key.clone();
@@ -310,6 +349,29 @@ impl Workload {
     pub fn properties(&self, key: &ObjectKey) -> &BucketProperties {
         let bucket = self.buckets.iter().find(|bucket| bucket.name == key.bucket());
         &bucket.expect("every key is in a bucket of the workload").properties
+    }
+}
+
+fn active_operation(key: ObjectKey, id: RequestId, rng: &mut Rng) -> Operation {
+    let quorum = Quorum::default();
+    let call = |what, arguments| Call { what, arguments, caller: None };
+    match rng.below(10) {
+        0 | 1 => Operation::Update {
+            key,
+            mutation: Mutation::Activate {
+                source: Bytes::from_static(ACTIVE_SOURCE.as_bytes()),
+                expiry: Expiry::Never,
+                keeps_state: false,
+            },
+            quorum,
+            want: Want::default(),
+            caller: None,
+        },
+        2 => Operation::Call { key, call: call(Ask::Get, Vec::new()), quorum },
+        _ => {
+            let arguments = vec![Value::Integer(1 + rng.below(1000) as i64), Value::from(mark(id).as_str())];
+            Operation::Call { key, call: call(Ask::Function(Bytes::from_static(b"hit")), arguments), quorum }
+        }
     }
 }
 

@@ -1,10 +1,10 @@
 //! Running active objects at their home, and keeping what their code changes.
 //!
 //! An object's home is the first node of its preference list that is not down. A call is handed there; the home reads
-//! `r` replicas, loads the object or takes what is loaded if that has seen all they hold, runs the handler, and answers.
-//! What the handler changed is a new version: written and acknowledged by `w` replicas before the answer
-//! (`aso_durability` = `quorum`), or within `aso_async_ms`. Runs of one object are serial: while a handler waits for its
-//! node, others queue.
+//! `r` replicas, loads the object or takes what is loaded if that has seen all they hold, runs the handler, and
+//! answers. What the handler changed is a new version: written and acknowledged by `w` replicas before the answer
+//! (`aso_durability` = `quorum`), or within `aso_async_ms`. Runs of one object are serial: while a handler waits for
+//! its node, others queue.
 //!
 //! If a split lets two homes run, their versions are siblings. Whoever reads them next joins them: convergent fields
 //! merge, `onMerge(other)` is called for the rest, and without it the newest wins and the loser is counted.
@@ -59,7 +59,8 @@ impl Node {
     }
 
     pub(super) fn facts(&mut self, now: Now) -> Facts {
-        let actor = self.replica.identity().actor.0;
+        // What it counts under it must be what others can lose of it: a new memory of writes counts apart.
+        let actor = self.replica.writing_actor().0;
         Facts { now_ms: now.wall_ms, seed: self.rng.next_u64(), actor }
     }
 
@@ -115,12 +116,11 @@ impl Node {
         now: Now,
         origin: Origin,
         key: ObjectKey,
-        call: Box<(Call, Quorum, Hop)>,
+        (call, quorum, hop): (Call, Quorum, Hop),
         merged: Object,
         deadline_us: u64,
         out: &mut Vec<Output>,
     ) {
-        let (call, quorum, hop) = *call;
         if merged.active(now.wall_ms).is_none() {
             let result = match call.what {
                 Ask::Get => {

@@ -221,7 +221,7 @@ impl Node {
             (Origin::Nobody | Origin::GiveAway, _) => {}
             (Origin::Repair, _) => self.entropy.end_repair(),
             (Origin::Transfer(stream), _) => self.transfer_repaired(stream, true),
-            (_, Purpose::Call(call)) => self.called(now, origin, key, call, merged, deadline_us, out),
+            (_, Purpose::Call(call)) => self.called(now, origin, key, *call, merged, deadline_us, out),
             (_, Purpose::Update { mutation, quorum, want, caller }) => {
                 let update = Update { key, mutation, quorum, want, caller };
                 self.apply_update(now, origin, update, Some(merged), deadline_us, out);

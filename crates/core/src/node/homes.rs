@@ -2,10 +2,9 @@
 //!
 //! Pure bookkeeping: `active` runs them.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
-use xxhash_rust::xxh3::Xxh3Builder;
 
 use super::puts::Update;
 use super::Origin;
@@ -93,7 +92,7 @@ pub(super) enum Outcome {
 /// All that a node knows of the active objects it runs.
 pub(super) struct Homes {
     pub sandbox: Option<Box<dyn Sandbox>>,
-    residents: HashMap<ObjectKey, Resident, Xxh3Builder>,
+    residents: BTreeMap<ObjectKey, Resident>,
     awaited: BTreeMap<u64, Awaited>,
     next_number: u64,
     /// Answers that came in this step.
@@ -107,11 +106,11 @@ pub(super) struct Homes {
 }
 
 impl Homes {
-    /// `seed`: unknown to clients, or they could choose keys that meet in one place.
-    pub fn new(seed: u64) -> Homes {
+    /// No object is loaded.
+    pub fn new() -> Homes {
         Homes {
             sandbox: None,
-            residents: HashMap::with_hasher(Xxh3Builder::new().with_seed(seed)),
+            residents: BTreeMap::new(),
             awaited: BTreeMap::new(),
             next_number: 1,
             outcomes: VecDeque::new(),
@@ -147,8 +146,7 @@ impl Homes {
 
     /// Takes all objects out of the sandbox. Returns who waited for them.
     pub fn clear(&mut self) -> Vec<Job> {
-        let mut keys: Vec<ObjectKey> = self.residents.keys().cloned().collect();
-        keys.sort_unstable();
+        let keys: Vec<ObjectKey> = self.residents.keys().cloned().collect();
         let residents = keys.iter().filter_map(|key| self.unload(key));
         let residents: Vec<Resident> = residents.collect();
         self.awaited.clear();

@@ -29,7 +29,7 @@ const RETRY_US: u64 = 100_000;
 impl Node {
     // Host requests
 
-    /// The nodes within an object's reach: its owners, and as many behind them, which stand in for owners that are down.
+    /// The nodes within an object's reach: its owners, and as many behind them, which stand in for those that are down.
     fn neighbours(&self, key: &ObjectKey) -> Vec<NodeId> {
         let n = self.buckets().properties(key.bucket()).n as usize;
         let list = self.placed_ring().preference_at(key.position());

@@ -195,6 +195,10 @@ impl Node {
         };
         if let Some(detail) = &self.read_only {
             let error = ClientError::ReadOnly { detail: detail.clone() };
+            if !matches!(origin, Origin::Nobody) {
+                // Nothing was changed.
+                self.roll_back(now, key);
+            }
             return self.finish(origin, Err(error), out);
         }
         let Some((bytes, base)) = self.write_active(now, key, active) else { return };

@@ -42,6 +42,9 @@ pub struct Arguments {
     /// What goes wrong: all, none, or a list
     #[arg(long, value_name = "FAULTS", default_value = "all")]
     faults: Faults,
+    /// Send a third of the operations to active objects
+    #[arg(long)]
+    active: bool,
     /// How the ring is laid out: 1, 2 or 3 [default: drawn from the seed]
     #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u8).range(1..=3))]
     strategy: Option<u8>,
@@ -62,8 +65,8 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
     if let Some(Command::Detector(arguments)) = arguments.command {
         return detector::run(arguments);
     }
-    let Arguments { seed, seeds, nodes, ops, faults, strategy, trace, json, command: _ } = arguments;
-    match oort_sim::cli::run(&Options { seed, seeds, nodes, ops, faults, strategy, trace, json }) {
+    let Arguments { seed, seeds, nodes, ops, faults, active, strategy, trace, json, command: _ } = arguments;
+    match oort_sim::cli::run(&Options { seed, seeds, nodes, ops, faults, active, strategy, trace, json }) {
         0 => Ok(()),
         _ => Err(Failure::Failed { text: "a promise was broken".into() }),
     }

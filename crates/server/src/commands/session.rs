@@ -150,7 +150,7 @@ impl Session {
 fn seen_from(address: &str) -> Caller {
     let address: Option<SocketAddr> = address.parse().ok();
     Caller {
-        ip: address.map(|address| address.ip().to_canonical()),
+        ip: address.map(|address| address.ip().to_canonical().to_string()),
         port: address.map(|address| address.port()),
         ..Caller::default()
     }

@@ -125,7 +125,7 @@ pub async fn caller(shared: &Shared, head: &Parts) -> Result<Caller, Refusal> {
         }
     };
     Ok(Caller {
-        ip: address.map(|address| address.ip().to_canonical()),
+        ip: address.map(|address| address.ip().to_canonical().to_string()),
         port: address.map(|address| address.port()),
         user: None,
         coordinate,

@@ -42,6 +42,8 @@ pub struct Setup {
     /// Client operations.
     pub ops: usize,
     pub faults: Faults,
+    /// A third of the operations go to active objects.
+    pub active: bool,
     /// 1, 2 or 3; drawn from the seed if `None`.
     pub strategy: Option<u8>,
     /// Print every event.
@@ -58,6 +60,7 @@ impl Setup {
             nodes: None,
             ops: 400,
             faults: Faults::all(),
+            active: false,
             strategy: None,
             trace: false,
             tweak: None,
@@ -68,7 +71,9 @@ impl Setup {
     pub fn command(&self) -> String {
         let nodes = self.nodes.map_or(String::new(), |nodes| format!(" --nodes {nodes}"));
         let strategy = self.strategy.map_or(String::new(), |number| format!(" --strategy {number}"));
-        format!("oort sim --seed {}{nodes} --ops {} --faults {}{strategy}", self.seed, self.ops, self.faults)
+        let active = if self.active { " --active" } else { "" };
+        let Setup { seed, ops, faults, .. } = self;
+        format!("oort sim --seed {seed}{nodes} --ops {ops} --faults {faults}{strategy}{active}")
     }
 }
 
@@ -145,6 +150,9 @@ impl Cluster {
         let network = Network::new(nodes, &mut rng);
         let machines = (0..nodes).map(|_| Machine::new(&mut rng)).collect();
         let mut workload = Workload::draw(nodes, setup.ops, &mut rng);
+        if setup.active {
+            workload.add_active();
+        }
         if let Some((left, _)) = rest {
             workload.rest_at(left, SHORT_TIMEOUT_MS);
         }
@@ -498,6 +506,11 @@ impl Cluster {
                 .iter()
                 .filter(|bucket| is_lww(&bucket.properties))
                 .map(|bucket| bucket.name.to_vec())
+                .collect(),
+            active: keys
+                .clone()
+                .filter(|spec| spec.role == Role::Active)
+                .map(|spec| spec.key.clone())
                 .collect(),
             counters: keys.filter(|spec| spec.role == Role::Counter).map(|spec| spec.key.clone()).collect(),
             wall_ms_max: self.wall_ms_max,
