@@ -201,8 +201,7 @@ function onUpdate(new, caller) return self end";
     let mut vm = vm();
     let mut object = load(&mut vm, source);
     let (node, reply_key) = (Some(NodeId(9)), Some("theirs".into()));
-    let caller =
-        Caller { ip: Some("1.2.3.4".into()), port: Some(5), node, reply_key, ..Caller::default() };
+    let caller = Caller { ip: Some("1.2.3.4".into()), port: Some(5), node, reply_key, ..Caller::default() };
     let arguments = ["x".into()];
     let call = Invocation {
         function: "onGet",

@@ -3,6 +3,7 @@
 //! Commands on data and the cluster talk to a node over the Redis protocol, so they show nothing that another client
 //! could not get. Read next: `cli::start` (one node), `crate::dev` (a local cluster), `cli::data`.
 
+mod aso;
 mod bucket;
 mod cluster;
 mod data;
@@ -24,6 +25,7 @@ Examples:
   oort dev                             a cluster of three nodes on this machine; Ctrl-C stops it
   oort put greeting hello              store a value
   oort get greeting                    read it back
+  oort aso put counter counter.lua     store an object with code of its own
   oort bucket set carts n=3 w=1        a bucket that accepts writes with one node left
   oort cluster status                  nodes, their health and their load
   oort start --config /etc/oort.toml   one node, as a service runs it
@@ -49,6 +51,7 @@ enum Command {
     Get(data::Get),
     Put(data::Put),
     Del(data::Del),
+    Aso(aso::Arguments),
     Bucket(bucket::Arguments),
     Cluster(cluster::Arguments),
     Ring(ring::Arguments),
@@ -78,6 +81,7 @@ pub fn main() -> ExitCode {
         Command::Get(arguments) => data::get(arguments),
         Command::Put(arguments) => data::put(arguments),
         Command::Del(arguments) => data::del(arguments),
+        Command::Aso(arguments) => aso::run(arguments),
         Command::Bucket(arguments) => bucket::run(arguments),
         Command::Cluster(arguments) => cluster::run(arguments),
         Command::Ring(arguments) => ring::run(arguments),

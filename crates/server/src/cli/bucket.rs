@@ -13,6 +13,7 @@ Examples:
   oort bucket get default
   oort bucket set carts n=3 r=2 w=1 conflict=siblings
   oort bucket set sessions default_ttl_ms=3600000 conflict=lww
+  oort bucket set limits aso_durability=quorum
   oort bucket list
 
 A bucket needs no creation: it has the defaults until it is given properties of its own.")]
@@ -34,7 +35,10 @@ enum Command {
     /// Change a bucket's properties on all nodes; those not named stay
     ///
     /// n: copies of each object. r: replicas that answer a get. w: durable copies before a put is acknowledged.
-    /// conflict: siblings or lww. default_ttl_ms: milliseconds, or none. value_bytes_max: bytes.
+    /// conflict: siblings or lww. default_ttl_ms: milliseconds, or none. value_bytes_max: bytes. active: true or
+    /// false, whether objects may carry code. aso_durability: quorum or async, when what their handlers change is
+    /// kept; aso_async_ms: how late at most. aso_instructions, aso_memory_bytes, aso_wall_ms, aso_messages, aso_fuel:
+    /// what each may use (docs/active-objects.md).
     Set {
         /// The bucket
         #[arg(value_name = "NAME")]

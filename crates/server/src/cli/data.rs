@@ -12,10 +12,10 @@ use crate::resp::Value;
 
 /// The key, and where it is.
 #[derive(Args)]
-struct KeyArguments {
+pub(super) struct KeyArguments {
     /// The key, 1 to 4096 bytes
     #[arg(value_name = "KEY")]
-    key: String,
+    pub key: String,
     /// The bucket that the key is in
     #[arg(long, short, value_name = "NAME", default_value = "default")]
     bucket: String,
@@ -26,7 +26,7 @@ struct KeyArguments {
 /// Print the value of a key
 ///
 /// Prints the bytes as they are, and a line break only on a terminal. Of concurrent values the newest is printed; a
-/// notice tells that there are more.
+/// notice tells that there are more. An active object is asked, and answers what its onGet() returns.
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
@@ -97,6 +97,10 @@ struct Versions {
 
 pub fn get(arguments: Get) -> Result<(), Failure> {
     let mut node = arguments.at.open()?;
+    let is_plain_get = !arguments.all && arguments.r.is_none();
+    if is_plain_get && node.call(&["TYPE", &arguments.at.key])? == Value::Simple("aso".into()) {
+        return super::aso::show(&node.call_resp3(&["GET", &arguments.at.key])?);
+    }
     let versions = vget(&mut node, &arguments.at.key, arguments.r)?;
     let count = versions.values.len();
     let Some(newest) = versions.values.first() else {
@@ -158,7 +162,7 @@ pub fn del(arguments: Del) -> Result<(), Failure> {
 
 impl KeyArguments {
     /// Connects to the node and selects the bucket.
-    fn open(&self) -> Result<Node, Failure> {
+    pub fn open(&self) -> Result<Node, Failure> {
         let mut node = self.node.connect()?;
         if self.bucket != "default" {
             node.call(&["BUCKET", "USE", &self.bucket])?;
@@ -224,7 +228,7 @@ fn nothing_under(key: &str) -> Failure {
     Failure::Failed { text: format!("nothing is stored under '{}'", key.escape_debug()) }
 }
 
-fn read_stdin() -> Result<Vec<u8>, Failure> {
+pub(super) fn read_stdin() -> Result<Vec<u8>, Failure> {
     let mut value = Vec::new();
     let read = std::io::stdin().take(VALUE_BYTES_LIMIT + 1).read_to_end(&mut value);
     match read {

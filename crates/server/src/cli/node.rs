@@ -61,6 +61,12 @@ impl Node {
         }
     }
 
+    /// As [`Node::call`], with the answer in version 3 of the protocol: maps are told from arrays.
+    pub fn call_resp3<A: AsRef<[u8]>>(&mut self, command: &[A]) -> Result<Value, Failure> {
+        self.call(&["HELLO", "3"])?;
+        self.call(command)
+    }
+
     /// The failure when `command` is answered with something it never answers.
     pub fn unexpected(&self, command: &str) -> Failure {
         Failure::Failed { text: format!("{}: the answer to {command} cannot be read", self.address) }
