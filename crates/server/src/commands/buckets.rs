@@ -6,6 +6,7 @@ use oort_core::bucket::{
     ActiveDurability, ActiveLimit, BucketProperties, Conflict, N_MAX, VALUE_BYTES_LIMIT,
 };
 use oort_core::client::{Operation, Reply};
+use oort_core::mutation::parse_integer;
 use oort_core::types::BUCKET_BYTES_MAX;
 
 use super::errors::{self, refusal, shortened};
@@ -114,7 +115,7 @@ fn set_property(properties: &mut BucketProperties, name: &[u8], value: &[u8]) ->
         }
         lower => {
             if let Some(limit) = ActiveLimit::ALL.into_iter().find(|limit| limit.name().as_bytes() == lower) {
-                *properties.aso.limit_mut(limit) = number(name, value, u32::MAX.into())? as u32;
+                *properties.aso.limit_mut(limit) = limit_number(limit, name, value)?;
                 return Ok(());
             }
             return Err(refusal(format!(
@@ -133,6 +134,15 @@ fn conflict_name(conflict: Conflict) -> &'static str {
         Conflict::Siblings => "siblings",
         Conflict::Lww => "lww",
     }
+}
+
+fn limit_number(limit: ActiveLimit, name: &[u8], value: &[u8]) -> Result<u32, Value> {
+    let range = limit.range();
+    let number = parse_integer(value).and_then(|number| u32::try_from(number).ok());
+    number.filter(|number| range.contains(number)).ok_or_else(|| {
+        let wanted = format!("a number from {} to {}", range.start(), range.end());
+        invalid(name, value, &wanted)
+    })
 }
 
 fn number(name: &[u8], value: &[u8], max: u64) -> Result<u64, Value> {

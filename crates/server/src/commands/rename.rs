@@ -12,7 +12,7 @@ use oort_core::mutation::{Basis, Condition, Expiry, Mutation};
 use oort_core::object::Sibling;
 use oort_core::types::ObjectKey;
 
-use super::errors::{self, error_value, refusal, NOT_AN_INTEGER, SYNTAX};
+use super::errors::{ACTIVE, self, error_value, refusal, NOT_AN_INTEGER, SYNTAX};
 use super::plan::{get_operation, object, update_operation, updated, Answer, Next, Plan, NOTHING};
 use super::session::{bucket_of, DATABASES};
 use super::{request, Call, Outcome, Started};
@@ -110,6 +110,9 @@ impl Plan for Transfer {
         match self.stage {
             Stage::Read => {
                 let object = object(answer);
+                if object.active(now_ms).is_some() {
+                    return Next::Done(ACTIVE);
+                }
                 self.siblings = object.siblings(now_ms).into_iter().rev().collect();
                 self.seen = object.context().clone();
                 if self.siblings.is_empty() {

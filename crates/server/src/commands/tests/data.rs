@@ -389,13 +389,18 @@ fn contexts_replace_exactly_what_they_cover() {
 fn buckets_have_properties() {
     let mut fake = Fake::new();
     let defaults = "{\"n\": :3, \"r\": :2, \"w\": :2, \"conflict\": \"siblings\", \"default_ttl_ms\": nil, \
-                    \"value_bytes_max\": :1048576, \"active\": \"true\"}";
+                    \"value_bytes_max\": :1048576, \"active\": \"true\", \"aso_durability\": \"async\", \
+                    \"aso_fuel\": \"exact\", \"aso_async_ms\": :1000, \"aso_instructions\": :100000, \
+                    \"aso_memory_bytes\": :100000, \"aso_wall_ms\": :10, \"aso_messages\": :20}";
     let changed = "{\"n\": :3, \"r\": :1, \"w\": :3, \"conflict\": \"lww\", \"default_ttl_ms\": :1000, \
-                   \"value_bytes_max\": :4, \"active\": \"false\"}";
+                   \"value_bytes_max\": :4, \"active\": \"false\", \"aso_durability\": \"quorum\", \
+                   \"aso_fuel\": \"safepoints\", \"aso_async_ms\": :5, \"aso_instructions\": :100000, \
+                   \"aso_memory_bytes\": :100000, \"aso_wall_ms\": :10, \"aso_messages\": :0}";
     fake.check(&[
         ("BUCKET LIST", "[]"),
         ("BUCKET GET 5", defaults),
         ("BUCKET SET 5 R 1 w 3 conflict LWW default_ttl_ms 1000 value_bytes_max 4 active false", "OK"),
+        ("BUCKET SET 5 aso_durability Quorum ASO_FUEL safepoints aso_async_ms 5 aso_messages 0", "OK"),
         ("BUCKET GET 5", changed),
         ("BUCKET LIST", "[\"5\"]"),
         ("BUCKET GET default", defaults),
@@ -406,10 +411,14 @@ fn buckets_have_properties() {
         ("BUCKET SET 5 n 99", "-ERR n is '99': it must be a number from 1 to 16"),
         ("BUCKET SET 5 conflict maybe", "-ERR conflict is 'maybe': it must be siblings or lww"),
         ("BUCKET SET 5 active maybe", "-ERR active is 'maybe': it must be true or false"),
+        ("BUCKET SET 5 aso_durability maybe", "-ERR aso_durability is 'maybe': it must be quorum or async"),
+        ("BUCKET SET 5 aso_fuel maybe", "-ERR aso_fuel is 'maybe': it must be exact or safepoints"),
+        ("BUCKET SET 5 aso_wall_ms 101", "-ERR aso_wall_ms is '101': it must be a number from 1 to 100"),
         (
             "BUCKET SET 5 color red",
-            "-ERR unknown bucket property 'color': there are n, r, w, conflict, default_ttl_ms, value_bytes_max and \
-             active",
+            "-ERR unknown bucket property 'color': there are n, r, w, conflict, default_ttl_ms, value_bytes_max, \
+             active, aso_durability, aso_async_ms, aso_fuel, aso_instructions, aso_memory_bytes, aso_wall_ms and \
+             aso_messages",
         ),
         ("BUCKET SET 5 n", "-ERR wrong number of arguments for 'bucket|set' command"),
         ("BUCKET SET 5 n 1 r", "-ERR wrong number of arguments for 'bucket|set' command"),
