@@ -25,15 +25,17 @@ impl Collector {
         Collector { rest_until_bytes: 2 * bytes, next_step_bytes: bytes }
     }
 
-    pub fn pace(&mut self, lua: &Lua) {
-        let bytes = lua.used_memory();
+    /// `outside_bytes`: memory that Lua's values hold outside of Lua.
+    pub fn pace(&mut self, lua: &Lua, outside_bytes: usize) {
+        let bytes = lua.used_memory() + outside_bytes;
         if bytes < self.rest_until_bytes || bytes < self.next_step_bytes {
             return;
         }
         let is_cycle_done = lua.gc_step().unwrap_or(false);
         // A step sets the collector going by itself again.
         lua.gc_stop();
-        let bytes = lua.used_memory();
+        // What the step freed outside is seen at the next one.
+        let bytes = lua.used_memory() + outside_bytes;
         self.next_step_bytes = bytes + COLLECT_STEP_BYTES;
         self.rest_until_bytes = if is_cycle_done { bytes + bytes / 2 + COLLECT_STEP_BYTES } else { 0 };
     }

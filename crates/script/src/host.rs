@@ -11,11 +11,13 @@ use std::collections::VecDeque;
 use bytes::Bytes;
 use mlua::{Function, Lua, Table};
 use oort_core::active::{Caller, HostRequest, PutData, Value};
-use oort_core::types::NodeId;
+use oort_core::causality::Dot;
+use oort_core::types::{ActorId, NodeId};
 
+use crate::held::Gauge;
 use crate::limits::{LimitError, ScriptError};
 use crate::meter;
-use crate::value::{into_lua, Taker};
+use crate::value::{into_lua, Convergent, Taker};
 
 /// The key and node of a caller that may be answered once.
 pub(crate) type ReplyTo = (Bytes, NodeId);
@@ -29,6 +31,11 @@ pub(crate) struct Deferred {
 /// What host functions see of the handler that runs. One for each machine; filled before each run.
 pub(crate) struct Context {
     pub now_ms: Cell<u64>,
+    pub actor: Cell<u64>,
+    /// The counter of the object's last dot since it was loaded.
+    pub last_dot: Cell<u64>,
+    /// Memory of all convergent values of the machine.
+    pub gauge: Gauge,
     pub random: Cell<u64>,
     pub node_ip: RefCell<String>,
     pub node_id: RefCell<String>,
@@ -48,6 +55,9 @@ impl Context {
     pub fn new() -> Context {
         Context {
             now_ms: Cell::new(0),
+            actor: Cell::new(0),
+            last_dot: Cell::new(0),
+            gauge: Gauge::default(),
             random: Cell::new(1),
             node_ip: RefCell::default(),
             node_id: RefCell::default(),
@@ -61,6 +71,16 @@ impl Context {
             pending: RefCell::default(),
             deferred: RefCell::default(),
         }
+    }
+
+    /// The name of a write that comes after all that have been `seen`. `None`: there are no numbers left, which takes
+    /// a forged one.
+    pub fn next_dot(&self, seen: u64) -> Option<Dot> {
+        const MS_MAX: u64 = (1 << 48) - 1;
+        let clock = self.now_ms.get().min(MS_MAX) << 16;
+        let counter = seen.max(self.last_dot.get()).checked_add(1)?.max(clock);
+        self.last_dot.set(counter);
+        Some(Dot { counter, actor: ActorId(self.actor.get()) })
     }
 
     /// A number in 0..1 from the seed of this call (SplitMix64).
@@ -170,7 +190,7 @@ impl Context {
     }
 
     fn take(&self, value: &mlua::Value) -> mlua::Result<Value> {
-        let taken = Taker::new(self.bytes_max.get()).take(value);
+        let taken = Taker::new(self.bytes_max.get(), Convergent::Plain).take(value);
         taken.map_err(|refusal| fault(&refusal.at("the value to put").to_string()))
     }
 
@@ -187,7 +207,7 @@ fn other_key() -> mlua::Error {
     fault("an object reaches only its own key")
 }
 
-fn fault(text: &str) -> mlua::Error {
+pub(crate) fn fault(text: &str) -> mlua::Error {
     mlua::Error::RuntimeError(text.to_string())
 }
 

@@ -22,21 +22,44 @@
 //! # Ok::<(), oort_script::ScriptError>(())
 //! ```
 //!
+//! # Convergent values
+//!
+//! A field may hold a value that converges: `aso.hits = comet.counter()`, and likewise `comet.set()`, `comet.map()` and
+//! `comet.register()` (`methods` has the list of what they can do). When two nodes ran the same object at once, as on
+//! the two sides of a split, [`Machine`]'s `join` merges such values where they stand at equal places of both states,
+//! in tables and globals too, and loses no addition; of all other data one of the states stays. `convergent` has the
+//! semantics.
+//!
+//! They are no tables: no function of Lua reaches into them. In what leaves the sandbox they are plain data: a counter
+//! is an integer, a set an array, a map a map and a register its value. They count against the limits of their object,
+//! and each operation costs instructions in proportion to its work.
+//!
+//! A new value in the place of an old one is no reset: other nodes may still hold the old one, and both are joined. So
+//! a counter is set back with `self.hits:add(-self.hits:value())`, and a set is emptied element by element. A field
+//! that is set to `nil` comes back from nodes that have it.
+//!
 //! The language is Luau. Source: Comet (OSDI 2010, §3), DESIGN §5. Differs: a handler may simply wait for `get`,
 //! `put` and `lookup`; callbacks run when the handler has returned, within its limits.
 
 mod limits;
-mod value;
+mod failure;
 mod meter;
+mod codec;
+mod convergent;
+mod held;
+mod value;
 mod shape;
 mod host;
+mod methods;
 mod library;
 mod collector;
-mod failure;
+mod join;
 mod object;
 mod vm;
 mod machine;
 
+pub use codec::{encode, LEVELS_MAX};
+pub use held::decode;
 pub use limits::{LimitError, ScriptError, Unkeepable, COMET_LIMITS, SAFEPOINT_COST, WORKING_BYTES};
 pub use machine::Machine;
 pub use meter::Clock;
@@ -45,5 +68,4 @@ pub use oort_core::active::{
     Answer, Caller, CallerPlace, Done, Facts, Fuel, HostRequest, HostResult, Invocation, Limits, PutData,
     Value,
 };
-pub use value::{decode, encode, LEVELS_MAX};
 pub use vm::{Config, Step, Suspended, Vm};

@@ -7,8 +7,10 @@ use std::rc::Rc;
 
 use mlua::{Function, Lua, LuaString, Table};
 
+use crate::failure::{failure, is_memory};
 use crate::host::Context;
 use crate::meter;
+use crate::methods;
 
 /// The names that objects see; everything else that Luau has is out of their reach.
 const BASE: [&str; 21] = [
@@ -88,7 +90,7 @@ fn host(lua: &Lua, context: &Rc<Context>) -> mlua::Result<Table> {
     let host = lua.create_table()?;
     host.raw_set("charge", lua.create_function(|_, cost: f64| charge(cost))?)?;
     host.raw_set("charge_sort", lua.create_function(|_, t: mlua::Value| charge(sort_cost(&t)))?)?;
-    host.raw_set("caught", lua.create_function(|_, error: mlua::Value| caught(&error))?)?;
+    host.raw_set("caught", lua.create_function(|lua, error: mlua::Value| caught(lua, error))?)?;
     let c = context.clone();
     host.raw_set("random", lua.create_function(move |_, ()| Ok(c.random()))?)?;
     let c = context.clone();
@@ -129,21 +131,13 @@ fn facts(lua: &Lua, context: &Rc<Context>) -> mlua::Result<Table> {
         Ok(())
     };
     facts.raw_set("deleteSelf", lua.create_function(delete)?)?;
+    methods::install(lua, context, &facts)?;
     Ok(facts)
-}
-
-/// An error for the sake of the jump: what is reported is what the meter holds.
-fn end_if_tripped() -> mlua::Result<()> {
-    match meter::is_tripped() {
-        true => Err(mlua::Error::RuntimeError("limit".to_string())),
-        false => Ok(()),
-    }
 }
 
 fn charge(cost: f64) -> mlua::Result<()> {
     // Too large a float becomes the greatest integer; none is NaN, being a product of lengths.
-    meter::charge(cost as i64);
-    end_if_tripped()
+    meter::spend(cost as i64)
 }
 
 /// Comparisons of a sort without comparator, each dearer the longer the strings are.
@@ -160,16 +154,20 @@ fn sort_cost(table: &mlua::Value) -> f64 {
     count * (count + 1.0).log2() * (1.0 + longest as f64 / 64.0)
 }
 
-/// Called with each error that `pcall` caught: limits are thrown on, and want of memory becomes one.
-fn caught(error: &mlua::Value) -> mlua::Result<()> {
-    let is_memory = match error {
+/// Called with each error that `pcall` caught: limits are thrown on, and want of memory becomes one. Returns the error
+/// as objects see it: those of host functions are their message.
+fn caught(lua: &Lua, error: mlua::Value) -> mlua::Result<mlua::Value> {
+    let is_memory = match &error {
         mlua::Value::String(text) => text.as_bytes()[..] == *b"not enough memory",
-        mlua::Value::Error(error) => matches!(**error, mlua::Error::MemoryError(_)),
+        mlua::Value::Error(error) => is_memory(error),
         _ => false,
     };
     if is_memory {
         meter::trip_working_memory();
     }
-    meter::charge(CAUGHT_ERROR_COST);
-    end_if_tripped()
+    meter::spend(CAUGHT_ERROR_COST)?;
+    match error {
+        mlua::Value::Error(error) => Ok(mlua::Value::String(lua.create_string(failure(&error).0)?)),
+        other => Ok(other),
+    }
 }

@@ -7,12 +7,13 @@ use oort_core::active::{Fuel, Limits};
 /// Instructions that one safepoint stands for: there is one for each 4 to 12.
 pub const SAFEPOINT_COST: i64 = 8;
 
-/// What one call may allocate in bytes, garbage included: nothing is collected while a handler runs. Too small: handlers
-/// that join strings in a loop fail. Too large: hostile calls leave more for the collector.
+/// What one call may allocate in bytes, garbage and what convergent values take included: nothing is collected while a
+/// handler runs. Too small: handlers that join strings in a loop fail. Too large: hostile calls leave more for the
+/// collector.
 pub const WORKING_BYTES: usize = 1 << 20;
 
-/// Comet's limits (OSDI 2010, §3.2), with time for them: instructions cost a few milliseconds at most, and the bound on
-/// time is there for what C functions take beyond them.
+/// Comet's limits (OSDI 2010, §3.2), and one on time: instructions cost a few milliseconds at most, the bound on time
+/// is there for what C functions take beyond them.
 pub const COMET_LIMITS: Limits =
     Limits { fuel: Fuel::Exact, instructions: 100_000, memory_bytes: 100_000, wall_us: 10_000, messages: 20 };
 

@@ -104,8 +104,7 @@ impl Sandbox for Machine {
 
     fn join(&mut self, key: &ObjectKey, state: &Bytes) -> Result<bool, Failure> {
         let (vm, resident) = self.resident(key);
-        let own = vm.encode(&mut resident.object).map_err(failure)?;
-        Ok(own[..] == state[..])
+        vm.join(&mut resident.object, state).map_err(failure)
     }
 
     fn refill_messages(&mut self, key: &ObjectKey) {

@@ -135,6 +135,30 @@ pub(crate) fn charge(cost: i64) {
     COUNTERS.with(|c| c.charge(cost));
 }
 
+/// Takes fuel, and ends the call if there is none left.
+pub(crate) fn spend(cost: i64) -> mlua::Result<()> {
+    charge(cost);
+    end_if_tripped()
+}
+
+/// An error for the sake of the jump: what is reported is what the meter holds.
+pub(crate) fn end_if_tripped() -> mlua::Result<()> {
+    match is_tripped() {
+        true => Err(mlua::Error::RuntimeError("limit".to_string())),
+        false => Ok(()),
+    }
+}
+
+/// Counts memory outside of Lua against what the call may allocate.
+pub(crate) fn note_allocated(bytes: isize) {
+    COUNTERS.with(|c| {
+        if c.on.get() {
+            let left = c.heap_bytes_max.get().checked_add_signed(-bytes);
+            c.heap_bytes_max.set(left.unwrap_or(if bytes > 0 { 0 } else { usize::MAX }));
+        }
+    });
+}
+
 impl Counters {
     fn trip(&self, limit: LimitError) {
         if self.on.get() && self.tripped.get().is_none() {

@@ -11,9 +11,12 @@ use bytes::Bytes;
 use mlua::{Function, Lua, Table};
 use oort_core::active::{Limits, Value};
 
+use crate::codec::{decode_veiled, encode};
+use crate::held::{self, Gauge};
+use crate::join;
 use crate::limits::{LimitError, ScriptError, Unkeepable};
 use crate::shape::Shape;
-use crate::value::{decode, encode, into_lua, Refusal, Taker};
+use crate::value::{into_lua, state_into_lua, Convergent, Refusal, Taker};
 
 /// The names under which code finds its object.
 pub(crate) const OBJECT_NAMES: [&str; 3] = ["aso", "object", "self"];
@@ -49,6 +52,8 @@ pub struct Object {
     pub(crate) key: Bytes,
     /// Which load of the machine made it.
     pub(crate) load: u64,
+    /// The counter of the last dot that its calls took.
+    pub(crate) last_dot: u64,
     pub(crate) limits: Limits,
     pub(crate) messages_left: u32,
     /// Allocated by its calls since its state was last measured.
@@ -83,7 +88,7 @@ impl Object {
     /// Errors: `Unkeepable`.
     pub fn field(&self, name: &str) -> Result<Value, ScriptError> {
         let value: mlua::Value = self.fields.raw_get(name)?;
-        Taker::new(self.limits.memory_bytes as usize).take(&value).map_err(|r| r.at(&format!("self.{name}")))
+        self.taker(Convergent::Plain).take(&value).map_err(|r| r.at(&format!("self.{name}")))
     }
 
     /// All fields that are data, as a map.
@@ -92,7 +97,7 @@ impl Object {
     pub fn fields(&self) -> Result<Value, ScriptError> {
         let empty = Baseline::default();
         let baseline = self.code.baseline.get().unwrap_or(&empty);
-        let mut taker = Taker::new(self.limits.memory_bytes as usize);
+        let mut taker = self.taker(Convergent::Plain);
         let fields = kept(&mut taker, &self.fields, &baseline.fields, &[], "self");
         fields.map(Value::Map).map_err(|error| too_large(error, &self.limits))
     }
@@ -101,20 +106,30 @@ impl Object {
     ///
     /// Errors: as [`Object::fields`].
     pub(crate) fn encode(&mut self) -> Result<Vec<u8>, ScriptError> {
-        let empty = Baseline::default();
-        let baseline = self.code.baseline.get().unwrap_or(&empty);
-        let mut taker = Taker::new(self.limits.memory_bytes as usize);
-        let fields = kept(&mut taker, &self.fields, &baseline.fields, &[], "self");
-        let fields = fields.map_err(|error| too_large(error, &self.limits))?;
-        let globals = kept(&mut taker, &self.globals, &baseline.globals, &OBJECT_NAMES, "the global");
-        let mut globals = globals.map_err(|error| too_large(error, &self.limits))?;
-        globals.retain(|(name, value)| !is_made(baseline, name, value));
+        let [fields, globals] = self.state()?;
         let state = encode(&Value::Array(vec![Value::Map(fields), Value::Map(globals)]));
         if self.code.source.len() + state.len() > self.limits.memory_bytes as usize {
             return Err(memory_limit(&self.limits));
         }
         self.unmeasured_bytes = 0;
         Ok(state)
+    }
+
+    /// What is kept of fields and globals.
+    fn state(&self) -> Result<[Entries; 2], ScriptError> {
+        let empty = Baseline::default();
+        let baseline = self.code.baseline.get().unwrap_or(&empty);
+        let mut taker = self.taker(Convergent::Veiled);
+        let fields = kept(&mut taker, &self.fields, &baseline.fields, &[], "self");
+        let fields = fields.map_err(|error| too_large(error, &self.limits))?;
+        let globals = kept(&mut taker, &self.globals, &baseline.globals, &OBJECT_NAMES, "the global");
+        let mut globals = globals.map_err(|error| too_large(error, &self.limits))?;
+        globals.retain(|(name, value)| !is_made(baseline, name, value));
+        Ok([fields, globals])
+    }
+
+    fn taker(&self, convergent: Convergent) -> Taker {
+        Taker::new(self.limits.memory_bytes as usize, convergent)
     }
 
     /// Only the size is of interest: what cannot be kept is said when it shall be kept.
@@ -134,7 +149,7 @@ impl Object {
             let mut made = BTreeMap::new();
             table.for_each(|name: mlua::Value, value: mlua::Value| {
                 if let mlua::Value::String(name) = name {
-                    let taken = Taker::new(self.limits.memory_bytes as usize).take(&value);
+                    let taken = self.taker(Convergent::Veiled).take(&value);
                     let is = match taken {
                         Ok(data) => Made::Data(data),
                         Err(Refusal { reason: Unkeepable::TooLarge { .. }, .. }) => return Ok(()),
@@ -155,8 +170,8 @@ impl Object {
     /// Puts the fields and globals of a state in place of those that the source made.
     ///
     /// Errors: `BadState`.
-    pub(crate) fn restore(&self, lua: &Lua, state: &[u8]) -> Result<(), ScriptError> {
-        let [fields, globals] = parts(decode(state)?)?;
+    pub(crate) fn restore(&self, lua: &Lua, gauge: &Gauge, state: &[u8]) -> Result<(), ScriptError> {
+        let [fields, globals] = parts(decode_veiled(state)?)?;
         let made_code = |name: &mlua::Value| match (name, self.code.baseline.get()) {
             (mlua::Value::String(name), Some(baseline)) => {
                 matches!(baseline.fields.get(&name.as_bytes()[..]), Some(Made::Code))
@@ -175,13 +190,30 @@ impl Object {
         }
         for (table, entries) in [(&self.fields, fields), (&self.globals, globals)] {
             for (name, value) in entries {
-                let is_key = !matches!(name, Value::Nil | Value::Array(_) | Value::Map(_));
-                if is_key && !matches!(name, Value::Number(n) if n.is_nan()) {
-                    table.raw_set(into_lua(lua, &name)?, into_lua(lua, &value)?)?;
+                if !is_object_name(&name) {
+                    table.raw_set(into_lua(lua, &name)?, state_into_lua(lua, gauge, &value)?)?;
                 }
             }
         }
         Ok(())
+    }
+
+    /// Joins a concurrent state of the same object into this one: convergent values at equal places are joined, also
+    /// those that only the other has, with the tables around them. All else stays as it is. True if nothing but
+    /// convergent values differed, so that nothing of the other state is lost.
+    ///
+    /// Errors: `BadState`; whatever the own state cannot keep; the limit on memory, if they are too large together.
+    pub(crate) fn join(&mut self, lua: &Lua, gauge: &Gauge, state: &[u8]) -> Result<bool, ScriptError> {
+        let theirs = parts(decode_veiled(state)?)?;
+        let ours = self.state()?;
+        let mut is_lossless = true;
+        for ((table, ours), theirs) in [&self.fields, &self.globals].into_iter().zip(ours).zip(theirs) {
+            is_lossless &= join::differ_in_convergent_only(&ours, &theirs);
+            let theirs = theirs.iter().filter(|(name, _)| !is_object_name(name));
+            is_lossless &= join::join_table(lua, gauge, table, theirs)?;
+        }
+        self.measure()?;
+        Ok(is_lossless)
     }
 }
 
@@ -189,8 +221,8 @@ impl Object {
 ///
 /// Errors: `BadState`.
 pub fn state_fields(state: &[u8]) -> Result<Value, ScriptError> {
-    let [fields, _] = parts(decode(state)?)?;
-    Ok(Value::Map(fields))
+    let [fields, _] = parts(decode_veiled(state)?)?;
+    held::unveil(Value::Map(fields))
 }
 
 /// The error of an object whose code and state are too large.
@@ -200,6 +232,10 @@ pub(crate) fn memory_limit(limits: &Limits) -> ScriptError {
 }
 
 type Entries = Vec<(Value, Value)>;
+
+fn is_object_name(name: &Value) -> bool {
+    matches!(name, Value::Bytes(name) if OBJECT_NAMES.iter().any(|object| object.as_bytes() == name))
+}
 
 /// The fields and the globals of a decoded state.
 fn parts(state: Value) -> Result<[Entries; 2], ScriptError> {

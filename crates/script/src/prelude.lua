@@ -7,9 +7,9 @@ local raw_pcall, raw_xpcall, raw_sort, rawequal, error = raw.pcall, raw.xpcall, 
 
 local function kept(ok, ...)
   if not ok then
-    host.caught((...))
+    return false, host.caught((...))
   end
-  return ok, ...
+  return true, ...
 end
 
 function raw.pcall(f, ...)
@@ -36,7 +36,8 @@ function string.format(text, ...)
   if type(text) == "string" and find(text, "%*", 1, true) then
     local count, shown = select("#", ...), { ... }
     for at = 1, count do
-      if type(shown[at]) == "table" or type(shown[at]) == "function" then
+      local kind = type(shown[at])
+      if kind == "table" or kind == "function" or kind == "userdata" then
         shown[at] = tostring(shown[at])
       end
     end

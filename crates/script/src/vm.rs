@@ -1,8 +1,8 @@
 //! The machine: one for each core, shared by the objects that live there.
 //!
-//! A source is compiled once. The environment of an object falls back to the read-only library. A handler runs on a thread of its own, taken from a pool, so that it
-//! can wait for its node: `call` then returns [`Step::Suspended`], and `resume` goes on. One handler of an object
-//! runs at a time, suspended ones included: that is for the owner to keep.
+//! A source is compiled once. The environment of an object falls back to the read-only library. A handler runs on a
+//! thread of its own, taken from a pool, so that it can wait for its node: `call` then returns [`Step::Suspended`], and
+//! `resume` goes on. One handler of an object runs at a time, suspended ones included: that is for the owner to keep.
 //!
 //! Nothing is collected while a handler runs, so what it may allocate does not depend on its neighbours. Between
 //! handlers the collector gets as much work as they made for it.
@@ -26,7 +26,7 @@ use crate::limits::{ScriptError, WORKING_BYTES};
 use crate::meter::{self, Clock, Left};
 use crate::object::{memory_limit, Code, Object, OBJECT_NAMES};
 use crate::shape::Shape;
-use crate::value::{into_lua, Taker};
+use crate::value::{into_lua, Convergent, Taker};
 
 /// Idle threads that are kept for the next calls.
 const IDLE_THREADS_MAX: usize = 64;
@@ -183,6 +183,7 @@ impl Vm {
             globals,
             key,
             load: self.loads,
+            last_dot: 0,
             limits,
             messages_left,
             unmeasured_bytes: 0,
@@ -196,11 +197,11 @@ impl Vm {
         self.adopt_functions(&object)?;
         object.note_baseline()?;
         match state {
-            Some(state) => object.restore(&self.lua, state)?,
+            Some(state) => object.restore(&self.lua, &self.context.gauge, state)?,
             // What is new may be too large already.
             None => object.measure()?,
         }
-        self.collector.pace(&self.lua);
+        self.collector.pace(&self.lua, self.context.gauge.bytes());
         Ok(object)
     }
 
@@ -257,6 +258,11 @@ impl Vm {
         object.encode()
     }
 
+    /// Joins a concurrent state of the same object into this one. See [`Object::join`].
+    pub fn join(&mut self, object: &mut Object, state: &[u8]) -> Result<bool, ScriptError> {
+        object.join(&self.lua, &self.context.gauge, state)
+    }
+
     /// Sets a field to data. Errors: `Machine`, without memory.
     pub fn set_field(&mut self, object: &mut Object, name: &str, value: &Value) -> Result<(), ScriptError> {
         let heap_before = self.lua.used_memory();
@@ -267,7 +273,7 @@ impl Vm {
 
     /// Bytes of the whole machine.
     pub fn used_bytes(&self) -> usize {
-        self.lua.used_memory()
+        self.lua.used_memory() + self.context.gauge.bytes()
     }
 
     /// Collects all garbage at once. For tests and measurements: it takes as long as the machine is large.
@@ -311,6 +317,7 @@ impl Vm {
         self.enter(object, &run);
         let (result, _) = self.turn(object, &thread, run.left, MultiValue::new());
         let returned = result?;
+        object.last_dot = self.context.last_dot.get();
         if thread.status() == ThreadStatus::Resumable || !self.context.deferred.borrow().is_empty() {
             self.context.deferred.borrow_mut().clear();
             return Err(cannot_wait_while_loading());
@@ -395,13 +402,13 @@ impl Vm {
     /// Runs a thread until it ends or waits, and then whatever callbacks it left.
     fn drive(&mut self, object: &mut Object, thread: Thread, arguments: MultiValue, mut run: Run) -> Step {
         self.enter(object, &run);
-        let heap_before = self.lua.used_memory();
+        let heap_before = self.used_bytes();
         let (result, left) = self.turn(object, &thread, run.left, arguments);
         self.leave(object, &mut run, left);
-        let allocated = self.lua.used_memory().saturating_sub(heap_before);
+        let allocated = self.used_bytes().saturating_sub(heap_before);
         object.unmeasured_bytes += allocated;
         object.allocated_bytes += allocated;
-        self.collector.pace(&self.lua);
+        self.collector.pace(&self.lua, self.context.gauge.bytes());
         let returned = match result {
             Ok(returned) => returned,
             Err(error) => return Step::Failed(error),
@@ -449,9 +456,10 @@ impl Vm {
     fn load_anew(&mut self, object: &mut Object, facts: Facts) -> Result<(), ScriptError> {
         let state = object.encode()?;
         let (key, source, limits) = (object.key.clone(), object.code.source.clone(), object.limits);
-        let messages_left = object.messages_left;
+        let (messages_left, last_dot) = (object.messages_left, object.last_dot);
         *object = self.load(key, &source, Some(&state), limits, facts)?;
         object.messages_left = messages_left;
+        object.last_dot = object.last_dot.max(last_dot);
         Ok(())
     }
 
@@ -460,7 +468,7 @@ impl Vm {
         if matches!(&first, mlua::Value::Table(table) if *table == object.fields) {
             return Ok(Answer::Object);
         }
-        let taken = Taker::new(object.limits.memory_bytes as usize).take(&first);
+        let taken = Taker::new(object.limits.memory_bytes as usize, Convergent::Plain).take(&first);
         taken.map(Answer::Value).map_err(|refusal| refusal.at("the result"))
     }
 
@@ -468,6 +476,8 @@ impl Vm {
     fn enter(&self, object: &Object, run: &Run) {
         let context = &self.context;
         context.now_ms.set(run.facts.now_ms);
+        context.actor.set(run.facts.actor);
+        context.last_dot.set(object.last_dot);
         context.random.set(run.random);
         *context.key.borrow_mut() = object.key.clone();
         *context.object.borrow_mut() = Some(object.fields.clone());
@@ -489,6 +499,7 @@ impl Vm {
         run.is_deleted = context.is_deleted.get();
         run.deferred.append(&mut context.deferred.borrow_mut());
         object.messages_left = context.messages_left.get();
+        object.last_dot = context.last_dot.get();
         *context.object.borrow_mut() = None;
     }
 
