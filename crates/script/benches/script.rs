@@ -19,6 +19,7 @@ const COUNTER: &str = "aso.value = 'Hello world!' aso.getCount = 0
 function onGet() self.getCount = self.getCount + 1 return {self.value, self.getCount} end";
 const WITH_CALLER: &str = "aso.getCount = 0
 function aso:onGet(caller) self.getCount = self.getCount + 1 self.last = caller.ip return self.getCount end";
+const CONVERGENT: &str = "aso.hits = comet.counter() function onGet() return self.hits:add() end";
 const BARE: &str = "function onGet() end";
 const LOOP: &str = "function onGet() local x = 0 for i = 1, 10000 do x = x + i % 7 end return x end";
 const FACTS: Facts = Facts { now_ms: 1_700_000_000_000, seed: 7, actor: 1 };
@@ -58,7 +59,6 @@ fn counter(bencher: Bencher, fuel: Fuel) {
 #[divan::bench(args = MODES)]
 fn counter_by_key(bencher: Bencher, fuel: Fuel) {
     let mut machine = Machine::new(|| 0).expect("a machine starts");
-    let key = |n: usize| ObjectKey::new(b"bucket", format!("key {n}").as_bytes()).expect("it is short");
     for n in 0..1000 {
         machine.load(&key(n), &COUNTER.into(), None, &limits(fuel), FACTS).expect("the object loads");
     }
@@ -98,21 +98,75 @@ fn load_object_of_known_code(bencher: Bencher) {
     });
 }
 
-/// Not a time: what 10,000 resident objects take. Printed once.
+/// Not a time: what 10,000 resident objects take, and what is left of them when they are unloaded. Printed once.
 #[divan::bench(sample_count = 1, sample_size = 1)]
 fn memory_of_objects(bencher: Bencher) {
+    const OBJECTS: usize = 10_000;
     bencher.bench_local(|| {
-        let (mut vm, _first) = make(COUNTER, Fuel::Exact);
-        vm.collect().expect("it collects");
-        let before = vm.used_bytes();
+        let mut machine = Machine::new(|| 0).expect("a machine starts");
+        let keys: Vec<ObjectKey> = (0..OBJECTS).map(key).collect();
         let limits = limits(Fuel::Exact);
-        let load = |vm: &mut Vm| vm.load("key".into(), COUNTER.as_bytes(), None, limits, FACTS);
-        let objects: Vec<_> = (0..10_000).map(|_| load(&mut vm).expect("it loads")).collect();
-        vm.collect().expect("it collects");
+        let source = COUNTER.into();
+        machine.load(&keys[0], &source, None, &limits, FACTS).expect("the object loads");
+        machine.collect().expect("it collects");
+        let (used, resident) = (machine.used_bytes(), resident_bytes());
+        for key in &keys[1..] {
+            machine.load(key, &source, None, &limits, FACTS).expect("the object loads");
+        }
+        machine.collect().expect("it collects");
+        let each = |bytes: usize, before: usize| bytes.saturating_sub(before) / OBJECTS;
+        let loaded = [each(machine.used_bytes(), used), each(resident_bytes(), resident)];
+        keys[1..].iter().for_each(|key| machine.unload(key));
+        machine.collect().expect("it collects");
+        let left = each(machine.used_bytes(), used);
         println!(
-            "{} bytes of Lua memory for each object that shares its code",
-            (vm.used_bytes() - before) / 10_000
+            "bytes for each object that shares its code: {} counted, {} resident;",
+            loaded[0], loaded[1]
         );
-        objects.len()
+        println!("{left} counted when it is unloaded");
+    });
+}
+
+fn key(n: usize) -> ObjectKey {
+    ObjectKey::new(b"bucket", format!("key {n}").as_bytes()).expect("it is short")
+}
+
+/// Memory of this process, where the system tells it.
+fn resident_bytes() -> usize {
+    let pages = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    pages.split(' ').nth(1).and_then(|pages| pages.parse().ok()).unwrap_or(0) * 4096
+}
+
+#[divan::bench(args = MODES)]
+fn convergent_counter(bencher: Bencher, fuel: Fuel) {
+    call(bencher, CONVERGENT, fuel, CallerPlace::None);
+}
+
+#[divan::bench]
+fn encode_convergent_counter(bencher: Bencher) {
+    let (mut vm, mut object) = make(CONVERGENT, Fuel::Exact);
+    bencher.bench_local(|| vm.encode(&mut object).expect("it can be kept"));
+}
+
+/// A set of 1,000 elements, half of which another replica has not seen.
+#[divan::bench]
+fn join_sets(bencher: Bencher) {
+    let source = "aso.s = comet.set() function onGet() for i = 1, 500 do self.s:add(i) end end";
+    let states: Vec<Vec<u8>> = (0..2)
+        .map(|actor| {
+            let (mut vm, mut object) = make(source, Fuel::Exact);
+            let facts = Facts { actor, ..FACTS };
+            let invocation =
+                Invocation { function: "onGet", caller: CallerPlace::None, arguments: &[], facts };
+            assert!(matches!(vm.call(&mut object, &invocation), Step::Done(_)));
+            vm.encode(&mut object).expect("it can be kept")
+        })
+        .collect();
+    let (mut vm, _) = make(source, Fuel::Exact);
+    bencher.bench_local(|| {
+        let mut object = vm
+            .load("key".into(), source.as_bytes(), Some(&states[0]), limits(Fuel::Exact), FACTS)
+            .expect("it loads");
+        vm.join(&mut object, &states[1]).expect("it joins")
     });
 }

@@ -160,8 +160,11 @@ impl Context {
         Ok(HostRequest::Get { nodes: nodes(arguments.pop_front())? })
     }
 
-    /// `put(data)`, `put(data, nodes)`, `put(key, data)`, `put(key, data, nodes)`. Of two arguments, the first is a
-    /// key if it is the object's own or the caller's.
+    /// `put(data)`, `put(data, nodes)`, `put(key, data)`, `put(key, data, nodes)`.
+    ///
+    /// Of two arguments, the first is a key if it is the object's own or the caller's. Any other string is data only if
+    /// the second argument is a table that names nodes. Else it was meant to be a key, and an object reaches only its
+    /// own: `put("other", "text")` must not store "other" at a node "text".
     fn put(&self, mut arguments: VecDeque<mlua::Value>) -> mlua::Result<HostRequest> {
         let key = match arguments.front() {
             Some(mlua::Value::String(key)) if arguments.len() >= 2 => key.as_bytes().to_vec(),
@@ -171,6 +174,12 @@ impl Context {
         let reply_to = self.reply_to.borrow().clone().filter(|(caller, _)| *caller == key && !is_own);
         if is_own || reply_to.is_some() {
             arguments.pop_front();
+        } else if arguments.len() == 2 && matches!(arguments[0], mlua::Value::String(_)) {
+            let second = &arguments[1];
+            let may_be_nodes = matches!(second, mlua::Value::Table(_)) && !self.is_object(second);
+            if !may_be_nodes || nodes(Some(second.clone())).map_or(true, |nodes| nodes.is_empty()) {
+                return Err(other_key());
+            }
         } else if arguments.len() > 2 {
             self.check_own(&arguments.pop_front().unwrap_or(mlua::Value::Nil))?;
         }
@@ -184,9 +193,12 @@ impl Context {
             *self.reply_to.borrow_mut() = None;
             return Ok(HostRequest::Reply { key: key.to_vec(), node, value: self.take(&data)? });
         }
-        let is_object = matches!((&data, &*self.object.borrow()), (mlua::Value::Table(a), Some(b)) if a == b);
-        let data = if is_object { PutData::Object } else { PutData::Value(self.take(&data)?) };
+        let data = if self.is_object(&data) { PutData::Object } else { PutData::Value(self.take(&data)?) };
         Ok(HostRequest::Put { data, nodes })
+    }
+
+    fn is_object(&self, value: &mlua::Value) -> bool {
+        matches!((value, &*self.object.borrow()), (mlua::Value::Table(a), Some(b)) if a == b)
     }
 
     fn take(&self, value: &mlua::Value) -> mlua::Result<Value> {
@@ -234,7 +246,7 @@ fn nodes(value: Option<mlua::Value>) -> mlua::Result<Vec<Vec<u8>>> {
         for at in 1..=list.raw_len().min(NODES_MAX) {
             nodes.extend(node(&list.raw_get(at)?));
         }
-        if nodes.len() == list.raw_len() {
+        if nodes.len() == list.raw_len() && (!nodes.is_empty() || list.is_empty()) {
             return Ok(nodes);
         }
     }

@@ -13,10 +13,16 @@ use crate::meter::Clock;
 use crate::object::{state_fields, Object};
 use crate::vm::{Config, Step, Suspended, Vm};
 
+/// The table of objects shrinks when it has this many times the places that it needs.
+const SPARE_FACTOR: usize = 8;
+/// The table of fewer objects does not.
+const SPARE_MIN: usize = 64;
+
 /// A virtual machine with the objects that were loaded into it.
 pub struct Machine {
     vm: Vm,
-    objects: HashMap<ObjectKey, Resident, KeyHash>,
+    /// Boxed: free places of the table are small.
+    objects: HashMap<ObjectKey, Box<Resident>, KeyHash>,
 }
 
 struct Resident {
@@ -33,6 +39,13 @@ impl Machine {
     pub fn new(clock: Clock) -> Result<Machine, ScriptError> {
         let vm = Vm::new(Config { clock, ..Config::default() })?;
         Ok(Machine { vm, objects: HashMap::with_hasher(KeyHash::new()) })
+    }
+
+    /// Collects all garbage at once. For tests and measurements: it takes as long as the machine is large.
+    ///
+    /// Errors: `Machine`.
+    pub fn collect(&mut self) -> Result<(), ScriptError> {
+        self.vm.collect()
     }
 
     fn object(&self, key: &ObjectKey) -> &Object {
@@ -58,7 +71,7 @@ impl Sandbox for Machine {
         self.objects.remove(key);
         let state = state.map(|state| &state[..]);
         let object = self.vm.load(key.key_bytes(), source, state, *limits, facts).map_err(failure)?;
-        self.objects.insert(key.clone(), Resident { object, waiting: None });
+        self.objects.insert(key.clone(), Box::new(Resident { object, waiting: None }));
         Ok(())
     }
 
@@ -117,6 +130,9 @@ impl Sandbox for Machine {
 
     fn unload(&mut self, key: &ObjectKey) {
         self.objects.remove(key);
+        if self.objects.capacity() > SPARE_FACTOR * self.objects.len().max(SPARE_MIN) {
+            self.objects.shrink_to(2 * self.objects.len());
+        }
     }
 
     fn set_node(&mut self, ip: &str, id: &str) {
@@ -124,9 +140,11 @@ impl Sandbox for Machine {
     }
 
     fn used_bytes(&self) -> usize {
-        // A byte of the table is the control byte of an entry.
-        let entry_bytes = size_of::<(ObjectKey, Resident)>() + 1;
-        self.vm.used_bytes() + self.objects.capacity() * entry_bytes
+        // One byte more is the table's own.
+        let entry_bytes = size_of::<(ObjectKey, Box<Resident>)>() + 1;
+        let outside_bytes =
+            self.objects.capacity() * entry_bytes + self.objects.len() * size_of::<Resident>();
+        self.vm.used_bytes() + outside_bytes
     }
 }
 

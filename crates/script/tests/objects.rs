@@ -158,6 +158,10 @@ fn every_form_of_a_host_call_is_understood() {
         ("comet.put('key', 'value', {'a'})", put("value".into(), &["a"])),
         ("comet.put(comet.getASOKey(), {x = 1}, 'a')", put(Value::Map(vec![("x".into(), 1.into())]), &["a"])),
         ("comet.put('key', 7)", put(7.into(), &[])),
+        ("comet.put('key', 'a')", put("a".into(), &[])),
+        ("comet.put('value', {id = 'a'})", put("value".into(), &["a"])),
+        ("comet.put('value', nil)", put("value".into(), &[])),
+        ("comet.put(7, 'a')", put(7.into(), &["a"])),
     ];
     let mut vm = vm();
     for (call, wanted) in cases {
