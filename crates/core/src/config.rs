@@ -44,6 +44,8 @@ pub enum Sabotage {
     KeepActor,
     /// A changed ring settles before data have moved.
     SettleEarly,
+    /// Of the versions of an active object that two homes wrote, the newest one is taken.
+    KeepOneHome,
     /// Deleted objects are forgotten when they are found.
     ForgetUnasked,
 }

@@ -7,8 +7,8 @@
 //! The submodules are one `impl Node` in parts: `coordinate` takes requests, `gets` and `puts` run them, `listing`
 //! scans, `overdue` goes on without what came too late, `serve` answers other coordinators, `background` gossips and
 //! hands hints over, `entropy` compares partitions and mends what differs, `collect` forgets deleted objects, `moving`
-//! changes the ring; `active` runs objects that carry code, with `homes`, `residents`, `creation` and `hosting`. Follow a
-//! put from `puts::start_update`.
+//! changes the ring; `active` runs objects that carry code, with `homes`, `residents`, `creation` and `hosting`. Follow
+//! a put from `puts::start_update`.
 
 mod active;
 mod background;

@@ -9,10 +9,14 @@ use oort_sim::faults::Faults;
 const SEEDS: u64 = 240;
 
 fn caught(tweak: fn(&mut NodeConfig), faults: &str, by: &[&str]) {
+    caught_among(false, tweak, faults, by)
+}
+
+fn caught_among(active: bool, tweak: fn(&mut NodeConfig), faults: &str, by: &[&str]) {
     let faults: Faults = faults.parse().unwrap();
     let mut blamed = Vec::new();
     for seed in 1..=SEEDS {
-        let setup = Setup { faults, tweak: Some(tweak), ..Setup::new(seed) };
+        let setup = Setup { faults, active, tweak: Some(tweak), ..Setup::new(seed) };
         for violation in run(&setup).violations {
             if by.contains(&violation.checker) {
                 return;
@@ -82,4 +86,14 @@ fn a_ring_that_settles_early_forgets_what_has_not_moved() {
 #[test]
 fn deleted_objects_that_nobody_was_asked_about_come_back() {
     caught(|config| config.sabotage = Sabotage::ForgetUnasked, "all", &["resurrected"]);
+}
+
+#[test]
+fn versions_of_two_homes_that_are_not_joined_lose_calls() {
+    caught_among(true, |config| config.sabotage = Sabotage::KeepOneHome, "split", &["active"]);
+}
+
+#[test]
+fn calls_acknowledged_before_they_are_durable_get_lost() {
+    caught_among(true, |config| config.sabotage = Sabotage::AckBeforeDurable, "crash", &["active"]);
 }

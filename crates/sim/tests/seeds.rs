@@ -10,6 +10,8 @@ use oort_sim::faults::{Fault, Faults};
 /// Seeds that `cargo test` runs with all faults, with single faults and without any.
 const SEEDS: u64 = 300;
 const SEEDS_PER_FAULT: u64 = 12;
+/// Seeds with active objects among what is asked.
+const ACTIVE_SEEDS: u64 = 60;
 /// One simulation is single-threaded; this many run side by side.
 const THREADS: usize = 2;
 
@@ -36,6 +38,11 @@ fn all_hold(setups: Vec<Setup>) {
 #[test]
 fn promises_hold_under_all_faults() {
     all_hold((1..=SEEDS).map(Setup::new).collect());
+}
+
+#[test]
+fn active_objects_hold_under_all_faults() {
+    all_hold((1..=ACTIVE_SEEDS).map(|seed| Setup { active: true, ..Setup::new(seed) }).collect());
 }
 
 #[test]

@@ -100,6 +100,11 @@ impl Node {
             report: Report::default(),
         };
         self.homes.insert(key.clone(), resident);
+        #[cfg(feature = "sabotage")]
+        let others = match self.config.sabotage {
+            crate::config::Sabotage::KeepOneHome => Vec::new(),
+            _ => others,
+        };
         for other in others.iter().filter(|other| other.is_live(now.wall_ms)) {
             self.join(now, key, other);
         }
