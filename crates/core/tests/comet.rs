@@ -237,6 +237,11 @@ fn an_object_decides_what_overwrites_it() {
     create(&mut cluster, 1, "guarded", guarded).unwrap();
     cluster.put(4, "guarded", "text").unwrap();
     assert_eq!(cluster.values(1, "guarded"), ["plain text"]);
+    for i in 0..5 {
+        let refused = create(&mut cluster, i, &format!("refused{i}"), "function onPut() end");
+        assert_eq!(refused, Err(ClientError::Active(ActiveError::Refused { handler: Handler::OnPut })));
+        assert_eq!(cluster.values(i, &format!("refused{i}")), Vec::<String>::new());
+    }
     // What has no onUpdate is simply overwritten, and a delete asks nobody.
     create(&mut cluster, 0, "guarded", GET_COUNT).unwrap();
     cluster.put(4, "guarded", "text").unwrap();

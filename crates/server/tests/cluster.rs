@@ -3,6 +3,7 @@
 //! What needs many histories is for the simulator; here is what only processes, sockets and disks can show. Every test
 //! has a cluster of its own, so they run side by side.
 
+mod active_objects;
 mod redis_limits;
 mod ring_changes;
 mod support;

@@ -192,13 +192,15 @@ impl Node {
         };
         self.homes.insert(key.clone(), resident);
         let verdict = self.ask_on_put(now, key, caller);
-        if !matches!(verdict, Ok(Verdict::Keep)) {
+        match verdict {
+            Ok(Verdict::Keep) => self.start_timer(now, key),
             // Others that wait are for what is stored.
-            if let Some(resident) = self.homes.unload(key) {
-                self.homes.orphan(key, jobs(resident.queue));
+            _ => {
+                if let Some(resident) = self.homes.unload(key) {
+                    self.homes.orphan(key, jobs(resident.queue));
+                }
             }
         }
-        self.start_timer(now, key);
         verdict
     }
 

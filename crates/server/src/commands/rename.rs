@@ -12,7 +12,7 @@ use oort_core::mutation::{Basis, Condition, Expiry, Mutation};
 use oort_core::object::Sibling;
 use oort_core::types::ObjectKey;
 
-use super::errors::{ACTIVE, self, error_value, refusal, NOT_AN_INTEGER, SYNTAX};
+use super::errors::{self, error_value, refusal, ACTIVE, NOT_AN_INTEGER, SYNTAX};
 use super::plan::{get_operation, object, update_operation, updated, Answer, Next, Plan, NOTHING};
 use super::session::{bucket_of, DATABASES};
 use super::{request, Call, Outcome, Started};
