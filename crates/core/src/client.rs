@@ -213,6 +213,8 @@ pub enum ActiveError {
     Reserved { handler: Handler },
     /// So many calls wait for one that waits for its node.
     Crowded { waiting: u32 },
+    /// It reached a limit lately. It is run again after so many milliseconds.
+    Rests { for_ms: u32 },
     /// Another write took its place while it waited.
     Replaced,
     /// It waited for its node, or for the calls before it, until there was no time left.
@@ -282,6 +284,9 @@ impl fmt::Display for ActiveError {
             }
             ActiveError::Crowded { waiting } => {
                 write!(f, "{waiting} calls wait for this object: try again later")
+            }
+            ActiveError::Rests { for_ms } => {
+                write!(f, "the object reached a limit and rests for {for_ms} ms")
             }
             ActiveError::Replaced => write!(f, "the object was written by others while the call waited"),
             ActiveError::TimedOut => write!(f, "the call waited for its node until its time was up"),

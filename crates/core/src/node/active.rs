@@ -191,6 +191,9 @@ impl Node {
     }
 
     fn run(&mut self, now: Now, key: &ObjectKey, job: Job, merged: Object, out: &mut Vec<Output>) {
+        if let Some(for_ms) = self.homes.rests_ms(key, now.mono_us) {
+            return self.finish(job.origin, Err(refused(ActiveError::Rests { for_ms })), out);
+        }
         let Job { origin, what, deadline_us } = job;
         let result = match what {
             What::Update(update) => {
@@ -295,6 +298,9 @@ impl Node {
 
     pub(super) fn note_failure(&mut self, now: Now, key: &ObjectKey, failure: &Failure) {
         self.metrics.active_failures += 1;
+        if failure.kind == FailureKind::Limit {
+            self.homes.pause(key, now.mono_us);
+        }
         if let Some(resident) = self.homes.get(key) {
             resident.report.failures += 1;
             resident.report.last_error = Some((now.wall_ms, failure.clone()));
@@ -303,6 +309,7 @@ impl Node {
 
     fn done(&mut self, now: Now, key: &ObjectKey, job: Job, done: Done, out: &mut Vec<Output>) {
         self.metrics.active_calls += 1;
+        self.homes.unpause(key);
         let durability = self.durability(key);
         let Some(resident) = self.homes.get(key) else { return };
         let report = &mut resident.report;

@@ -167,6 +167,7 @@ impl Node {
         let queue = self.homes.unload(key).map(|resident| resident.queue).unwrap_or_default();
         let loaded = self.sandbox()?.load(key, source, None, &limits, facts);
         if let Err(failure) = loaded {
+            self.note_failure(now, key, &failure);
             self.homes.orphan(key, jobs(queue));
             return Err(failed(failure));
         }

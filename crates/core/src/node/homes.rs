@@ -21,6 +21,20 @@ const IDLE_US: u64 = 60_000_000;
 /// How often idle objects are looked for, in microseconds.
 const SWEEP_US: u64 = 1_000_000;
 
+/// An object that reached a limit rests so long, in microseconds, and twice as long each time that it does so again at
+/// once. Too short: objects that never end take the node's time; too long: one mistake stops an honest object.
+const PAUSE_US: u64 = 10_000;
+const PAUSE_US_MAX: u64 = 1_000_000;
+/// The most objects that rest. Beyond, the one whose key comes first is let go.
+const PAUSES_MAX: usize = 10_000;
+
+/// An object that reached a limit and rests.
+#[derive(Clone, Copy, Debug)]
+struct Pause {
+    until_us: u64,
+    length_us: u64,
+}
+
 /// An object that is loaded in the sandbox.
 pub(super) struct Resident {
     /// All writes that went into it.
@@ -100,6 +114,7 @@ pub(super) struct Homes {
     /// Jobs to be started anew.
     pub orphans: Vec<(ObjectKey, Job)>,
     flushes: BTreeSet<(u64, ObjectKey)>,
+    pauses: BTreeMap<ObjectKey, Pause>,
     sweep_us: u64,
     /// The ring and the peers that were down when homes were last looked at.
     pub view: (u64, usize),
@@ -116,6 +131,7 @@ impl Homes {
             outcomes: VecDeque::new(),
             orphans: Vec::new(),
             flushes: BTreeSet::new(),
+            pauses: BTreeMap::new(),
             sweep_us: 0,
             view: (0, 0),
         }
@@ -216,6 +232,8 @@ impl Homes {
         }
         let is_crowded = self.sandbox.as_ref().is_some_and(|sandbox| sandbox.used_bytes() > bytes_max);
         self.sweep_us = now_us + SWEEP_US;
+        // Whoever behaves for as long as it rested begins anew.
+        self.pauses.retain(|_, pause| now_us < pause.until_us + pause.length_us.max(SWEEP_US));
         let is_clean = |one: &Resident| one.run.is_none() && one.flush_us.is_none();
         let clean = self.residents.iter().filter(|(_, one)| is_clean(one));
         let mut clean: Vec<(u64, ObjectKey)> = clean.map(|(key, one)| (one.used_us, key.clone())).collect();
@@ -225,6 +243,31 @@ impl Homes {
         for (_, key) in &clean[..count] {
             self.unload(key);
         }
+    }
+
+    /// The object under `key` has reached a limit: it is not run for a while.
+    pub fn pause(&mut self, key: &ObjectKey, now_us: u64) {
+        let length_us = match self.pauses.get(key) {
+            Some(pause) => (pause.length_us * 2).min(PAUSE_US_MAX),
+            None => PAUSE_US,
+        };
+        self.pauses.insert(key.clone(), Pause { until_us: now_us + length_us, length_us });
+        if self.pauses.len() > PAUSES_MAX {
+            self.pauses.pop_first();
+        }
+    }
+
+    /// It has run well.
+    pub fn unpause(&mut self, key: &ObjectKey) {
+        if !self.pauses.is_empty() {
+            self.pauses.remove(key);
+        }
+    }
+
+    /// How long the object under `key` still rests, in milliseconds; `None` if it does not.
+    pub fn rests_ms(&self, key: &ObjectKey, now_us: u64) -> Option<u32> {
+        let pause = self.pauses.get(key).filter(|pause| now_us < pause.until_us)?;
+        Some((pause.until_us - now_us).div_ceil(1000) as u32)
     }
 
     /// Number of objects that are loaded.

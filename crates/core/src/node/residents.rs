@@ -83,7 +83,10 @@ impl Node {
         };
         let (facts, limits) = (self.facts(now), self.limits(key));
         let state = Some(&active.state).filter(|state| !state.is_empty());
-        self.sandbox()?.load(key, &active.source, state, &limits, facts).map_err(failed)?;
+        if let Err(failure) = self.sandbox()?.load(key, &active.source, state, &limits, facts) {
+            self.note_failure(now, key, &failure);
+            return Err(failed(failure));
+        }
         let others: Vec<&Version> =
             merged.0.values().iter().filter(|(other, _)| other != dot).map(|(_, version)| version).collect();
         let resident = Resident {

@@ -58,7 +58,7 @@ pub fn error_value(error: &ClientError) -> Value {
 fn active_prefix(error: &ActiveError) -> &'static str {
     match error {
         ActiveError::NotActive => "WRONGTYPE",
-        ActiveError::Crowded { .. } => "BUSY",
+        ActiveError::Crowded { .. } | ActiveError::Rests { .. } => "BUSY",
         ActiveError::Refused { .. } => "REFUSED",
         ActiveError::Failed(_) => "ASOERR",
         ActiveError::TimedOut | ActiveError::Replaced => "UNKNOWN",
