@@ -68,9 +68,11 @@ impl Sandbox for Machine {
         limits: &Limits,
         facts: Facts,
     ) -> Result<(), Failure> {
-        self.objects.remove(key);
+        let before = self.objects.remove(key);
         let state = state.map(|state| &state[..]);
-        let object = self.vm.load(key.key_bytes(), source, state, *limits, facts).map_err(failure)?;
+        let mut object = self.vm.load(key.key_bytes(), source, state, *limits, facts).map_err(failure)?;
+        // What went back to an earlier state does not reuse the dots that it has left behind.
+        object.last_dot = object.last_dot.max(before.map_or(0, |resident| resident.object.last_dot));
         self.objects.insert(key.clone(), Box::new(Resident { object, waiting: None }));
         Ok(())
     }

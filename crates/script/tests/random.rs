@@ -1,5 +1,5 @@
-//! Any bytes, made into nearly Lua and nearly states, never do more than fail: within their limits, and with the machine
-//! intact. What must hold stands in `support::generator`, which the fuzz target shares.
+//! Any bytes, made into nearly Lua and nearly states, never do more than fail: within their limits, and with the
+//! machine intact. What must hold stands in `support::generator`, which the fuzz target shares.
 
 #[path = "support/generator.rs"]
 mod generator;
