@@ -286,7 +286,8 @@ pub struct Limits {
 /// What runs the code of active objects. One thread uses it.
 ///
 /// It keeps the objects that were loaded, by key, until they are unloaded. Of one object one run is under way at a
-/// time, those that wait included: that is for the caller to keep. Unknown keys are a mistake of the caller.
+/// time, those that wait included: that is for the caller to keep. Who asks for an object that is not loaded gets a
+/// [`FailureKind::Limit`], or nothing.
 pub trait Sandbox {
     /// Makes an object from its source and, unless it is new, its state, in place of any of this key.
     fn load(

@@ -369,8 +369,12 @@ fn failures_are_told_and_leave_the_object_as_it_was_saved() {
     let text = |result: Result<Value, ClientError>| result.unwrap_err().to_string();
     let spun = text(call(&mut cluster, 1, "fragile", "spin", &[]));
     assert!(spun.contains("more than 100000 instructions"), "{spun}");
+    cluster.advance(100);
     let grown = text(call(&mut cluster, 1, "fragile", "grow", &[]));
     assert!(grown.contains("more than 100000 bytes"), "{grown}");
+    let resting = text(call(&mut cluster, 1, "fragile", "fail", &[]));
+    assert!(resting.contains("rests for"), "{resting}");
+    cluster.advance(100);
     assert_eq!(get(&mut cluster, 1, "fragile"), 0.into());
     let failed = text(call(&mut cluster, 1, "fragile", "fail", &[]));
     assert!(failed.contains("on purpose"), "{failed}");

@@ -48,13 +48,17 @@ impl Machine {
         self.vm.collect()
     }
 
-    fn object(&self, key: &ObjectKey) -> &Object {
-        &self.objects.get(key).expect("whoever asks for an object has loaded it").object
+    fn object(&self, key: &ObjectKey) -> Option<&Object> {
+        self.objects.get(key).map(|resident| &resident.object)
     }
 
-    fn resident(&mut self, key: &ObjectKey) -> (&mut Vm, &mut Resident) {
-        let resident = self.objects.get_mut(key).expect("whoever asks for an object has loaded it");
-        (&mut self.vm, resident)
+    /// Errors: whoever asks for an object that is not loaded, or for a run that does not wait, has a fault of its own,
+    /// which shall not end the node.
+    fn resident(&mut self, key: &ObjectKey) -> Result<(&mut Vm, &mut Resident), Failure> {
+        match self.objects.get_mut(key) {
+            Some(resident) => Ok((&mut self.vm, resident)),
+            None => Err(misused("the object is not loaded")),
+        }
     }
 }
 
@@ -78,38 +82,48 @@ impl Sandbox for Machine {
     }
 
     fn has(&self, key: &ObjectKey, function: &str) -> bool {
-        self.object(key).has(function)
+        self.object(key).is_some_and(|object| object.has(function))
     }
 
     fn call(&mut self, key: &ObjectKey, invocation: &Invocation) -> Turn {
-        let (vm, resident) = self.resident(key);
-        assert!(resident.waiting.is_none(), "{key:?} is called while a run of it waits");
+        let (vm, resident) = match self.resident(key) {
+            Ok((_, resident)) if resident.waiting.is_some() => {
+                return Turn::Failed(misused("a run of the object waits"))
+            }
+            Ok(found) => found,
+            Err(failure) => return Turn::Failed(failure),
+        };
         let step = vm.call(&mut resident.object, invocation);
         turn(resident, step)
     }
 
     fn resume(&mut self, key: &ObjectKey, result: HostResult, facts: Facts) -> Turn {
-        let (vm, resident) = self.resident(key);
-        let waiting = resident.waiting.take().expect("whoever resumes a run has seen it wait");
+        let (vm, resident) = match self.resident(key) {
+            Ok(found) => found,
+            Err(failure) => return Turn::Failed(failure),
+        };
+        let Some(waiting) = resident.waiting.take() else {
+            return Turn::Failed(misused("no run of the object waits"));
+        };
         let step = vm.resume(&mut resident.object, waiting, facts, result);
         turn(resident, step)
     }
 
     fn save(&mut self, key: &ObjectKey) -> Result<Bytes, Failure> {
-        let (vm, resident) = self.resident(key);
+        let (vm, resident) = self.resident(key)?;
         vm.encode(&mut resident.object).map(Bytes::from).map_err(failure)
     }
 
     fn fields(&mut self, key: &ObjectKey) -> Result<Value, Failure> {
-        self.object(key).fields().map_err(failure)
+        self.resident(key)?.1.object.fields().map_err(failure)
     }
 
     fn field(&self, key: &ObjectKey, name: &str) -> Value {
-        self.object(key).field(name).unwrap_or(Value::Nil)
+        self.object(key).and_then(|object| object.field(name).ok()).unwrap_or(Value::Nil)
     }
 
     fn set_field(&mut self, key: &ObjectKey, name: &str, value: &Value) -> Result<(), Failure> {
-        let (vm, resident) = self.resident(key);
+        let (vm, resident) = self.resident(key)?;
         vm.set_field(&mut resident.object, name, value).map_err(failure)
     }
 
@@ -118,16 +132,18 @@ impl Sandbox for Machine {
     }
 
     fn join(&mut self, key: &ObjectKey, state: &Bytes) -> Result<bool, Failure> {
-        let (vm, resident) = self.resident(key);
+        let (vm, resident) = self.resident(key)?;
         vm.join(&mut resident.object, state).map_err(failure)
     }
 
     fn refill_messages(&mut self, key: &ObjectKey) {
-        self.resident(key).1.object.refill_messages();
+        if let Some(resident) = self.objects.get_mut(key) {
+            resident.object.refill_messages();
+        }
     }
 
     fn messages_left(&self, key: &ObjectKey) -> u32 {
-        self.object(key).messages_left()
+        self.object(key).map_or(0, Object::messages_left)
     }
 
     fn unload(&mut self, key: &ObjectKey) {
@@ -161,6 +177,10 @@ fn turn(resident: &mut Resident, step: Step) -> Turn {
         }
         Step::Failed(error) => Turn::Failed(failure(error)),
     }
+}
+
+fn misused(message: &str) -> Failure {
+    failure(ScriptError::Machine { message: message.to_string() })
 }
 
 fn failure(error: ScriptError) -> Failure {

@@ -20,6 +20,8 @@ use crate::limits::{LimitError, SAFEPOINT_COST, WORKING_BYTES};
 
 /// Safepoints between two looks at the clock.
 const SAFEPOINTS_PER_LOOK: u32 = 32;
+/// Safepoints before the first look, which starts the time: most handlers end before and never ask for it.
+const SAFEPOINTS_BEFORE_CLOCK: u32 = 16;
 
 /// A monotonic clock in microseconds. The processor time of the thread is best: a descheduled handler is not late.
 pub type Clock = fn() -> u64;
@@ -33,7 +35,9 @@ struct Counters {
     instructions_max: Cell<u32>,
     heap_bytes_max: Cell<usize>,
     clock: Cell<Clock>,
-    deadline_us: Cell<u64>,
+    /// `None`: the clock was not looked at yet.
+    deadline_us: Cell<Option<u64>>,
+    wall_left_us: Cell<u64>,
     wall_us: Cell<u32>,
     safepoints_to_look: Cell<u32>,
     /// No instruction was stepped since the last safepoint: a C function makes these, and each is charged.
@@ -50,7 +54,8 @@ thread_local! {
             instructions_max: Cell::new(0),
             heap_bytes_max: Cell::new(usize::MAX),
             clock: Cell::new(no_clock),
-            deadline_us: Cell::new(u64::MAX),
+            deadline_us: Cell::new(None),
+            wall_left_us: Cell::new(0),
             wall_us: Cell::new(0),
             safepoints_to_look: Cell::new(SAFEPOINTS_PER_LOOK),
             within_c: Cell::new(false),
@@ -101,8 +106,9 @@ pub(crate) fn start(clock: Clock, limits: &Limits, left: Left, heap_bytes: usize
         c.heap_bytes_max.set(heap_bytes + WORKING_BYTES);
         c.clock.set(clock);
         c.wall_us.set(limits.wall_us);
-        c.deadline_us.set(clock().saturating_add(left.wall_us));
-        c.safepoints_to_look.set(SAFEPOINTS_PER_LOOK);
+        c.deadline_us.set(None);
+        c.wall_left_us.set(left.wall_us);
+        c.safepoints_to_look.set(SAFEPOINTS_BEFORE_CLOCK);
         c.within_c.set(true);
         c.on.set(true);
     });
@@ -112,7 +118,10 @@ pub(crate) fn start(clock: Clock, limits: &Limits, left: Left, heap_bytes: usize
 pub(crate) fn stop() -> (Left, Option<LimitError>) {
     COUNTERS.with(|c| {
         c.on.set(false);
-        let wall_us = c.deadline_us.get().saturating_sub((c.clock.get())());
+        let wall_us = match c.deadline_us.get() {
+            Some(deadline_us) => deadline_us.saturating_sub((c.clock.get())()),
+            None => c.wall_left_us.get(),
+        };
         (Left { fuel: c.fuel.get(), wall_us }, c.tripped.get())
     })
 }
@@ -178,6 +187,18 @@ impl Counters {
         }
     }
 
+    /// The first look starts the time.
+    fn look_at_clock(&self) {
+        let now_us = (self.clock.get())();
+        match self.deadline_us.get() {
+            None => self.deadline_us.set(Some(now_us.saturating_add(self.wall_left_us.get()))),
+            Some(deadline_us) if now_us > deadline_us => {
+                self.trip(LimitError::WallClock { limit_us: self.wall_us.get() })
+            }
+            Some(_) => {}
+        }
+    }
+
     /// Returns whether the call must end.
     fn at_instruction(&self) -> bool {
         if !self.on.get() {
@@ -205,9 +226,7 @@ impl Counters {
         self.safepoints_to_look.set(to_look);
         if to_look == 0 {
             self.safepoints_to_look.set(SAFEPOINTS_PER_LOOK);
-            if (self.clock.get())() > self.deadline_us.get() {
-                self.trip(LimitError::WallClock { limit_us: self.wall_us.get() });
-            }
+            self.look_at_clock();
         }
         self.tripped.get().is_some()
     }

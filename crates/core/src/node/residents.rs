@@ -129,10 +129,17 @@ impl Node {
             self.metrics.active_merges_lost += 1;
             return;
         };
-        let is_whole = sandbox.join(key, &other.state);
-        if is_whole == Ok(true) {
-            return;
+        match sandbox.join(key, &other.state) {
+            Ok(true) => return,
+            Ok(false) => {}
+            // What became of both is too large: the newest stays as it was.
+            Err(failure) => {
+                self.note_failure(now, key, &failure);
+                self.metrics.active_merges_lost += 1;
+                return self.roll_back(now, key);
+            }
         }
+        let Ok(sandbox) = self.sandbox() else { return };
         let fields = sandbox.state_fields(&other.state);
         match fields {
             Ok(fields) if sandbox.has(key, Handler::OnMerge.name()) => {
