@@ -293,7 +293,7 @@ impl fmt::Display for ActiveError {
             ActiveError::Failed(failure) => match failure.trace.is_empty() {
                 true => write!(f, "{failure}"),
                 false => {
-                    let calls: Vec<&str> = failure.trace.lines().map(str::trim).collect();
+                    let calls: Vec<&str> = failure.trace.lines().collect();
                     write!(f, "{failure} at {}", calls.join(", "))
                 }
             },

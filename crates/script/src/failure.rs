@@ -28,7 +28,13 @@ pub(crate) fn failure(error: &mlua::Error) -> (String, String) {
     if trace.is_empty() {
         trace = rest.to_string();
     }
-    (shortened(&placed(first, &trace)), shortened(&trace))
+    (shortened(&placed(first, &trace)), shortened(&own_calls(&trace)))
+}
+
+/// Of a trace, the calls in the object's own code: the library's are nothing its author can change.
+fn own_calls(trace: &str) -> String {
+    let calls = trace.lines().map(str::trim).filter(|call| call.starts_with("aso:"));
+    calls.collect::<Vec<_>>().join("\n")
 }
 
 /// A message that names its place in the object's source: errors in a wrapper of the library are its caller's, and

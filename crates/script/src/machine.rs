@@ -75,8 +75,11 @@ impl Sandbox for Machine {
         let before = self.objects.remove(key);
         let state = state.map(|state| &state[..]);
         let mut object = self.vm.load(key.key_bytes(), source, state, *limits, facts).map_err(failure)?;
-        // What went back to an earlier state does not reuse the dots that it has left behind.
-        object.last_dot = object.last_dot.max(before.map_or(0, |resident| resident.object.last_dot));
+        if let Some(before) = before {
+            // What went back to an earlier state does not reuse the dots that it has left behind, nor gets new messages.
+            object.last_dot = object.last_dot.max(before.object.last_dot);
+            object.messages_left = object.messages_left.min(before.object.messages_left);
+        }
         self.objects.insert(key.clone(), Box::new(Resident { object, waiting: None }));
         Ok(())
     }

@@ -258,8 +258,8 @@ impl Vm {
         object.encode()
     }
 
-    /// Joins a concurrent state of the same object into this one: convergent values at equal places are joined, all else
-    /// stays. True if nothing but convergent values differed.
+    /// Joins a concurrent state of the same object into this one: convergent values at equal places are joined, all
+    /// else stays. True if nothing but convergent values differed.
     ///
     /// Errors: `BadState`; whatever the own state cannot keep; the limit on memory, if they are too large together.
     pub fn join(&mut self, object: &mut Object, state: &[u8]) -> Result<bool, ScriptError> {

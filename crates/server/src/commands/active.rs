@@ -131,10 +131,8 @@ pub fn caller(call: &mut Call) -> Outcome {
             return Err(refusal(format!("ERR Unsupported option {}", shortened(call.arg(i), 128))));
         }
     }
-    let node = call.view.membership().own().id;
     let caller = Arc::make_mut(&mut call.session.caller);
     caller.coordinate = (!coordinate.is_empty()).then_some(active::Value::Array(coordinate));
-    caller.node = reply_key.is_some().then_some(node);
     caller.reply_key = reply_key;
     reply(Value::OK)
 }

@@ -7,6 +7,8 @@ use super::server::REDIS_VERSION;
 use super::{clients, reply, Call, Outcome, Started};
 use crate::resp::{Protocol, Value};
 
+/// The only user there is.
+const DEFAULT_USER: &[u8] = b"default";
 const WRONG_PASS: Value = Value::error("WRONGPASS invalid username-password pair or user is disabled.");
 
 /// `PING [message]`
@@ -53,7 +55,10 @@ pub fn auth(call: &mut Call) -> Outcome {
             "ERR AUTH <password> called without any password configured for the default user. Are you sure your \
              configuration is correct?",
         )),
-        _ if call.arg(1) == b"default" => reply(Value::OK),
+        _ if call.arg(1) == DEFAULT_USER => {
+            call.session.set_user(DEFAULT_USER);
+            reply(Value::OK)
+        }
         _ => Err(WRONG_PASS),
     }
 }
@@ -69,14 +74,15 @@ pub fn hello(call: &mut Call) -> Outcome {
             Err(_) => return Err(refusal("ERR Protocol version is not an integer or out of range")),
         };
     }
-    let mut name = None;
+    let (mut name, mut user) = (None, None);
     let mut i = 2;
     while i < call.count() {
         let left = call.count() - i - 1;
         if call.is(i, "auth") && left >= 2 {
-            if call.arg(i + 1) != b"default" {
+            if call.arg(i + 1) != DEFAULT_USER {
                 return Err(WRONG_PASS);
             }
+            user = Some(DEFAULT_USER);
             i += 3;
         } else if call.is(i, "setname") && left >= 1 {
             clients::check_name(call.arg(i + 1), "Client names")?;
@@ -88,6 +94,9 @@ pub fn hello(call: &mut Call) -> Outcome {
         }
     }
     call.session.protocol = protocol;
+    if let Some(user) = user {
+        call.session.set_user(user);
+    }
     if let Some(name) = name {
         call.session.name = name;
     }

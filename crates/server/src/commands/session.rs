@@ -6,6 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use oort_core::active::Caller;
 use oort_core::bucket::DEFAULT_BUCKET;
+use oort_core::types::NodeId;
 
 use crate::resp::Protocol;
 
@@ -79,6 +80,7 @@ impl Session {
     /// Forgets what the client set, as `RESET` does.
     pub fn reset(&mut self) {
         let fresh = Session::new(self.id, self.address.clone(), String::new(), self.connected_ms);
+        let node = self.caller.node;
         *self = Session {
             address: std::mem::take(&mut self.address),
             local_address: std::mem::take(&mut self.local_address),
@@ -88,6 +90,17 @@ impl Session {
             last_ms: self.last_ms,
             ..fresh
         };
+        Arc::make_mut(&mut self.caller).node = node;
+    }
+
+    /// The client has said which user it is.
+    pub fn set_user(&mut self, user: &'static [u8]) {
+        Arc::make_mut(&mut self.caller).user = Some(Bytes::from_static(user));
+    }
+
+    /// The client is connected to this node.
+    pub fn set_node(&mut self, node: NodeId) {
+        Arc::make_mut(&mut self.caller).node = Some(node);
     }
 
     /// The selected bucket.

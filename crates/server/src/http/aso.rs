@@ -107,10 +107,7 @@ pub async fn call(
 pub async fn caller(shared: &Shared, head: &Parts) -> Result<Caller, Refusal> {
     let address = head.extensions.get::<std::net::SocketAddr>();
     let reply_key = text(&head.headers, REPLY_KEY)?.map(|text| Bytes::copy_from_slice(text.as_bytes()));
-    let node = match reply_key {
-        Some(_) => Some(shared.handle.inspect(|inside| inside.node.id()).await?),
-        None => None,
-    };
+    let node = Some(shared.node().await?);
     let coordinate = match text(&head.headers, COORDINATE)? {
         None => None,
         Some(text) => {

@@ -2,6 +2,7 @@
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::OnceLock;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
@@ -9,6 +10,7 @@ use hyper::body::Incoming;
 use hyper::StatusCode;
 use oort_core::bucket::BucketProperties;
 use oort_core::client::Reply;
+use oort_core::types::NodeId;
 use tokio::sync::{watch, Semaphore};
 
 use crate::handle::Handle;
@@ -64,6 +66,8 @@ pub struct Shared {
     body_room: Semaphore,
     names: RandomState,
     names_made: AtomicU64,
+    /// This node's id, once it was asked for.
+    node: OnceLock<NodeId>,
 }
 
 impl Shared {
@@ -77,6 +81,18 @@ impl Shared {
             limits,
             names: RandomState::new(),
             names_made: AtomicU64::new(0),
+            node: OnceLock::new(),
+        }
+    }
+
+    /// This node's id. Errors: the node is stopping.
+    pub async fn node(&self) -> Result<NodeId, Refusal> {
+        match self.node.get() {
+            Some(node) => Ok(*node),
+            None => {
+                let node = self.handle.inspect(|inside| inside.node.id()).await?;
+                Ok(*self.node.get_or_init(|| node))
+            }
         }
     }
 

@@ -25,7 +25,8 @@ impl Shard {
         let local = stream.local_addr().map_or(String::new(), |local| local.to_string());
         let id = self.numbers.next_session;
         self.numbers.next_session += 1;
-        let session = Session::new(id, address.to_string(), local, self.clocks.now.get().wall_ms);
+        let mut session = Session::new(id, address.to_string(), local, self.clocks.now.get().wall_ms);
+        session.set_node(self.node.id());
         self.add(stream, Kind::Client(Box::new(Connection::new(session, self.options.limits))));
     }
 
