@@ -44,6 +44,7 @@ use hyper::service::service_fn;
 use hyper::{Method, Request, Response};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
+use oort_core::types::NodeId;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
@@ -91,10 +92,15 @@ impl HttpServer {
     }
 }
 
-/// Serves HTTP on `listener`, on a thread of its own, until stopped.
+/// Serves HTTP on `listener` for the node `node`, on a thread of its own, until stopped.
 ///
 /// Errors: the listener or the thread cannot be set up.
-pub fn serve(listener: std::net::TcpListener, handle: Handle, limits: Limits) -> io::Result<HttpServer> {
+pub fn serve(
+    listener: std::net::TcpListener,
+    handle: Handle,
+    node: NodeId,
+    limits: Limits,
+) -> io::Result<HttpServer> {
     listener.set_nonblocking(true)?;
     let address = listener.local_addr()?;
     let (stop, stopping) = watch::channel(false);
@@ -103,7 +109,7 @@ pub fn serve(listener: std::net::TcpListener, handle: Handle, limits: Limits) ->
         let _context = runtime.enter();
         TcpListener::from_std(listener)?
     };
-    let shared = Arc::new(Shared::new(handle, limits, stopping));
+    let shared = Arc::new(Shared::new(handle, node, limits, stopping));
     let thread = thread::Builder::new()
         .name("http".into())
         .spawn(move || runtime.block_on(accept_until_stopped(listener, shared)))?;

@@ -76,9 +76,10 @@ pub fn run(config: Config) -> Result<(), RunError> {
     }
     let mut node = Node::open(node_config, seed, Box::new(store), clocks.read())
         .map_err(|error| RunError::Node { directory: config.dir.clone(), error })?;
+    let id = node.id();
     let sandbox = Machine::new(thread_us).map_err(RunError::Sandbox)?;
     node.set_sandbox(Box::new(sandbox));
-    info!(id = %node.id(), name = node.config().name, cluster = node.config().cluster, "starting");
+    info!(%id, name = node.config().name, cluster = node.config().cluster, "starting");
     let options = ShardOptions {
         connections_max: config.connections_max,
         client_bytes_max: config.client_memory_bytes as usize,
@@ -97,7 +98,7 @@ pub fn run(config: Config) -> Result<(), RunError> {
         .name("signals".into())
         .spawn(move || signals.forever().for_each(|_| stopper.stop()))
         .map_err(system("cannot start a thread"))?;
-    let web = http::serve(web, handle, http::Limits::default()).map_err(system("cannot start HTTP"))?;
+    let web = http::serve(web, handle, id, http::Limits::default()).map_err(system("cannot start HTTP"))?;
 
     let result = shard.run().map_err(system("the event loop failed"));
     web.stop();

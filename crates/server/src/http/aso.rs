@@ -65,7 +65,7 @@ pub async fn serve(
                 None => Expiry::Default,
             };
             let mutation = Mutation::Activate { source, expiry, keeps_state };
-            let caller = Some(Arc::new(caller(shared, head).await?));
+            let caller = Some(Arc::new(caller(shared, head)?));
             let want = Want::default();
             ask(Operation::Update { key, mutation, quorum, want, caller }).await?;
             let mut response = Response::new(Body::empty());
@@ -73,11 +73,11 @@ pub async fn serve(
             return Ok(response);
         }
         (_, Part::Source) => Operation::Get { key, quorum },
-        (_, Part::Object) => call(shared, head, key, Ask::Info, Vec::new(), quorum).await?,
+        (_, Part::Object) => call(shared, head, key, Ask::Info, Vec::new(), quorum)?,
         (_, Part::Function(name)) => {
             let body = shared.read_body(body, ARGUMENTS_BYTES_MAX).await?;
             let arguments = arguments(&body)?;
-            call(shared, head, key, Ask::Function(name), arguments, quorum).await?
+            call(shared, head, key, Ask::Function(name), arguments, quorum)?
         }
     };
     match ask(operation).await? {
@@ -91,7 +91,7 @@ pub async fn serve(
 }
 
 /// Asks an active object on behalf of a client.
-pub async fn call(
+pub fn call(
     shared: &Shared,
     head: &Parts,
     key: ObjectKey,
@@ -99,15 +99,15 @@ pub async fn call(
     arguments: Vec<Lua>,
     quorum: Quorum,
 ) -> Result<Operation, Refusal> {
-    let caller = Some(Arc::new(caller(shared, head).await?));
+    let caller = Some(Arc::new(caller(shared, head)?));
     Ok(Operation::Call { key, call: Call { what, arguments, caller }, quorum })
 }
 
 /// What an object sees of a client.
-pub async fn caller(shared: &Shared, head: &Parts) -> Result<Caller, Refusal> {
+pub fn caller(shared: &Shared, head: &Parts) -> Result<Caller, Refusal> {
     let address = head.extensions.get::<std::net::SocketAddr>();
     let reply_key = text(&head.headers, REPLY_KEY)?.map(|text| Bytes::copy_from_slice(text.as_bytes()));
-    let node = Some(shared.node().await?);
+    let node = Some(shared.node);
     let coordinate = match text(&head.headers, COORDINATE)? {
         None => None,
         Some(text) => {

@@ -104,7 +104,7 @@ impl<'a> Target<'a> {
             false => {
                 let arguments = self.parameters.arguments.iter().cloned().map(Lua::Bytes).collect();
                 let key = self.key.clone();
-                let call = aso::call(self.shared, self.head, key, Ask::Get, arguments, quorum).await?;
+                let call = aso::call(self.shared, self.head, key, Ask::Get, arguments, quorum)?;
                 match self.request(call).await? {
                     Reply::Object(object) => object,
                     Reply::Called(called) => return Ok(aso::answer(called.value)),
@@ -250,7 +250,7 @@ impl<'a> Target<'a> {
             mutation,
             quorum,
             want: Want { before: false, after },
-            caller: Some(Arc::new(aso::caller(self.shared, self.head).await?)),
+            caller: Some(Arc::new(aso::caller(self.shared, self.head)?)),
         };
         match self.request(operation).await? {
             Reply::Updated(updated) => Ok(updated),

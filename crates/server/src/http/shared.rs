@@ -2,7 +2,6 @@
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::OnceLock;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
@@ -66,13 +65,13 @@ pub struct Shared {
     body_room: Semaphore,
     names: RandomState,
     names_made: AtomicU64,
-    /// This node's id, once it was asked for.
-    node: OnceLock<NodeId>,
+    /// The node that is served.
+    pub node: NodeId,
 }
 
 impl Shared {
     /// A server's beginning.
-    pub fn new(handle: Handle, limits: Limits, stopping: watch::Receiver<bool>) -> Shared {
+    pub fn new(handle: Handle, node: NodeId, limits: Limits, stopping: watch::Receiver<bool>) -> Shared {
         Shared {
             handle,
             counters: Counters::default(),
@@ -81,18 +80,7 @@ impl Shared {
             limits,
             names: RandomState::new(),
             names_made: AtomicU64::new(0),
-            node: OnceLock::new(),
-        }
-    }
-
-    /// This node's id. Errors: the node is stopping.
-    pub async fn node(&self) -> Result<NodeId, Refusal> {
-        match self.node.get() {
-            Some(node) => Ok(*node),
-            None => {
-                let node = self.handle.inspect(|inside| inside.node.id()).await?;
-                Ok(*self.node.get_or_init(|| node))
-            }
+            node,
         }
     }
 

@@ -14,7 +14,7 @@ use oort_core::config::NodeConfig;
 use oort_core::node::{Input, Node, Output};
 use oort_core::placement::Strategy;
 use oort_core::store::{Change, Durability, MemoryStore, Space, Store, StoreError, Visit};
-use oort_core::types::Now;
+use oort_core::types::{NodeId, Now};
 
 /// What tests switch while the node runs.
 #[derive(Default)]
@@ -51,7 +51,7 @@ impl TestNode {
         let of_loop = switches.clone();
         let thread = std::thread::spawn(move || run(config, poll, inbox, of_loop));
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let http = Some(serve(listener, handle.clone(), limits).unwrap());
+        let http = Some(serve(listener, handle.clone(), NodeId(1), limits).unwrap());
         TestNode { switches, handle, http, thread: Some(thread) }
     }
 
