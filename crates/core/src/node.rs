@@ -748,8 +748,13 @@ impl Node {
         self.drop_deliveries();
         // What was loaded may have been made in this turn.
         self.replica.find_timers();
-        for job in self.homes.clear() {
-            self.finish(job.origin, Err(ClientError::ReadOnly { detail: detail.clone() }), out);
+        for (job, has_begun) in self.homes.clear() {
+            // A handler may have stored the object before it waited.
+            let error = match has_begun {
+                true => ClientError::OutcomeUnknown,
+                false => ClientError::ReadOnly { detail: detail.clone() },
+            };
+            self.finish(job.origin, Err(error), out);
         }
         // Rows that were fetched in this turn are gone again.
         self.moved_in_turn = None;

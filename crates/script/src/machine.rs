@@ -76,7 +76,7 @@ impl Sandbox for Machine {
         let state = state.map(|state| &state[..]);
         let mut object = self.vm.load(key.key_bytes(), source, state, *limits, facts).map_err(failure)?;
         if let Some(before) = before {
-            // What went back to an earlier state does not reuse the dots that it has left behind, nor gets new messages.
+            // What went back to an earlier state reuses no dots that it has left behind, and gets no new messages.
             object.last_dot = object.last_dot.max(before.object.last_dot);
             object.messages_left = object.messages_left.min(before.object.messages_left);
         }

@@ -99,11 +99,16 @@ pub struct Workload {
     timeout_ms_max: u32,
 }
 
-/// Counts in a field that converges. Another creation leaves it as it is.
+/// Counts in fields that converge: at once, after a wait for its node, and before one. Another creation leaves it as it
+/// is.
 pub const ACTIVE_SOURCE: &str = "aso.hits = comet.counter() aso.log = comet.set()
 function hit(n, mark) self.hits:add(n) self.log:add(mark) return self.hits:value() end
+function look(n, mark) comet.get() comet.lookup() return hit(n, mark) end
+function save(n, mark) hit(n, mark) comet.put(self) return self.hits:value() end
 function aso:onUpdate(new, caller) return self end
 function onGet() return self.hits:value() end";
+/// The bucket of the active objects.
+pub const ACTIVE_BUCKET: &[u8] = b"active";
 /// How many active objects there are.
 const ACTIVE_KEYS: usize = 2;
 
@@ -162,10 +167,10 @@ impl Workload {
         (self.rest_at, self.timeout_ms_max) = (Some(left), timeout_ms_max);
     }
 
-    /// Has a third of the operations go to active objects, which keep what they change before they answer.
-    pub fn add_active(&mut self) {
-        let aso = ActiveProperties { durability: ActiveDurability::Quorum, ..ActiveProperties::default() };
-        let name = Bytes::from_static(b"active");
+    /// Has a third of the operations go to active objects, of this durability.
+    pub fn add_active(&mut self, durability: ActiveDurability) {
+        let aso = ActiveProperties { durability, ..ActiveProperties::default() };
+        let name = Bytes::from_static(ACTIVE_BUCKET);
         self.buckets.push(BucketSpec {
             name: name.clone(),
             properties: BucketProperties { aso, ..BucketProperties::default() },
@@ -370,7 +375,9 @@ fn active_operation(key: ObjectKey, id: RequestId, rng: &mut Rng) -> Operation {
         2 => Operation::Call { key, call: call(Ask::Get, Vec::new()), quorum },
         _ => {
             let arguments = vec![Value::Integer(1 + rng.below(1000) as i64), Value::from(mark(id).as_str())];
-            Operation::Call { key, call: call(Ask::Function(Bytes::from_static(b"hit")), arguments), quorum }
+            let names: [&[u8]; 4] = [b"hit", b"hit", b"look", b"save"];
+            let function = Bytes::from_static(names[rng.below(4) as usize]);
+            Operation::Call { key, call: call(Ask::Function(function), arguments), quorum }
         }
     }
 }

@@ -59,11 +59,12 @@ fn seeds_that_taught_something_stay_taught() {
     let lines = include_str!("../regressions.txt").lines().filter(|line| !line.starts_with('#'));
     let setups = lines.map(|line| {
         let fields: Vec<&str> = line.split_whitespace().collect();
-        let [seed, nodes, ops, faults, ..] = fields[..] else { panic!("malformed line '{line}'") };
+        let [seed, nodes, ops, faults, active, ..] = fields[..] else { panic!("malformed line '{line}'") };
         Setup {
             nodes: nodes.parse().ok(),
             ops: ops.parse().unwrap(),
             faults: faults.parse().unwrap(),
+            active: active == "active",
             ..Setup::new(seed.parse().unwrap())
         }
     });

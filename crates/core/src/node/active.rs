@@ -174,7 +174,9 @@ impl Node {
                 let error = ActiveError::Crowded { waiting: QUEUE_MAX as u32 };
                 return self.finish(job.origin, Err(refused(error)), out);
             }
-            return resident.queue.push_back((job, merged));
+            let deadline_us = job.deadline_us;
+            resident.queue.push_back((job, merged));
+            return self.homes.answer_by(&key, deadline_us);
         }
         self.run(now, &key, job, merged, out);
         self.run_queue(now, &key, out);
@@ -220,6 +222,7 @@ impl Node {
         }
         let Some(resident) = self.homes.get(key) else { return };
         resident.used_us = now.mono_us;
+        resident.has_put = false;
         let interval_ms =
             if resident.active.interval_ms > 0 { resident.active.interval_ms } else { INTERVAL_MS_DEFAULT };
         let interval = interval_number(key, interval_ms, now.wall_ms);
@@ -280,6 +283,7 @@ impl Node {
                 if let Some(resident) = self.homes.get(key) {
                     resident.run = Some(Run { number, job });
                 }
+                self.homes.answer_by(key, deadline_us);
                 self.host_request(now, key, number, request, deadline_us, out);
             }
             Turn::Done(done) => self.done(now, key, job, done, out),

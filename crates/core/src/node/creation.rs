@@ -184,6 +184,7 @@ impl Node {
             active,
             headers: Vec::new(),
             must_save: true,
+            has_put: false,
             flush_us: None,
             run: None,
             queue,

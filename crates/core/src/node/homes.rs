@@ -45,6 +45,8 @@ pub(super) struct Resident {
     pub headers: Vec<(Bytes, Bytes)>,
     /// It differs from what is stored whatever its state says: it joins several versions, or has new code.
     pub must_save: bool,
+    /// The handler that runs has stored the object itself.
+    pub has_put: bool,
     /// When what its handlers changed is written at the latest, in `mono_us`; `None`: nothing was run since.
     pub flush_us: Option<u64>,
     pub run: Option<Run>,
@@ -115,6 +117,8 @@ pub(super) struct Homes {
     pub orphans: Vec<(ObjectKey, Job)>,
     flushes: BTreeSet<(u64, ObjectKey)>,
     pauses: BTreeMap<ObjectKey, Pause>,
+    /// When the time of a job that waits is up.
+    deadlines: BTreeSet<(u64, ObjectKey)>,
     sweep_us: u64,
     /// The ring and the peers that were down when homes were last looked at.
     pub view: (u64, usize),
@@ -132,6 +136,7 @@ impl Homes {
             orphans: Vec::new(),
             flushes: BTreeSet::new(),
             pauses: BTreeMap::new(),
+            deadlines: BTreeSet::new(),
             sweep_us: 0,
             view: (0, 0),
         }
@@ -160,17 +165,19 @@ impl Homes {
         Some(resident)
     }
 
-    /// Takes all objects out of the sandbox. Returns who waited for them.
-    pub fn clear(&mut self) -> Vec<Job> {
+    /// Takes all objects out of the sandbox. Returns who waited for them, and whether their handler had begun.
+    pub fn clear(&mut self) -> Vec<(Job, bool)> {
         let keys: Vec<ObjectKey> = self.residents.keys().cloned().collect();
         let residents = keys.iter().filter_map(|key| self.unload(key));
         let residents: Vec<Resident> = residents.collect();
         self.awaited.clear();
         self.outcomes.clear();
-        residents
-            .into_iter()
-            .flat_map(|one| one.run.map(|run| run.job).into_iter().chain(jobs(one.queue)))
-            .collect()
+        let mut all = Vec::new();
+        for resident in residents {
+            all.extend(resident.run.map(|run| (run.job, true)));
+            all.extend(jobs(resident.queue).map(|job| (job, false)));
+        }
+        all
     }
 
     /// These jobs of `key` are to be started anew.
@@ -214,6 +221,37 @@ impl Homes {
     pub fn next_flush(&mut self, now_us: u64) -> Option<ObjectKey> {
         let (at, key) = self.flushes.first()?;
         (*at <= now_us).then(|| key.clone())
+    }
+
+    /// A job of `key` waits, until `deadline_us` at most.
+    pub fn answer_by(&mut self, key: &ObjectKey, deadline_us: u64) {
+        self.deadlines.insert((deadline_us, key.clone()));
+    }
+
+    /// Who has waited for an object until `now_us`, when their time was up: they are taken from the queue, and the
+    /// handler that runs goes on for nobody.
+    pub fn overdue(&mut self, now_us: u64) -> Vec<Origin> {
+        let mut overdue = Vec::new();
+        while self.deadlines.first().is_some_and(|(at, _)| *at <= now_us) {
+            let Some((_, key)) = self.deadlines.pop_first() else { break };
+            let Some(resident) = self.residents.get_mut(&key) else { continue };
+            if let Some(run) = resident.run.as_mut().filter(|run| run.job.deadline_us <= now_us) {
+                overdue.push(std::mem::replace(&mut run.job.origin, Origin::Nobody));
+            }
+            resident.queue.retain(|(job, _)| {
+                let is_late = job.deadline_us <= now_us;
+                if is_late {
+                    overdue.push(job.origin);
+                }
+                !is_late
+            });
+        }
+        overdue
+    }
+
+    /// When the next job's time is up.
+    pub fn next_deadline_us(&self) -> Option<u64> {
+        self.deadlines.first().map(|(at, _)| *at)
     }
 
     /// All objects with changes that are not written.

@@ -146,6 +146,9 @@ impl Node {
         if let Some(error) = self.write_refusal(key, self.default_writes(key)) {
             return Err(error.to_string());
         }
+        if let Some(resident) = self.homes.get(key) {
+            resident.has_put = true;
+        }
         let reply = Reply::BucketSet;
         self.keep(now, key, origin, Quorum::default(), reply, deadline_us, out);
         Ok(None)
@@ -265,6 +268,9 @@ impl Node {
         if std::mem::replace(&mut self.homes.view, view) != view {
             self.flush_homes(now, out);
         }
+        for origin in self.homes.overdue(now.mono_us) {
+            self.finish(origin, Err(refused(ActiveError::TimedOut)), out);
+        }
         while let Some(key) = self.homes.next_flush(now.mono_us) {
             self.homes.flushed(&key);
             let is_running = self.homes.get(&key).is_some_and(|resident| resident.run.is_some());
@@ -309,7 +315,8 @@ impl Node {
             let wait_ms = at_ms.saturating_sub(self.last_now.wall_ms);
             self.last_now.mono_us.saturating_add(wait_ms.saturating_mul(1000))
         });
-        timer_us.unwrap_or(u64::MAX).min(self.homes.next_flush_us().unwrap_or(u64::MAX))
+        let homes = [self.homes.next_flush_us(), self.homes.next_deadline_us()].into_iter().flatten();
+        homes.fold(timer_us.unwrap_or(u64::MAX), u64::min)
     }
 
     /// Runs a timer that is due, if this node is its home, and says when to look at it again.

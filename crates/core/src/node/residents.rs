@@ -95,6 +95,7 @@ impl Node {
             expires_ms: version.expires_ms,
             headers: version.headers.clone(),
             must_save: !others.is_empty(),
+            has_put: false,
             flush_us: None,
             run: None,
             queue: Default::default(),
@@ -210,10 +211,13 @@ impl Node {
         };
         if let Some(detail) = &self.read_only {
             let error = ClientError::ReadOnly { detail: detail.clone() };
-            if !matches!(origin, Origin::Nobody) {
-                // Nothing was changed.
-                self.roll_back(now, key);
+            if matches!(origin, Origin::Nobody) {
+                return;
             }
+            let has_put = self.homes.get(key).is_some_and(|resident| resident.has_put);
+            self.roll_back(now, key);
+            // What the handler itself has put stays.
+            let error = if has_put { ClientError::OutcomeUnknown } else { error };
             return self.finish(origin, Err(error), out);
         }
         let Some((bytes, base)) = self.write_active(now, key, active) else { return };
@@ -296,6 +300,13 @@ impl Node {
         self.homes.flushed(key);
         let (facts, limits) = (self.facts(now), self.limits(key));
         let Some(resident) = self.homes.get(key) else { return };
+        if resident.must_save {
+            // It was never saved as a whole: what it was joined from stands in the stores.
+            if let Some(resident) = self.homes.unload(key) {
+                self.homes.orphan(key, jobs(resident.queue));
+            }
+            return;
+        }
         let active = resident.active.clone();
         let state = Some(&active.state).filter(|state| !state.is_empty());
         let Ok(sandbox) = self.sandbox() else { return };

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{catch_unwind, AssertUnwindSafe};
 
 use bytes::Bytes;
-use oort_core::bucket::Conflict;
+use oort_core::bucket::{ActiveDurability, Conflict};
 use oort_core::client::{Operation, Quorum, RequestId};
 use oort_core::config::{NodeConfig, SyncMode};
 use oort_core::detector::Health;
@@ -21,7 +21,7 @@ use crate::history::{dots_of, History, Outcome, Violation};
 use crate::machine::Machine;
 use crate::network::Network;
 use crate::trace::{show_object, Trace};
-use crate::workload::{Planned, Role, Workload};
+use crate::workload::{Planned, Role, Workload, ACTIVE_BUCKET};
 
 /// How long all must have held a deleted object alike before it is forgotten: more than an operation may take then, a
 /// message (1 s, and what is before it), and two standstills of an eighth.
@@ -151,7 +151,11 @@ impl Cluster {
         let machines = (0..nodes).map(|_| Machine::new(&mut rng)).collect();
         let mut workload = Workload::draw(nodes, setup.ops, &mut rng);
         if setup.active {
-            workload.add_active();
+            let durability = match choices.below(4) {
+                0 => ActiveDurability::Async,
+                _ => ActiveDurability::Quorum,
+            };
+            workload.add_active(durability);
         }
         if let Some((left, _)) = rest {
             workload.rest_at(left, SHORT_TIMEOUT_MS);
@@ -514,6 +518,9 @@ impl Cluster {
                 .collect(),
             counters: keys.filter(|spec| spec.role == Role::Counter).map(|spec| spec.key.clone()).collect(),
             wall_ms_max: self.wall_ms_max,
+            is_async: self.workload.buckets.iter().any(|bucket| {
+                bucket.name == ACTIVE_BUCKET && bucket.properties.aso.durability == ActiveDurability::Async
+            }),
             is_interval: self.is_interval(),
             is_faultless,
         }
