@@ -220,14 +220,19 @@ impl Node {
                 return self.finish(job.origin, Err(error), out);
             }
         }
-        let Some(resident) = self.homes.get(key) else { return };
+        let Some(resident) = self.homes.get(key) else {
+            return self.finish(job.origin, Err(refused(ActiveError::Replaced)), out);
+        };
         resident.used_us = now.mono_us;
         resident.has_put = false;
         let interval_ms =
             if resident.active.interval_ms > 0 { resident.active.interval_ms } else { INTERVAL_MS_DEFAULT };
         let interval = interval_number(key, interval_ms, now.wall_ms);
         let is_new_interval = std::mem::replace(&mut resident.refilled, interval) != interval;
-        let Ok(sandbox) = self.sandbox() else { return };
+        let sandbox = match self.sandbox() {
+            Ok(sandbox) => sandbox,
+            Err(error) => return self.finish(job.origin, Err(error), out),
+        };
         if is_new_interval {
             sandbox.refill_messages(key);
         }
@@ -315,7 +320,9 @@ impl Node {
         self.metrics.active_calls += 1;
         self.homes.unpause(key);
         let durability = self.durability(key);
-        let Some(resident) = self.homes.get(key) else { return };
+        let Some(resident) = self.homes.get(key) else {
+            return self.finish(job.origin, Err(refused(ActiveError::Replaced)), out);
+        };
         let report = &mut resident.report;
         report.instructions_last = done.instructions;
         report.instructions_max = report.instructions_max.max(done.instructions);

@@ -316,9 +316,12 @@ impl Node {
         };
         if let Some(detail) = &self.read_only {
             let error = ClientError::ReadOnly { detail: detail.clone() };
+            self.roll_back(now, key);
             return self.finish(origin, Err(error), out);
         }
-        let Some(resident) = self.homes.get(key) else { return };
+        let Some(resident) = self.homes.get(key) else {
+            return self.finish(origin, Err(refused(ActiveError::Replaced)), out);
+        };
         let seen = resident.seen.clone();
         let held = self.replica.load_object(key).unwrap_or_default();
         let lww = self.is_lww(key);

@@ -137,7 +137,7 @@ impl Node {
             Err(failure) => {
                 self.note_failure(now, key, &failure);
                 self.metrics.active_merges_lost += 1;
-                return self.roll_back(now, key);
+                return self.load_saved(now, key);
             }
         }
         let Ok(sandbox) = self.sandbox() else { return };
@@ -220,7 +220,9 @@ impl Node {
             let error = if has_put { ClientError::OutcomeUnknown } else { error };
             return self.finish(origin, Err(error), out);
         }
-        let Some((bytes, base)) = self.write_active(now, key, active) else { return };
+        let Some((bytes, base)) = self.write_active(now, key, active) else {
+            return self.finish(origin, Err(refused(ActiveError::Replaced)), out);
+        };
         let reply = match reply {
             Reply::Updated(Updated { applied, before, after: Some(_) }) => {
                 Reply::Updated(Updated { applied, before, after: Object::decode(&bytes).ok() })
@@ -298,7 +300,6 @@ impl Node {
     /// Goes back to what is saved. If that cannot be loaded, the next call tries again.
     pub(super) fn roll_back(&mut self, now: Now, key: &ObjectKey) {
         self.homes.flushed(key);
-        let (facts, limits) = (self.facts(now), self.limits(key));
         let Some(resident) = self.homes.get(key) else { return };
         if resident.must_save {
             // It was never saved as a whole: what it was joined from stands in the stores.
@@ -307,6 +308,13 @@ impl Node {
             }
             return;
         }
+        self.load_saved(now, key);
+    }
+
+    /// Loads again what was found last, or saved.
+    fn load_saved(&mut self, now: Now, key: &ObjectKey) {
+        let (facts, limits) = (self.facts(now), self.limits(key));
+        let Some(resident) = self.homes.get(key) else { return };
         let active = resident.active.clone();
         let state = Some(&active.state).filter(|state| !state.is_empty());
         let Ok(sandbox) = self.sandbox() else { return };
