@@ -4,6 +4,7 @@
 //! could not get. Read next: `cli::start` (one node), `crate::dev` (a local cluster), `cli::data`.
 
 mod aso;
+mod bench;
 mod bucket;
 mod cluster;
 mod data;
@@ -56,6 +57,7 @@ enum Command {
     Cluster(cluster::Arguments),
     Ring(ring::Arguments),
     Sim(sim::Arguments),
+    Bench(bench::Arguments),
 }
 
 /// Why a command ends with another exit code than 0.
@@ -86,6 +88,7 @@ pub fn main() -> ExitCode {
         Command::Cluster(arguments) => cluster::run(arguments),
         Command::Ring(arguments) => ring::run(arguments),
         Command::Sim(arguments) => sim::run(arguments),
+        Command::Bench(arguments) => bench::run(arguments),
     };
     match outcome {
         Ok(()) | Err(Failure::OutputClosed) => ExitCode::SUCCESS,
