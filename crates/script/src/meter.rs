@@ -19,7 +19,7 @@ use oort_core::active::{Fuel, Limits};
 use crate::limits::{LimitError, SAFEPOINT_COST, WORKING_BYTES};
 
 /// Safepoints between two looks at the clock.
-const SAFEPOINTS_PER_LOOK: u32 = 32;
+const SAFEPOINTS_PER_LOOK: u32 = 128;
 /// Safepoints before the first look, which starts the time: most handlers end before and never ask for it.
 const SAFEPOINTS_BEFORE_CLOCK: u32 = 16;
 
