@@ -21,10 +21,13 @@ const LINES_TOP: f64 = 500.0;
 const LINES_BOTTOM: f64 = 790.0;
 const LINES_RIGHT: f64 = 600.0;
 
+/// A line's name, its dashes, and what it shows.
+type Series = (&'static str, &'static str, fn(&Memory) -> f64);
+
 /// Okabe and Ito's colours, which differ for colour-blind readers too; by kind of object.
 const COLOURS: [&str; 2] = ["#0072b2", "#d55e00"];
 /// What is drawn of memory: its name, the dashes of its line, and the figure.
-const SERIES: [(&str, &str, fn(&Memory) -> f64); 3] = [
+const SERIES: [Series; 3] = [
     ("plain value, stored", "2 4", |memory| memory.plain_bytes),
     ("active object, stored", "8 4", |memory| memory.stored_bytes),
     ("active object, loaded: sandbox", "none", |memory| memory.sandbox_bytes),
