@@ -23,11 +23,18 @@ const LINES_RIGHT: f64 = 600.0;
 
 /// Okabe and Ito's colours, which differ for colour-blind readers too; by kind of object.
 const COLOURS: [&str; 2] = ["#0072b2", "#d55e00"];
-/// What is drawn of memory: its name, the dashes of its line, and the figure.
-const SERIES: [(&str, &str, fn(&Memory) -> f64); 3] = [
-    ("plain value, stored", "2 4", |memory| memory.plain_bytes),
-    ("active object, stored", "8 4", |memory| memory.stored_bytes),
-    ("active object, loaded: sandbox", "none", |memory| memory.sandbox_bytes),
+/// A line of the second figure.
+struct Series {
+    name: &'static str,
+    /// As `stroke-dasharray` takes it.
+    dashes: &'static str,
+    bytes: fn(&Memory) -> f64,
+}
+
+const SERIES: [Series; 3] = [
+    Series { name: "plain value, stored", dashes: "2 4", bytes: |memory| memory.plain_bytes },
+    Series { name: "active object, stored", dashes: "8 4", bytes: |memory| memory.stored_bytes },
+    Series { name: "active object, loaded: sandbox", dashes: "none", bytes: |memory| memory.sandbox_bytes },
 ];
 
 /// Adds a line of SVG.
@@ -124,7 +131,7 @@ fn bars(out: &mut String, figures: &Figures) {
 fn lines(out: &mut String, figures: &Figures) {
     title(out, 444.0, "Bytes per object", "By number of objects");
     let memories = &figures.memories;
-    let bytes = memories.iter().flat_map(|memory| SERIES.map(|(_, _, figure)| figure(memory)));
+    let bytes = memories.iter().flat_map(|memory| SERIES.map(|series| (series.bytes)(memory)));
     let y = Scale::of(bytes, (LINES_BOTTOM, LINES_TOP));
     let counts = memories.iter().map(|memory| f64::from(memory.objects));
     let x = Scale::of(counts, (LINES_LEFT, LINES_RIGHT));
@@ -145,10 +152,10 @@ fn lines(out: &mut String, figures: &Figures) {
     let mut row = LINES_TOP + 16.0;
     for (kind, colour) in kinds(memories).into_iter().zip(COLOURS) {
         put!(out, r#"<text x="{}" y="{row}" font-weight="bold">{kind}</text>"#, LINES_RIGHT + 20.0);
-        for (name, dashes, figure) in SERIES {
+        for Series { name, dashes, bytes } in SERIES {
             let of_kind = memories.iter().filter(|memory| memory.kind == kind);
             let places: Vec<String> = of_kind
-                .map(|memory| format!("{:.1},{:.1}", x.place(memory.objects.into()), y.place(figure(memory))))
+                .map(|memory| format!("{:.1},{:.1}", x.place(memory.objects.into()), y.place(bytes(memory))))
                 .collect();
             let stroke =
                 format!(r#"fill="none" stroke="{colour}" stroke-width="2.5" stroke-dasharray="{dashes}""#);
