@@ -30,8 +30,9 @@ impl Node {
     /// A handler may have changed something.
     pub(super) fn changed(&mut self, now: Now, key: &ObjectKey) {
         let async_ms = match self.durability(key) {
-            ActiveDurability::Async => self.buckets().properties(key.bucket()).aso.async_ms,
-            ActiveDurability::Quorum => 0,
+            // A node that stops has no time left.
+            ActiveDurability::Async if !self.stopping => self.buckets().properties(key.bucket()).aso.async_ms,
+            ActiveDurability::Async | ActiveDurability::Quorum => 0,
         };
         self.homes.flush_by(key, now.mono_us + u64::from(async_ms) * 1000);
     }
