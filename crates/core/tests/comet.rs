@@ -373,8 +373,8 @@ fn failures_are_told_and_leave_the_object_as_it_was_saved() {
     let grown = text(call(&mut cluster, 1, "fragile", "grow", &[]));
     assert!(grown.contains("more than 100000 bytes"), "{grown}");
     let resting = text(call(&mut cluster, 1, "fragile", "fail", &[]));
-    assert!(resting.contains("rests for"), "{resting}");
-    cluster.advance(100);
+    assert!(resting.contains("rests for 400 ms"), "{resting}");
+    cluster.advance(400);
     assert_eq!(get(&mut cluster, 1, "fragile"), 0.into());
     let failed = text(call(&mut cluster, 1, "fragile", "fail", &[]));
     assert!(failed.contains("on purpose"), "{failed}");
@@ -382,6 +382,11 @@ fn failures_are_told_and_leave_the_object_as_it_was_saved() {
     let missing = text(call(&mut cluster, 2, "fragile", "nothing", &[]));
     assert!(missing.contains("no function nothing"), "{missing}");
     assert_eq!(info(&mut cluster, "fragile", "failures"), 4.into());
+    // New code does not have to wait.
+    text(call(&mut cluster, 1, "fragile", "spin", &[]));
+    let source = Mutation::Activate { source: fragile.into(), expiry: Expiry::Default, keeps_state: true };
+    cluster.update(2, "fragile", source).unwrap();
+    assert_eq!(get(&mut cluster, 1, "fragile"), 1.into());
     let last = info(&mut cluster, "fragile", "last_error");
     assert!(last.get("message").is_some(), "{last:?}");
     let syntax = create(&mut cluster, 0, "broken", "function (").unwrap_err().to_string();

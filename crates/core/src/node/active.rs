@@ -21,6 +21,7 @@ use crate::active::{
 use crate::bucket::ActiveDurability;
 use crate::client::{ActiveError, Called, ClientError, Handler, Operation, Quorum, Reply};
 use crate::detector::Health;
+use crate::mutation::Mutation;
 use crate::object::Object;
 use crate::timers::interval_number;
 use crate::types::{NodeId, Now, ObjectKey};
@@ -193,10 +194,12 @@ impl Node {
     }
 
     fn run(&mut self, now: Now, key: &ObjectKey, job: Job, merged: Object, out: &mut Vec<Output>) {
-        if let Some(for_ms) = self.homes.rests_ms(key, now.mono_us) {
-            return self.finish(job.origin, Err(refused(ActiveError::Rests { for_ms })), out);
-        }
         let Job { origin, what, deadline_us } = job;
+        let brings_code =
+            matches!(&what, What::Update(update) if matches!(update.mutation, Mutation::Activate { .. }));
+        if let Some(for_ms) = self.homes.rests_ms(key, now.mono_us).filter(|_| !brings_code) {
+            return self.finish(origin, Err(refused(ActiveError::Rests { for_ms })), out);
+        }
         let result = match what {
             What::Update(update) => {
                 return self.run_update(now, key, origin, *update, merged, deadline_us, out)

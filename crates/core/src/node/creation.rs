@@ -129,6 +129,7 @@ impl Node {
             resident.active.source = source.clone();
             resident.must_save = true;
         }
+        self.homes.unpause(key);
         Ok(Verdict::Keep)
     }
 
@@ -195,7 +196,10 @@ impl Node {
         self.homes.insert(key.clone(), resident);
         let verdict = self.ask_on_put(now, key, caller);
         match verdict {
-            Ok(Verdict::Keep) => self.start_timer(now, key),
+            Ok(Verdict::Keep) => {
+                self.homes.unpause(key);
+                self.start_timer(now, key);
+            }
             // Others that wait are for what is stored.
             _ => {
                 if let Some(resident) = self.homes.unload(key) {

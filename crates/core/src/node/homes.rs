@@ -21,10 +21,12 @@ const IDLE_US: u64 = 60_000_000;
 /// How often idle objects are looked for, in microseconds.
 const SWEEP_US: u64 = 1_000_000;
 
-/// An object that reached a limit rests so long, in microseconds, and twice as long each time that it does so again at
-/// once. Too short: objects that never end take the node's time; too long: one mistake stops an honest object.
-const PAUSE_US: u64 = 10_000;
-const PAUSE_US_MAX: u64 = 1_000_000;
+/// An object that reached a limit rests so long, in microseconds, and [`PAUSE_FACTOR`] times as long each time that it
+/// does so again without a good run between. Too short: objects that never end take the node's time; too long: one
+/// mistake stops an honest object.
+const PAUSE_US: u64 = 100_000;
+const PAUSE_US_MAX: u64 = 60_000_000;
+const PAUSE_FACTOR: u64 = 4;
 /// The most objects that rest. Beyond, the one whose key comes first is let go.
 const PAUSES_MAX: usize = 10_000;
 
@@ -270,8 +272,8 @@ impl Homes {
         }
         let is_crowded = self.sandbox.as_ref().is_some_and(|sandbox| sandbox.used_bytes() > bytes_max);
         self.sweep_us = now_us + SWEEP_US;
-        // Whoever behaves for as long as it rested begins anew.
-        self.pauses.retain(|_, pause| now_us < pause.until_us + pause.length_us.max(SWEEP_US));
+        // Whom nobody has called for long begins anew.
+        self.pauses.retain(|_, pause| now_us < pause.until_us + PAUSE_US_MAX);
         let is_clean = |one: &Resident| one.run.is_none() && one.flush_us.is_none();
         let clean = self.residents.iter().filter(|(_, one)| is_clean(one));
         let mut clean: Vec<(u64, ObjectKey)> = clean.map(|(key, one)| (one.used_us, key.clone())).collect();
@@ -286,7 +288,7 @@ impl Homes {
     /// The object under `key` has reached a limit: it is not run for a while.
     pub fn pause(&mut self, key: &ObjectKey, now_us: u64) {
         let length_us = match self.pauses.get(key) {
-            Some(pause) => (pause.length_us * 2).min(PAUSE_US_MAX),
+            Some(pause) => (pause.length_us * PAUSE_FACTOR).min(PAUSE_US_MAX),
             None => PAUSE_US,
         };
         self.pauses.insert(key.clone(), Pause { until_us: now_us + length_us, length_us });
@@ -295,7 +297,7 @@ impl Homes {
         }
     }
 
-    /// It has run well.
+    /// It has run well, or has new code.
     pub fn unpause(&mut self, key: &ObjectKey) {
         if !self.pauses.is_empty() {
             self.pauses.remove(key);
