@@ -516,6 +516,7 @@ impl Node {
         }
         self.unkept.extend(self.turn_puts.drain(..).map(|(_, origin)| origin));
         self.turn_dots.clear();
+        self.homes.staged();
         self.turn_doubtful.clear();
         self.report_store(out);
     }
@@ -746,9 +747,7 @@ impl Node {
         self.metrics.store_refusals += 1;
         self.handoff = Handoff::new(self.replica.count_hints());
         self.drop_deliveries();
-        // What was loaded may have been made in this turn.
-        self.replica.find_timers();
-        for (job, has_begun) in self.homes.clear() {
+        for (job, has_begun) in self.homes.undone() {
             // A handler may have stored the object before it waited.
             let error = match has_begun {
                 true => ClientError::OutcomeUnknown,

@@ -334,8 +334,8 @@ impl Replica {
         }
     }
 
-    /// Reads from the store what timers there are: at the start, and when the disk has taken changes back.
-    pub fn find_timers(&mut self) {
+    /// Reads from the store what timers there are.
+    fn find_timers(&mut self) {
         let mut timers = Timers::default();
         self.store.scan(Space::Meta, TIMER_PREFIX, TIMER_END, &mut |row, value| {
             let row = Bytes::copy_from_slice(&row[TIMER_PREFIX.len().min(row.len())..]);
@@ -345,6 +345,7 @@ impl Replica {
             }
             true
         });
+        timers.staged();
         self.timers = timers;
     }
 
@@ -604,10 +605,12 @@ impl Replica {
                 self.has_tree_row = false;
                 self.needs_durable &= durability != Durability::Durable;
                 self.tree.staged();
+                self.timers.staged();
                 Ok(())
             }
             Err(error) => {
                 self.tree.undone();
+                self.timers.undone();
                 self.known.clear();
                 self.identity_is_dirty = true;
                 Err(error)

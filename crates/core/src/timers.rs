@@ -37,6 +37,8 @@ struct Timer {
 pub struct Timers {
     of: BTreeMap<ObjectKey, Timer>,
     looks: BTreeSet<(u64, ObjectKey)>,
+    /// What changed since the last sync, with the interval before.
+    unsynced: Vec<(ObjectKey, u64)>,
 }
 
 impl Timers {
@@ -46,17 +48,34 @@ impl Timers {
         if held == interval_ms {
             return false;
         }
-        if let Some((key, timer)) = self.of.remove_entry(key) {
+        // A key is often part of a message, all of which it would keep in memory.
+        let row = Bytes::copy_from_slice(key.row());
+        let key = ObjectKey::from_row(row).expect("it is the row of a key");
+        self.unsynced.push((key.clone(), held));
+        self.put(key, interval_ms);
+        true
+    }
+
+    fn put(&mut self, key: ObjectKey, interval_ms: u64) {
+        if let Some((key, timer)) = self.of.remove_entry(&key) {
             self.looks.remove(&(timer.look_ms, key));
         }
         if interval_ms > 0 {
-            // A key is often part of a message, all of which it would keep in memory.
-            let row = Bytes::copy_from_slice(key.row());
-            let key = ObjectKey::from_row(row).expect("it is the row of a key");
             self.looks.insert((0, key.clone()));
             self.of.insert(key, Timer { interval_ms, look_ms: 0 });
         }
-        true
+    }
+
+    /// The store has everything.
+    pub fn staged(&mut self) {
+        self.unsynced.clear();
+    }
+
+    /// The store has taken back what changed since the last sync.
+    pub fn undone(&mut self) {
+        for (key, interval_ms) in std::mem::take(&mut self.unsynced).into_iter().rev() {
+            self.put(key, interval_ms);
+        }
     }
 
     /// The next timer to look at, with its interval and whether it was never looked at before; it must be given a new
@@ -130,5 +149,9 @@ mod tests {
         assert_eq!(timers.next_look(700), Some((key("a"), 1000, false)));
         assert!(timers.set(&key("a"), 0));
         assert_eq!((timers.next_ms(), timers.len()), (None, 0));
+        timers.staged();
+        assert!(timers.set(&key("a"), 1000) && timers.set(&key("b"), 1000) && timers.set(&key("a"), 2000));
+        timers.undone();
+        assert!(timers.is_empty());
     }
 }

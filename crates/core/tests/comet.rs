@@ -465,6 +465,24 @@ fn a_disk_that_refuses_takes_back_what_was_not_written() {
 }
 
 #[test]
+fn while_the_disk_is_full_objects_go_on_and_are_written_afterwards() {
+    let mut cluster = Cluster::new(3);
+    create(&mut cluster, 0, "greeting", GET_COUNT).unwrap();
+    let home = cluster.list("greeting")[0];
+    assert_eq!(get(&mut cluster, home, "greeting"), counted(1));
+    cluster.machines[home].disk.lock().set_full(true);
+    assert!(cluster.put(home, "plain", "refused").is_err());
+    for count in 2..=10 {
+        assert_eq!(get(&mut cluster, home, "greeting"), counted(count), "what is loaded is not lost");
+        cluster.advance(300);
+    }
+    cluster.machines[home].disk.lock().set_full(false);
+    cluster.advance(2_000);
+    cluster.crash(home, Crash::Power);
+    assert_eq!(get(&mut cluster, (home + 1) % 3, "greeting"), counted(11));
+}
+
+#[test]
 fn a_reply_goes_to_the_key_that_the_caller_named() {
     let mut cluster = Cluster::new(5);
     let source = "function ask(caller) comet.put(caller.key, 'answer', caller.node) return comet.put(caller.key, 'second', caller.node) end";

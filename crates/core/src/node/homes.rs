@@ -118,6 +118,8 @@ pub(super) struct Homes {
     /// Jobs to be started anew.
     pub orphans: Vec<(ObjectKey, Job)>,
     flushes: BTreeSet<(u64, ObjectKey)>,
+    /// Objects that were written in this turn.
+    written: Vec<ObjectKey>,
     pauses: BTreeMap<ObjectKey, Pause>,
     /// When the time of a job that waits is up.
     deadlines: BTreeSet<(u64, ObjectKey)>,
@@ -137,6 +139,7 @@ impl Homes {
             outcomes: VecDeque::new(),
             orphans: Vec::new(),
             flushes: BTreeSet::new(),
+            written: Vec::new(),
             pauses: BTreeMap::new(),
             deadlines: BTreeSet::new(),
             sweep_us: 0,
@@ -167,15 +170,22 @@ impl Homes {
         Some(resident)
     }
 
-    /// Takes all objects out of the sandbox. Returns who waited for them, and whether their handler had begun.
-    pub fn clear(&mut self) -> Vec<(Job, bool)> {
-        let keys: Vec<ObjectKey> = self.residents.keys().cloned().collect();
-        let residents = keys.iter().filter_map(|key| self.unload(key));
-        let residents: Vec<Resident> = residents.collect();
-        self.awaited.clear();
-        self.outcomes.clear();
+    /// What the loaded object has become was written in this turn.
+    pub fn written(&mut self, key: &ObjectKey) {
+        self.written.push(key.clone());
+    }
+
+    /// The store has what was written in this turn.
+    pub fn staged(&mut self) {
+        self.written.clear();
+    }
+
+    /// The store has taken back what was written in this turn: those objects are loaded again when they are asked.
+    /// Returns who waited for them, and whether their handler had begun.
+    pub fn undone(&mut self) -> Vec<(Job, bool)> {
         let mut all = Vec::new();
-        for resident in residents {
+        for key in std::mem::take(&mut self.written) {
+            let Some(resident) = self.unload(&key) else { continue };
             all.extend(resident.run.map(|run| (run.job, true)));
             all.extend(jobs(resident.queue).map(|job| (job, false)));
         }

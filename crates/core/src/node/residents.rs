@@ -252,6 +252,7 @@ impl Node {
         if let Some(resident) = self.homes.get(key) {
             resident.seen.add(dot);
         }
+        self.homes.written(key);
         self.homes.flushed(key);
         Some((bytes, base))
     }
