@@ -13,6 +13,14 @@ pub struct Addresses {
     pub http: String,
 }
 
+impl Addresses {
+    /// The host of the peer address, without its port and brackets.
+    pub fn peer_host(&self) -> &str {
+        let host = self.peer.rsplit_once(':').map_or(self.peer.as_str(), |(host, _)| host);
+        host.trim_matches(['[', ']'])
+    }
+}
+
 /// When acknowledged writes reach the disk.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum SyncMode {

@@ -15,6 +15,7 @@ mod sim;
 mod start;
 
 use std::io::{self, Write};
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
@@ -128,6 +129,17 @@ fn print(bytes: &[u8]) -> Result<(), Failure> {
         io::ErrorKind::BrokenPipe => Failure::OutputClosed,
         _ => Failure::Failed { text: format!("standard output: {}", crate::config::words(&error)) },
     })
+}
+
+/// Writes a file that a command was asked for, in place of any of its name, and says so.
+fn write_file(path: &Path, text: &str) -> Result<(), Failure> {
+    std::fs::write(path, text).map_err(|error| cannot_write(path, &error))?;
+    note(&format!("wrote {}", path.display()));
+    Ok(())
+}
+
+fn cannot_write(path: &Path, error: &io::Error) -> Failure {
+    Failure::Failed { text: format!("cannot write {}: {}", path.display(), crate::config::words(error)) }
 }
 
 /// Tells people something that is not the result. Nothing can be done if nobody listens.

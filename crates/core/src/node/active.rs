@@ -37,9 +37,7 @@ pub(super) fn refused(error: ActiveError) -> ClientError {
 impl Node {
     /// Gives the node what runs active objects; without it they are stored only.
     pub fn set_sandbox(&mut self, mut sandbox: Box<dyn Sandbox>) {
-        let address = &self.config.addresses.peer;
-        let ip = address.rsplit_once(':').map_or(address.as_str(), |(host, _)| host);
-        sandbox.set_node(ip.trim_matches(['[', ']']), &self.id().to_string());
+        sandbox.set_node(self.config.addresses.peer_host(), &self.id().to_string());
         self.homes.sandbox = Some(sandbox);
     }
 

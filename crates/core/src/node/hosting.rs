@@ -69,8 +69,7 @@ impl Node {
     fn look_up(&self, key: &ObjectKey) -> Value {
         let nodes = self.neighbours(key).into_iter().map(|node| {
             let member = self.membership.members.get(&node);
-            let address = member.map_or("", |member| member.addresses.peer.as_str());
-            let ip = address.rsplit_once(':').map_or(address, |(host, _)| host).trim_matches(['[', ']']);
+            let ip = member.map_or("", |member| member.addresses.peer_host());
             let is_up = self.health(node) == crate::detector::Health::Up;
             let distance = self.distance_us(node).filter(|_| node != self.id());
             map([

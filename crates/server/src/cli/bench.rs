@@ -6,12 +6,12 @@ mod report;
 
 use std::fs;
 use std::io::{IsTerminal, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
 
-use super::{note, print, Failure};
+use super::{cannot_write, print, write_file, Failure};
 use harness::{measure, Setup};
 
 const OBJECTS: std::ops::RangeInclusive<i64> = 1..=1_000_000;
@@ -92,14 +92,9 @@ fn run_aso(arguments: Aso) -> Result<(), Failure> {
     print(report::tables(&figures).as_bytes())?;
     for (path, text) in [(csv, report::csv(&figures)), (svg, plot::svg(&figures))] {
         let Some(path) = path else { continue };
-        fs::write(&path, text).map_err(|error| cannot_write(&path, &error))?;
-        note(&format!("wrote {}", path.display()));
+        write_file(&path, &text)?;
     }
     Ok(())
-}
-
-fn cannot_write(path: &Path, error: &std::io::Error) -> Failure {
-    Failure::Failed { text: format!("cannot write {}: {}", path.display(), crate::config::words(error)) }
 }
 
 fn seconds(text: &str) -> Result<f64, String> {

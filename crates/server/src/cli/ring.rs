@@ -2,13 +2,13 @@
 
 use std::fs;
 use std::io::{IsTerminal, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 use oort_core::placement::{PARTITIONS_MAX, PREFERENCE_MAX};
 use oort_sim::balance::{csv, simulate, svg, table, Setup};
 
-use super::{note, print, Failure};
+use super::{cannot_write, print, write_file, Failure};
 
 const NODES: std::ops::RangeInclusive<i64> = 2..=1000;
 const ZIPF_MAX: f64 = 2.0;
@@ -103,15 +103,9 @@ fn run_simulation(arguments: Simulate) -> Result<(), Failure> {
     }
     print(table(&setup, &points).as_bytes())?;
     for (name, text) in [("partitioning.csv", csv(&points)), ("partitioning.svg", svg(&setup, &points))] {
-        let path = out.join(name);
-        fs::write(&path, text).map_err(|error| cannot_write(&path, &error))?;
-        note(&format!("wrote {}", path.display()));
+        write_file(&out.join(name), &text)?;
     }
     Ok(())
-}
-
-fn cannot_write(path: &Path, error: &std::io::Error) -> Failure {
-    Failure::Failed { text: format!("cannot write {}: {}", path.display(), crate::config::words(error)) }
 }
 
 fn zipf(text: &str) -> Result<f64, String> {
