@@ -32,23 +32,81 @@ pub struct Active {
     pub interval_ms: u64,
     /// Number of the interval since 1970 in which `onTimer` last ran, or in which the object was made.
     pub last_interval: u64,
+    /// Where its copies are; `None`: at all owners of its key.
+    pub placement: Option<Placement>,
 }
 
 impl Active {
-    pub(crate) fn encode(&self, out: &mut Writer) {
-        out.bytes(&self.source);
-        out.bytes(&self.state);
-        out.varint(self.interval_ms);
-        out.varint(self.last_interval);
+    /// What is left of it where it has no copy; `None` if it has copies at all owners.
+    pub fn husk(&self) -> Option<Husk> {
+        let (interval_ms, last_interval) = (self.interval_ms, self.last_interval);
+        Some(Husk { interval_ms, last_interval, placement: self.placement.clone()? })
     }
 
-    pub(crate) fn decode(input: &mut Reader) -> Result<Active, DecodeError> {
-        Ok(Active {
-            source: input.bytes("source")?,
-            state: input.bytes("state")?,
-            interval_ms: input.varint("timer interval")?,
-            last_interval: input.varint("timer")?,
-        })
+    /// Source and state. The rest stands before them, where it is encoded.
+    pub(crate) fn encode_body(&self, out: &mut Writer) {
+        out.bytes(&self.source);
+        out.bytes(&self.state);
+    }
+}
+
+/// The nodes that an object's `selectReplicas`, or its own `put`, chose for its copies.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Placement {
+    /// At least one, in ascending order.
+    pub holders: Vec<NodeId>,
+    /// [`owners_hash`] of those among whom they were chosen: among others they are chosen anew.
+    pub chosen_from: u64,
+}
+
+/// The hash of the owners of a key, whatever their order.
+pub fn owners_hash(owners: &[NodeId]) -> u64 {
+    let mut ids: Vec<u64> = owners.iter().map(|owner| owner.0).collect();
+    ids.sort_unstable();
+    let bytes: Vec<u8> = ids.into_iter().flat_map(u64::to_le_bytes).collect();
+    xxhash_rust::xxh3::xxh3_64(&bytes)
+}
+
+/// An active object at an owner that holds no copy of it: what nodes must know to find it and to wake it in time.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Husk {
+    pub interval_ms: u64,
+    pub last_interval: u64,
+    pub placement: Placement,
+}
+
+impl Husk {
+    /// The object with its source and state.
+    pub(crate) fn filled(self, source: Bytes, state: Bytes) -> Active {
+        let Husk { interval_ms, last_interval, placement } = self;
+        Active { source, state, interval_ms, last_interval, placement: Some(placement) }
+    }
+
+    pub(crate) fn encode(&self, out: &mut Writer) {
+        out.varint(self.interval_ms);
+        out.varint(self.last_interval);
+        out.fixed(self.placement.chosen_from);
+        out.varint(self.placement.holders.len() as u64);
+        for holder in &self.placement.holders {
+            out.fixed(holder.0);
+        }
+    }
+
+    pub(crate) fn decode(input: &mut Reader) -> Result<Husk, DecodeError> {
+        let (interval_ms, last_interval) = (input.varint("timer interval")?, input.varint("timer")?);
+        let chosen_from = input.fixed("owners")?;
+        let mut holders = Vec::new();
+        for _ in 0..input.count(8, "holders")? {
+            let holder = NodeId(input.fixed("holder")?);
+            if holders.last().is_some_and(|last| *last >= holder) {
+                return Err(DecodeError::Invalid { field: "holder order" });
+            }
+            holders.push(holder);
+        }
+        if holders.is_empty() {
+            return Err(DecodeError::Invalid { field: "holders" });
+        }
+        Ok(Husk { interval_ms, last_interval, placement: Placement { holders, chosen_from } })
     }
 }
 

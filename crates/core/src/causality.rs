@@ -188,6 +188,11 @@ impl<T> DvvSet<T> {
         self.values.retain(|(dot, value)| keep(*dot, value));
     }
 
+    /// Lets `change` put another form of the same write in the place of each sibling.
+    pub fn update(&mut self, mut change: impl FnMut(Dot, &mut T)) {
+        self.values.iter_mut().for_each(|(dot, value)| change(*dot, value));
+    }
+
     /// Drops the sibling `dot`, if held. The context still covers it.
     pub fn remove(&mut self, dot: Dot) {
         self.values.retain(|(held, _)| *held != dot);

@@ -205,7 +205,8 @@ pub enum ActiveError {
     NoSandbox,
     /// Its code refused to be stored or overwritten: the handler returned nil.
     Refused { handler: Handler },
-    /// The handler returned what is neither the object, a string, a number nor nil.
+    /// The handler returned what it may not: not the object, a string, a number or nil; or of `selectReplicas`, no
+    /// owners.
     Returned { handler: Handler },
     /// The handler asked for something that takes time.
     CannotWait { handler: Handler },
@@ -219,6 +220,8 @@ pub enum ActiveError {
     Replaced,
     /// It waited for its node, or for the calls before it, until there was no time left.
     TimedOut,
+    /// None of the nodes that it chose for its copies can be reached, or has one.
+    NoCopy,
     /// Its code failed.
     Failed(Failure),
 }
@@ -274,7 +277,13 @@ impl fmt::Display for ActiveError {
                 write!(f, "the object refuses: {name} returned nil")
             }
             ActiveError::Returned { handler } => {
-                write!(f, "{} must return self, a string, a number, or nil to refuse", handler.name())
+                let name = handler.name();
+                match handler {
+                    Handler::SelectReplicas => {
+                        write!(f, "{name} must return an array with owners of the key")
+                    }
+                    _ => write!(f, "{name} must return self, a string, a number, or nil to refuse"),
+                }
             }
             ActiveError::CannotWait { handler } => {
                 write!(f, "{} cannot wait for get, put or lookup: it must return at once", handler.name())
@@ -290,6 +299,9 @@ impl fmt::Display for ActiveError {
             }
             ActiveError::Replaced => write!(f, "the object was written by others while the call waited"),
             ActiveError::TimedOut => write!(f, "the call waited for its node until its time was up"),
+            ActiveError::NoCopy => {
+                write!(f, "none of the nodes that the object chose for its copies can be reached")
+            }
             ActiveError::Failed(failure) => match failure.trace.is_empty() {
                 true => write!(f, "{failure}"),
                 false => {

@@ -118,6 +118,11 @@ impl<'a> Reader<'a> {
 
     pub fn bytes(&mut self, field: &'static str) -> Result<Bytes, DecodeError> {
         let length = self.varint(field)?;
+        self.take(length, field)
+    }
+
+    /// The next `length` bytes.
+    pub fn take(&mut self, length: u64, field: &'static str) -> Result<Bytes, DecodeError> {
         if length > self.left() as u64 {
             return Err(DecodeError::Truncated { field });
         }

@@ -71,6 +71,8 @@ pub struct Get {
     asked: Needed,
     needed: Needed,
     lww: bool,
+    /// Asks for the code and state of active objects that `merged` has husks of.
+    for_bodies: bool,
     replicas: Vec<(Candidate, State)>,
     /// Objects with a greater reading are from a clock far ahead and not taken in.
     reading_max: u64,
@@ -95,7 +97,28 @@ impl Get {
         let replicas = candidates.into_iter().map(|candidate| (candidate, State::Unasked)).collect();
         let (merged, merged_hash, merged_bytes) = (Object::default(), Some(0), None);
         let needed = asked.at_most(copies);
-        Get { key, asked, needed, lww, replicas, reading_max, merged, merged_hash, merged_bytes }
+        let for_bodies = false;
+        Get { key, asked, needed, lww, for_bodies, replicas, reading_max, merged, merged_hash, merged_bytes }
+    }
+
+    /// The second half of the get that found `merged`: asks the `holders` of what is missing in it. `asked`: as many
+    /// answers as the first half needed, should it begin anew.
+    pub fn for_bodies(
+        key: ObjectKey,
+        asked: Needed,
+        lww: bool,
+        reading_max: u64,
+        merged: Object,
+        holders: Vec<NodeId>,
+    ) -> Get {
+        let candidates = holders.into_iter().map(|node| Candidate { node, is_primary: false }).collect();
+        let get = Get::new(key, asked, 1, lww, reading_max, candidates);
+        Get { for_bodies: true, merged, merged_hash: None, ..get }
+    }
+
+    /// True if it asks for what a get before has found missing.
+    pub fn is_for_bodies(&self) -> bool {
+        self.for_bodies
     }
 
     /// How many replicas to ask at first: as many as are needed, all of them while any primary is missing.
@@ -112,7 +135,7 @@ impl Get {
     /// known: 0 if nothing is.
     pub fn ask_next(&mut self) -> Option<(NodeId, u64)> {
         let (candidate, state) = self.replicas.iter_mut().find(|(_, state)| *state == State::Unasked)?;
-        let have = self.merged_hash.unwrap_or(0);
+        let have = self.merged_hash.filter(|_| !self.for_bodies).unwrap_or(0);
         *state = State::Asked(have);
         Some((candidate.node, have))
     }
@@ -164,7 +187,7 @@ impl Get {
 
     fn merge(&mut self, bytes: &Bytes) -> Option<u64> {
         let hash = hash_of(bytes);
-        if self.merged_hash == Some(hash) {
+        if self.merged_hash == Some(hash) && !self.merged.has_husk() {
             return Some(hash);
         }
         let mut object = Object::decode(bytes).ok()?;
@@ -208,6 +231,9 @@ impl Get {
         let is_waiting =
             self.replicas.iter().any(|(_, state)| matches!(state, State::Asked(_) | State::Unasked));
         match () {
+            // In the end it has what there was.
+            _ if self.for_bodies && is_waiting && self.merged.has_husk() => Progress::Waiting,
+            _ if self.for_bodies => Progress::Done,
             _ if counts(false) => Progress::Done,
             _ if is_waiting => Progress::Waiting,
             _ if counts(true) => Progress::Done,

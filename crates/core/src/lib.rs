@@ -24,6 +24,7 @@ pub mod metrics;
 pub mod known;
 pub mod tree;
 pub mod timers;
+pub mod placed;
 pub mod replica;
 pub mod get;
 pub mod put;

@@ -27,7 +27,7 @@ use crate::types::NodeId;
 use crate::vivaldi::Coordinate;
 
 /// The version of the peer protocol that this program speaks. Others are refused.
-pub const PROTOCOL: u16 = 6;
+pub const PROTOCOL: u16 = 7;
 /// The most members a table holds.
 pub const MEMBERS_MAX: usize = 2000;
 

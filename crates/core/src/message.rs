@@ -59,6 +59,8 @@ pub enum WriteOutcome {
     ClockSkew,
     /// The bytes are no object.
     Malformed,
+    /// An active object without its code and state, of which the replica is to hold a copy.
+    Lacking,
     /// The coordinator's ring is older than the replica's: other nodes may be the ones to ask.
     Stale,
 }
@@ -210,6 +212,7 @@ impl Message {
                     WriteOutcome::ClockSkew => 2,
                     WriteOutcome::Malformed => 3,
                     WriteOutcome::Stale => 4,
+                    WriteOutcome::Lacking => 5,
                 });
             }
             Message::Read { task, key, have, stamp } => {
@@ -264,6 +267,7 @@ impl Message {
                     2 => WriteOutcome::ClockSkew,
                     3 => WriteOutcome::Malformed,
                     4 => WriteOutcome::Stale,
+                    5 => WriteOutcome::Lacking,
                     _ => return Err(DecodeError::Invalid { field: "write outcome" }),
                 },
             },

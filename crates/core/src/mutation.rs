@@ -396,7 +396,7 @@ fn rewrite(
     given: Circumstances,
     change: impl FnOnce(&[u8]) -> Vec<u8>,
 ) -> Result<bool, MutationError> {
-    if object.active(given.wall_ms).is_some() {
+    if object.is_active(given.wall_ms) {
         return Err(MutationError::IsActive);
     }
     let old = object.newest(given.wall_ms);
@@ -431,7 +431,7 @@ fn add(object: &mut Object, dot: Dot, delta: i64, given: Circumstances) -> Resul
                 Value::Bytes(bytes) => {
                     Counter::new(Some(*origin), parse_integer(bytes).ok_or(MutationError::NotAnInteger)?)
                 }
-                Value::Active(_) => return Err(MutationError::IsActive),
+                Value::Active(_) | Value::Husk(_) => return Err(MutationError::IsActive),
                 Value::Tombstone => unreachable!("a tombstone is not live"),
             };
             (counter, version.expires_ms, version.headers.clone())

@@ -14,6 +14,7 @@ mod active;
 mod background;
 mod collect;
 mod coordinate;
+mod copies;
 mod creation;
 mod entropy;
 mod gets;

@@ -5,27 +5,37 @@
 //! | count | index of actor | flags | [counter 8] | [expiry] | [headers] | value | ...   siblings, oldest first
 //!
 //! flags: bits 0-1 kind (0 bytes, 1 counter, 2 tombstone, 3 active), 2 expiry, 3 headers, 4 counter is that of the
-//! context
+//! context, 5 active at some of the owners only
 //! ```
 //! The same bytes stand on disk and on the wire. Read `mutation` for how an object changes.
+//!
+//! An active object may say which owners hold its copies. The others hold its husk: the same writes, but not their
+//! source and state, which therefore stand apart, behind what all owners have alike and compare by its hash:
+//! ```text
+//! | format 2 | length 8 | context, siblings with husks in place of bodies | is here [source | state] | ...
+//! ```
 
 use std::fmt;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use crate::active::Active;
+use crate::active::{Active, Husk, Placement};
 use crate::causality::{Dot, DvvSet, VersionVector};
 use crate::codec::{DecodeError, Reader, Writer};
 use crate::crdt::Counter;
+use crate::types::NodeId;
 
-/// The version of the encoding that this program writes and reads.
+/// The encoding of an object that is the same at all owners.
 pub const OBJECT_FORMAT: u8 = 1;
+/// The encoding of one with bodies that only some of the owners have.
+pub const PLACED_FORMAT: u8 = 2;
 
 const KIND: u8 = 0b0000_0011;
 const HAS_EXPIRY: u8 = 0b0000_0100;
 const HAS_HEADERS: u8 = 0b0000_1000;
 const NEWEST_OF_ACTOR: u8 = 0b0001_0000;
+const IS_PLACED: u8 = 0b0010_0000;
 
 /// What one write stored.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -38,6 +48,19 @@ pub enum Value {
     Tombstone,
     /// An object that carries code.
     Active(Box<Active>),
+    /// Such an object, of which others hold the code and state.
+    Husk(Box<Husk>),
+}
+
+impl Value {
+    /// Where the copies of this active object are, if it has chosen.
+    pub fn placement(&self) -> Option<&Placement> {
+        match self {
+            Value::Active(active) => active.placement.as_ref(),
+            Value::Husk(husk) => Some(&husk.placement),
+            _ => None,
+        }
+    }
 }
 
 /// One write: its value and what goes with it.
@@ -101,6 +124,68 @@ impl Object {
     /// Merges in another replica's state.
     pub fn merge(&mut self, other: &Object) {
         self.0.merge(&other.0);
+        self.0.update(|dot, version| {
+            if let Value::Husk(_) = version.value {
+                let body = other.0.values().iter().find(|(other, _)| *other == dot);
+                body.into_iter().for_each(|(_, body)| *version = body.clone());
+            }
+        });
+    }
+
+    /// True if the newest live value is an active object, whether or not it is here.
+    pub fn is_active(&self, wall_ms: u64) -> bool {
+        let newest = self.newest_live(wall_ms);
+        newest.is_some_and(|(_, version)| matches!(version.value, Value::Active(_) | Value::Husk(_)))
+    }
+
+    /// Where the copies of the newest version are, if it has chosen.
+    pub fn placement(&self) -> Option<&Placement> {
+        self.0.newest()?.1.value.placement()
+    }
+
+    /// Those who hold what is missing here.
+    pub fn missing_from(&self) -> Vec<NodeId> {
+        let husks = self.0.values().iter().filter_map(|(_, version)| match &version.value {
+            Value::Husk(husk) => Some(&husk.placement.holders),
+            _ => None,
+        });
+        let mut holders: Vec<NodeId> = husks.flatten().copied().collect();
+        holders.sort_unstable();
+        holders.dedup();
+        holders
+    }
+
+    /// True if others hold the code and state of a live version.
+    pub fn lacks_body(&self, wall_ms: u64) -> bool {
+        let mut versions = self.0.values().iter();
+        versions.any(|(_, version)| matches!(version.value, Value::Husk(_)) && version.is_live(wall_ms))
+    }
+
+    /// True if others hold the code and state of a version.
+    pub fn has_husk(&self) -> bool {
+        self.0.values().iter().any(|(_, version)| matches!(version.value, Value::Husk(_)))
+    }
+
+    /// True if a version is here that chose `node` among others for its copies.
+    pub fn is_placed_at(&self, node: NodeId) -> bool {
+        let mut versions = self.0.values().iter();
+        versions.any(|(_, Version { value, .. })| match value {
+            Value::Active(_) => value.placement().is_some_and(|placement| placement.holders.contains(&node)),
+            _ => false,
+        })
+    }
+
+    /// Leaves husks of all versions whose copies `keeps` refuses. True if there were any.
+    pub fn strip(&mut self, keeps: impl Fn(&Placement) -> bool) -> bool {
+        let mut has_changed = false;
+        self.0.update(|_, version| {
+            let Value::Active(active) = &version.value else { return };
+            if let Some(husk) = active.husk().filter(|husk| !keeps(&husk.placement)) {
+                version.value = Value::Husk(Box::new(husk));
+                has_changed = true;
+            }
+        });
+        has_changed
     }
 
     /// Last writer wins: keeps only the version with the greatest dot, and if that is a counter, the concurrent states
@@ -149,6 +234,7 @@ impl Object {
     pub fn timer_ms(&self) -> u64 {
         match self.0.newest() {
             Some((_, Version { value: Value::Active(active), .. })) => active.interval_ms,
+            Some((_, Version { value: Value::Husk(husk), .. })) => husk.interval_ms,
             _ => 0,
         }
     }
@@ -194,6 +280,7 @@ impl Object {
                 (Bytes::from(number.to_string()), Some(number))
             }
             Value::Active(active) => (active.source.clone(), None),
+            Value::Husk(_) => (Bytes::new(), None),
             Value::Tombstone => unreachable!("a tombstone is not live"),
         };
         Sibling { dot, value, counter, expires_ms: version.expires_ms, headers: version.headers.clone() }
@@ -226,11 +313,38 @@ impl Object {
         let payload: usize = self.0.values().iter().map(|(_, version)| encoded_length_hint(version)).sum();
         let mut bytes = Vec::with_capacity(8 + 16 * self.context().len() + payload);
         let out = &mut Writer(&mut bytes);
+        if self.0.values().iter().any(|(_, version)| version.value.placement().is_some()) {
+            return self.encode_placed();
+        }
         out.u8(OBJECT_FORMAT);
+        self.encode_core(out);
+        bytes.into()
+    }
+
+    fn encode_core(&self, out: &mut Writer) {
         self.context().encode(out);
         out.varint(self.0.values().len() as u64);
         for (dot, version) in self.0.values() {
             encode_version(out, self.context(), *dot, version);
+        }
+    }
+
+    fn encode_placed(&self) -> Bytes {
+        let (mut bytes, mut core) = (Vec::new(), Vec::new());
+        self.encode_core(&mut Writer(&mut core));
+        let out = &mut Writer(&mut bytes);
+        out.u8(PLACED_FORMAT);
+        out.fixed(core.len() as u64);
+        out.0.extend_from_slice(&core);
+        for (_, version) in self.0.values() {
+            match &version.value {
+                Value::Active(active) if active.placement.is_some() => {
+                    out.u8(1);
+                    active.encode_body(out);
+                }
+                Value::Husk(_) => out.u8(0),
+                _ => {}
+            }
         }
         bytes.into()
     }
@@ -240,18 +354,75 @@ impl Object {
     /// Errors: another format version, or bytes that `encode` never makes.
     pub fn decode(bytes: &Bytes) -> Result<Object, DecodeError> {
         let mut input = Reader::new(bytes);
-        let found = input.u8("object format")?;
-        if found != OBJECT_FORMAT {
-            return Err(DecodeError::Version { found, known: OBJECT_FORMAT });
+        match input.u8("object format")? {
+            OBJECT_FORMAT => {
+                let object = Object::decode_core(&mut input)?;
+                input.end()?;
+                // Such an object has no husks.
+                (!object.has_husk()).then_some(object).ok_or(DecodeError::Invalid { field: "object format" })
+            }
+            PLACED_FORMAT => Object::decode_placed(&mut input),
+            found => Err(DecodeError::Version { found, known: PLACED_FORMAT }),
         }
-        let context = VersionVector::decode(&mut input)?;
+    }
+
+    fn decode_core(input: &mut Reader) -> Result<Object, DecodeError> {
+        let context = VersionVector::decode(input)?;
         let count = input.count(2, "siblings")?;
         let mut values = Vec::with_capacity(count);
         for _ in 0..count {
-            values.push(decode_version(&mut input, &context)?);
+            values.push(decode_version(input, &context)?);
         }
-        input.end()?;
         Ok(Object(DvvSet::from_parts(context, values)?))
+    }
+
+    fn decode_placed(input: &mut Reader) -> Result<Object, DecodeError> {
+        let length = input.fixed("length")?;
+        let core = input.take(length, "husks")?;
+        let mut core = Reader::new(&core);
+        let mut object = Object::decode_core(&mut core)?;
+        core.end()?;
+        if !object.has_husk() {
+            return Err(DecodeError::Invalid { field: "object format" });
+        }
+        let mut result = Ok(());
+        object.0.update(|_, version| {
+            if let (Value::Husk(husk), Ok(())) = (&version.value, &result) {
+                match decode_body(input, husk) {
+                    Ok(Some(active)) => version.value = Value::Active(Box::new(active)),
+                    Ok(None) => {}
+                    Err(error) => result = Err(error),
+                }
+            }
+        });
+        result?;
+        input.end()?;
+        Ok(object)
+    }
+}
+
+/// The bytes of an object that all its owners have alike; all of them, if they are none.
+pub fn common_bytes(bytes: &[u8]) -> &[u8] {
+    let length = match bytes.split_first() {
+        Some((&PLACED_FORMAT, rest)) => rest.first_chunk().map(|length| u64::from_le_bytes(*length)),
+        _ => None,
+    };
+    length.and_then(|length| bytes.get(..length.checked_add(9)? as usize)).unwrap_or(bytes)
+}
+
+/// True if these are the bytes of an object with versions that only some of the owners hold.
+pub fn is_placed(bytes: &[u8]) -> bool {
+    bytes.first() == Some(&PLACED_FORMAT)
+}
+
+fn decode_body(input: &mut Reader, husk: &Husk) -> Result<Option<Active>, DecodeError> {
+    match input.u8("body")? {
+        0 => Ok(None),
+        1 => {
+            let (source, state) = (input.bytes("source")?, input.bytes("state")?);
+            Ok(Some(husk.clone().filled(source, state)))
+        }
+        _ => Err(DecodeError::Invalid { field: "body" }),
     }
 }
 
@@ -260,7 +431,7 @@ fn encoded_length_hint(version: &Version) -> usize {
         Value::Bytes(bytes) => bytes.len(),
         Value::Counter(_) => 64,
         Value::Active(active) => active.source.len() + active.state.len() + 24,
-        Value::Tombstone => 0,
+        Value::Tombstone | Value::Husk(_) => 0,
     };
     let headers: usize = version.headers.iter().map(|(name, value)| name.len() + value.len() + 8).sum();
     24 + value + headers
@@ -274,10 +445,11 @@ fn encode_version(out: &mut Writer, context: &VersionVector, dot: Dot, version: 
         Value::Bytes(_) => 0,
         Value::Counter(_) => 1,
         Value::Tombstone => 2,
-        Value::Active(_) => 3,
+        Value::Active(_) | Value::Husk(_) => 3,
     };
     out.varint(actor as u64);
     out.u8(kind
+        | if version.value.placement().is_some() { IS_PLACED } else { 0 }
         | if version.expires_ms.is_some() { HAS_EXPIRY } else { 0 }
         | if version.headers.is_empty() { 0 } else { HAS_HEADERS }
         | if is_newest { NEWEST_OF_ACTOR } else { 0 });
@@ -297,7 +469,15 @@ fn encode_version(out: &mut Writer, context: &VersionVector, dot: Dot, version: 
     match &version.value {
         Value::Bytes(bytes) => out.bytes(bytes),
         Value::Counter(counter) => counter.encode(out),
-        Value::Active(active) => active.encode(out),
+        Value::Active(active) => match active.husk() {
+            Some(husk) => husk.encode(out),
+            None => {
+                active.encode_body(out);
+                out.varint(active.interval_ms);
+                out.varint(active.last_interval);
+            }
+        },
+        Value::Husk(husk) => husk.encode(out),
         Value::Tombstone => {}
     }
 }
@@ -306,7 +486,10 @@ fn decode_version(input: &mut Reader, context: &VersionVector) -> Result<(Dot, V
     let index = input.varint("actor index")?;
     let newest = context.dots().nth(index as usize).ok_or(DecodeError::Invalid { field: "actor index" })?;
     let flags = input.u8("flags")?;
-    if flags & !(KIND | HAS_EXPIRY | HAS_HEADERS | NEWEST_OF_ACTOR) != 0 {
+    let is_placed = flags & IS_PLACED != 0;
+    if flags & !(KIND | HAS_EXPIRY | HAS_HEADERS | NEWEST_OF_ACTOR | IS_PLACED) != 0
+        || is_placed && flags & KIND != 3
+    {
         return Err(DecodeError::Invalid { field: "flags" });
     }
     let dot = match flags & NEWEST_OF_ACTOR {
@@ -339,7 +522,14 @@ fn decode_version(input: &mut Reader, context: &VersionVector) -> Result<(Dot, V
             Value::Counter(counter)
         }
         2 => Value::Tombstone,
-        _ => Value::Active(Box::new(Active::decode(input)?)),
+        _ if is_placed => Value::Husk(Box::new(Husk::decode(input)?)),
+        _ => Value::Active(Box::new(Active {
+            source: input.bytes("source")?,
+            state: input.bytes("state")?,
+            interval_ms: input.varint("timer interval")?,
+            last_interval: input.varint("timer")?,
+            placement: None,
+        })),
     };
     Ok((dot, Version { value, expires_ms, headers }))
 }

@@ -13,7 +13,8 @@ use crate::causality::Dot;
 use crate::clock::HybridClock;
 use crate::known::KnownObjects;
 use crate::message::ReadOutcome;
-use crate::object::{Object, Value};
+use crate::object::{common_bytes, is_placed, Object, Value};
+use crate::placed::PlacedKeys;
 use crate::store::{Durability, Space, Store, StoreError};
 use crate::timers::Timers;
 use crate::tree::{leaf_of, HashTree};
@@ -29,6 +30,10 @@ const TREE_ROW: &[u8] = b"tree";
 const TIMER_PREFIX: &[u8] = b"timer/";
 /// Behind the last of these.
 const TIMER_END: &[u8] = b"timer0";
+/// Before the row of each object that chose its holders, in the meta space.
+const PLACED_PREFIX: &[u8] = b"placed/";
+/// Behind the last of these.
+const PLACED_END: &[u8] = b"placed0";
 
 /// Who this node is, and what it may not forget. One row in the meta space.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -60,6 +65,8 @@ pub enum Merge {
     Changed,
     /// Everything in it was known.
     Known,
+    /// It comes without the code and state that this node is to hold. Nothing was taken in.
+    Lacking,
     /// Its dots lie absurdly far ahead.
     ClockSkew,
     /// Its bytes are no object.
@@ -82,6 +89,7 @@ pub struct Replica {
     known: KnownObjects,
     tree: HashTree,
     timers: Timers,
+    placed: PlacedKeys,
     /// The store may hold a tree that the next change makes wrong.
     has_tree_row: bool,
     identity: Identity,
@@ -100,14 +108,20 @@ pub struct Replica {
 /// The most of an object's name that a log line shows.
 const NAME_BYTES_MAX: usize = 200;
 
-/// The hash by which replicas compare an object's bytes; never 0, which stands for no object.
+/// The hash by which replicas compare an object's bytes, as far as they are to have them alike; never 0, which stands
+/// for no object.
 pub fn hash_of(object: &[u8]) -> u64 {
-    xxh3_64(object).max(1)
+    xxh3_64(common_bytes(object)).max(1)
+}
+
+/// The hash of a key's row.
+pub fn key_hash(row: &[u8]) -> u64 {
+    xxh3_64(row)
 }
 
 /// The hash of a row by which comparisons sum up many: of its key and, by `hash_of`, its object.
 pub fn row_hash(key: &[u8], object_hash: u64) -> u64 {
-    object_hash ^ hash_of(key).rotate_left(32)
+    object_hash ^ key_hash(key).rotate_left(32)
 }
 
 /// `key` for a log line: escaped, and cut where it is long. Keys are logged only here, because whoever looks for the
@@ -184,6 +198,7 @@ impl Replica {
             known: KnownObjects::new(known_bytes, identity.actor.0),
             tree: tree.unwrap_or_else(HashTree::new),
             timers: Timers::default(),
+            placed: PlacedKeys::default(),
             has_tree_row: true,
             identity,
             clock,
@@ -198,6 +213,7 @@ impl Replica {
         };
         replica.save_identity();
         replica.find_timers();
+        replica.find_placed();
         Ok(replica)
     }
 
@@ -294,10 +310,13 @@ impl Replica {
         self.update_tree(key, Some(hash));
         // What is active is not replaced blindly: its code is asked.
         let is_active =
-            object.0.values().iter().any(|(_, version)| matches!(version.value, Value::Active(_)));
+            object.0.values().iter().any(|(_, v)| matches!(v.value, Value::Active(_) | Value::Husk(_)));
         self.known.set(key, hash, (!is_active).then(|| object.context()));
         if is_active || !self.timers.is_empty() {
             self.note_timer(key, object.timer_ms());
+        }
+        if is_active || !self.placed.is_empty() {
+            self.note_placed(key, is_placed(&bytes));
         }
         self.store.apply((Space::Data, key.row().clone(), Some(bytes)));
     }
@@ -349,6 +368,32 @@ impl Replica {
         self.timers = timers;
     }
 
+    /// The objects held that chose their holders.
+    pub fn placed(&self) -> &PlacedKeys {
+        &self.placed
+    }
+
+    fn note_placed(&mut self, key: &ObjectKey, is_placed: bool) {
+        if self.placed.set(key, is_placed) {
+            let row = [PLACED_PREFIX, key.row()].concat().into();
+            self.store.apply((Space::Meta, row, is_placed.then(|| encode_meta(&()))));
+        }
+    }
+
+    /// Reads from the store which objects chose their holders.
+    fn find_placed(&mut self) {
+        let mut placed = PlacedKeys::default();
+        self.store.scan(Space::Meta, PLACED_PREFIX, PLACED_END, &mut |row, _| {
+            let row = Bytes::copy_from_slice(&row[PLACED_PREFIX.len().min(row.len())..]);
+            ObjectKey::from_row(row).into_iter().for_each(|key| {
+                placed.set(&key, true);
+            });
+            true
+        });
+        placed.staged();
+        self.placed = placed;
+    }
+
     /// The sums of what is held.
     pub fn tree(&self) -> &HashTree {
         &self.tree
@@ -369,8 +414,9 @@ impl Replica {
             };
             let reading_max = self.clock.reading_max(now);
             let is_believed = incoming.context().dots().all(|dot| dot.counter <= reading_max);
-            // The peer may not know yet that only the greatest dot is to stay.
-            if is_believed && !(lww && incoming.0.values().len() > 1) {
+            // The peer may not know yet that only the greatest dot is to stay, nor that this node keeps for another
+            // what it has left out.
+            if is_believed && !(lww && incoming.0.values().len() > 1) && !incoming.has_husk() {
                 self.clock.observe(now, incoming.newest_reading());
                 self.save(key, &incoming, bytes.clone());
                 return Merge::Changed;
@@ -403,6 +449,9 @@ impl Replica {
         merged.merge(&incoming);
         if lww {
             merged.keep_newest();
+        }
+        if merged.missing_from().contains(&self.identity.node) {
+            return Merge::Lacking;
         }
         let merged_bytes = match merged == incoming {
             true => bytes.clone(),
@@ -491,6 +540,7 @@ impl Replica {
     fn drop_row(&mut self, key: &ObjectKey) {
         self.update_tree(key, None);
         self.note_timer(key, 0);
+        self.note_placed(key, false);
         self.known.forget(key);
         self.store.apply((Space::Data, key.row().clone(), None));
     }
@@ -606,11 +656,13 @@ impl Replica {
                 self.needs_durable &= durability != Durability::Durable;
                 self.tree.staged();
                 self.timers.staged();
+                self.placed.staged();
                 Ok(())
             }
             Err(error) => {
                 self.tree.undone();
                 self.timers.undone();
+                self.placed.undone();
                 self.known.clear();
                 self.identity_is_dirty = true;
                 Err(error)

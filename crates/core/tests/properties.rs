@@ -594,7 +594,8 @@ fn messages() -> impl Strategy<Value = Message> {
         Just(WriteOutcome::ReadOnly),
         Just(WriteOutcome::ClockSkew),
         Just(WriteOutcome::Malformed),
-        Just(WriteOutcome::Stale)
+        Just(WriteOutcome::Stale),
+        Just(WriteOutcome::Lacking)
     ];
     let reads = prop_oneof![
         Just(ReadOutcome::Same),

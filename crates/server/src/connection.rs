@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 use bytes::BytesMut;
 use oort_core::active::Ask;
 use oort_core::client::{Operation, Request};
-use oort_core::replica::hash_of;
+use oort_core::replica::key_hash;
 
 use crate::commands::plan::{Answer, Finish, Next, Plan};
 use crate::commands::session::Session;
@@ -304,15 +304,15 @@ impl Connection {
 pub fn reach_of(request: &Request, is_here: impl Fn(&oort_core::types::ObjectKey) -> bool) -> Reach {
     match &request.operation {
         // Another node may have to run it, and the next may change what it sees.
-        Operation::Call { key, call, .. } if call.what != Ask::Get => Reach::Remote(hash_of(key.row())),
+        Operation::Call { key, call, .. } if call.what != Ask::Get => Reach::Remote(key_hash(key.row())),
         Operation::Get { key, .. } | Operation::Call { key, .. } if is_here(key) => {
-            Reach::Direct(hash_of(key.row()))
+            Reach::Direct(key_hash(key.row()))
         }
-        Operation::Get { key, .. } | Operation::Call { key, .. } => Reach::Remote(hash_of(key.row())),
+        Operation::Get { key, .. } | Operation::Call { key, .. } => Reach::Remote(key_hash(key.row())),
         Operation::Update { key, .. } if !request.operation.reads_first() && is_here(key) => {
-            Reach::Direct(hash_of(key.row()))
+            Reach::Direct(key_hash(key.row()))
         }
-        Operation::Update { key, .. } => Reach::Remote(hash_of(key.row())),
+        Operation::Update { key, .. } => Reach::Remote(key_hash(key.row())),
         Operation::Scan(_) | Operation::SetBucket { .. } | Operation::ChangeRing { .. } => Reach::Everything,
     }
 }

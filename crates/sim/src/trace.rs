@@ -84,6 +84,7 @@ pub fn show_version(version: &Version) -> String {
         Value::Bytes(bytes) => show_bytes(bytes),
         Value::Counter(counter) => format!("counter {}", counter.value()),
         Value::Tombstone => "deleted".into(),
+        Value::Husk(husk) => format!("active, kept by {:?}", husk.placement.holders),
         Value::Active(active) => format!("active, state {}", show_bytes(&active.state)),
     };
     if let Some(expiry) = version.expires_ms {

@@ -120,7 +120,7 @@ impl Node {
         deadline_us: u64,
         out: &mut Vec<Output>,
     ) {
-        if merged.active(now.wall_ms).is_none() {
+        if !merged.is_active(now.wall_ms) {
             let result = match call.what {
                 Ask::Get => {
                     self.metrics.gets += 1;
@@ -147,7 +147,7 @@ impl Node {
         else {
             return false;
         };
-        if call.2 != Hop::First || get.merged().active(now.wall_ms).is_none() {
+        if call.2 != Hop::First || !get.merged().is_active(now.wall_ms) {
             return false;
         }
         let key = get.key.clone();
@@ -202,9 +202,10 @@ impl Node {
             What::Update(update) => {
                 return self.run_update(now, key, origin, *update, merged, deadline_us, out)
             }
-            What::Call(_) | What::Timer(_) => self.make_resident(now, key, merged),
+            What::Call(_) | What::Timer(_) | What::Place => self.make_resident(now, key, merged),
         };
         match result {
+            Ok(()) if matches!(what, What::Place) => self.write_placed(now, key, deadline_us, out),
             Ok(()) => self.run_handler(now, key, Job { origin, what, deadline_us }, out),
             Err(error) => self.finish(origin, Err(error), out),
         }
@@ -267,7 +268,9 @@ impl Node {
                     }
                 }
             }
-            What::Timer(_) | What::Update(_) => (Handler::OnTimer.name(), CallerPlace::None, &[][..]),
+            What::Timer(_) | What::Place | What::Update(_) => {
+                (Handler::OnTimer.name(), CallerPlace::None, &[][..])
+            }
         };
         let turn = call_on(sandbox, key, name, caller, arguments, facts);
         self.take_turn(now, key, job, turn, out);

@@ -411,6 +411,7 @@ impl Node {
             owed.in_flight += 1;
         }
         let stamp = self.stamp();
+        let object = self.copy_for(&key, owner, None, &object);
         self.send(now, owner, Message::write(id, key, object, stamp), out);
     }
 
@@ -439,7 +440,10 @@ impl Node {
         if done {
             self.metrics.hints_delivered += 1;
             self.remove_hint(owner, &key);
-            self.drop_if_foreign(&key);
+            match self.holds(self.membership.me, &key) {
+                true => self.strip_kept(&key),
+                false => self.drop_if_foreign(&key),
+            }
         }
         if outcome == WriteOutcome::Durable {
             self.hand_over(now, owner, out);
@@ -482,6 +486,8 @@ impl Node {
             return;
         }
         match self.replica.load_object(key) {
+            // It chose this node while it was an owner: it is to choose again first.
+            Some((object, Some(_))) if object.is_placed_at(self.membership.me) => self.sweep.start(),
             Some((object, Some(_))) => self.replica.drop_handed_over(key, &object),
             Some((_, None)) => {}
             None => self.replica.drop_handed_over(key, &Object::default()),

@@ -53,9 +53,9 @@ impl Node {
                 self.create(now, key, source, *expiry, &update, merged.clone())
             }
             Mutation::Store { value, condition, .. } if condition.holds(&merged, now.wall_ms) => {
-                match merged.active(now.wall_ms) {
-                    Some(_) => self.overwrite(now, key, value, &update, merged.clone()),
-                    None => Ok(Verdict::Accept),
+                match merged.is_active(now.wall_ms) {
+                    true => self.overwrite(now, key, value, &update, merged.clone()),
+                    false => Ok(Verdict::Accept),
                 }
             }
             // The condition does not hold, which the write itself finds out.
@@ -127,6 +127,8 @@ impl Node {
         }
         if let Some(resident) = self.homes.get(key) {
             resident.active.source = source.clone();
+            // The new code chooses.
+            resident.active.placement = None;
             resident.must_save = true;
         }
         self.homes.unpause(key);
@@ -146,7 +148,7 @@ impl Node {
         let (facts, limits) = (self.facts(now), self.limits(key));
         let nobody = Caller::default();
         let caller = update.caller.as_deref().unwrap_or(&nobody);
-        if merged.active(now.wall_ms).is_some() {
+        if merged.is_active(now.wall_ms) {
             self.make_resident(now, key, merged.clone())?;
             let sandbox = self.sandbox()?;
             if sandbox.has(key, Handler::OnUpdate.name()) {
@@ -178,7 +180,13 @@ impl Node {
             value_bytes_max: properties.value_bytes_max,
             default_ttl_ms: properties.default_ttl_ms,
         };
-        let active = Active { source: source.clone(), state: Bytes::new(), interval_ms: 0, last_interval: 0 };
+        let active = Active {
+            source: source.clone(),
+            state: Bytes::new(),
+            interval_ms: 0,
+            last_interval: 0,
+            placement: None,
+        };
         let resident = Resident {
             expires_ms: expiry.resolve(&merged, given),
             seen: merged.context().clone(),

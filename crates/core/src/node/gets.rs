@@ -2,9 +2,12 @@
 //!
 //! `get` counts the answers. A get may be a client's, the first half of an update, or a repair.
 
+use bytes::Bytes;
+
+use super::active::refused;
 use super::puts::Update;
 use super::{Node, Origin, Output, Purpose, Task, Work};
-use crate::client::{Action, ClientError, Reply};
+use crate::client::{Action, ActiveError, ClientError, Reply};
 use crate::detector::Health;
 use crate::get::{Candidate, Get, Needed, Progress};
 use crate::message::{Message, ReadOutcome, TaskId};
@@ -49,7 +52,7 @@ impl Node {
     }
 
     /// 0 for a node nearby or of unknown distance, 1 for one farther than [`NEAR_US`], and one more for each doubling.
-    fn remoteness(&self, node: NodeId) -> u32 {
+    pub(super) fn remoteness(&self, node: NodeId) -> u32 {
         let distance_us = self.distance_us(node).unwrap_or(0);
         u64::BITS - (distance_us / NEAR_US).leading_zeros()
     }
@@ -201,9 +204,11 @@ impl Node {
         let origin = std::mem::replace(&mut task.origin, Origin::Nobody);
         let purpose = std::mem::replace(purpose, Purpose::Repair);
         let (deadline_us, key) = (task.deadline_us, get.key.clone());
+        let (asked, is_for_bodies) = (get.asked(), get.is_for_bodies());
         let own_restored = get.take_restored(me);
         let repairs = get.take_repairs();
-        let (merged, is_over) = match get.is_outstanding() {
+        // Whom it asked for bodies, and has not heard, is not needed any more.
+        let (merged, is_over) = match get.is_outstanding() && !is_for_bodies {
             true => (get.merged().clone(), false),
             false => match self.tasks.remove(id) {
                 Some(Task { work: Work::Get { get, .. }, .. }) => (get.into_merged(), true),
@@ -216,6 +221,16 @@ impl Node {
         }
         if let Some((bytes, stale)) = repairs {
             self.repair(now, &key, bytes, stale, out);
+        }
+        if merged.has_husk()
+            && matches!(origin, Origin::Client(_) | Origin::Peer(..) | Origin::Run(_))
+            && self.needs_bodies(now, &key, &purpose, &merged)
+        {
+            match is_for_bodies {
+                true => self.finish(origin, Err(refused(ActiveError::NoCopy)), out),
+                false => self.fetch_bodies(now, origin, key, (asked, merged), purpose, deadline_us, out),
+            }
+            return is_over;
         }
         match (origin, purpose) {
             (Origin::Nobody | Origin::GiveAway, _) => {}
@@ -237,27 +252,22 @@ impl Node {
         is_over
     }
 
-    fn repair(
-        &mut self,
-        now: Now,
-        key: &ObjectKey,
-        bytes: bytes::Bytes,
-        stale: Vec<NodeId>,
-        out: &mut Vec<Output>,
-    ) {
+    fn repair(&mut self, now: Now, key: &ObjectKey, bytes: Bytes, stale: Vec<NodeId>, out: &mut Vec<Output>) {
         for node in stale {
             self.metrics.read_repairs += 1;
             if node == self.membership.me {
                 self.repair_own(now, key, &bytes);
                 continue;
             }
-            let message = Message::write(0, key.clone(), bytes.clone(), self.stamp());
+            let bytes = self.copy_for(key, node, None, &bytes);
+            let message = Message::write(0, key.clone(), bytes, self.stamp());
             self.send(now, node, message, out);
         }
     }
 
-    fn repair_own(&mut self, now: Now, key: &ObjectKey, bytes: &bytes::Bytes) {
-        self.replica.merge_in(now, key, bytes, self.is_lww(key));
+    fn repair_own(&mut self, now: Now, key: &ObjectKey, bytes: &Bytes) {
+        let bytes = self.copy_for(key, self.id(), None, bytes);
+        self.replica.merge_in(now, key, &bytes, self.is_lww(key));
         if !self.holds(self.membership.me, key) {
             // While the answer was under way the sweep may have dropped the row, or passed it by as unreadable.
             self.sweep.start();
@@ -297,6 +307,9 @@ impl Node {
         self.metrics.gets_failed += 1;
         if matches!(purpose, Purpose::Update { .. }) {
             self.metrics.puts_failed += 1;
+        }
+        if get.is_for_bodies() {
+            return self.finish(task.origin, Err(refused(ActiveError::NoCopy)), out);
         }
         let error = ClientError::QuorumUnavailable {
             action: Action::Get,

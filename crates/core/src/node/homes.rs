@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
 
+use super::copies::Walk;
 use super::puts::Update;
 use super::Origin;
 use crate::active::{Active, Call, Failure, HostResult, Sandbox, Value};
@@ -76,6 +77,8 @@ pub(super) enum What {
     Call(Box<(Call, Quorum)>),
     /// In the interval of this number.
     Timer(u64),
+    /// Choose its holders anew.
+    Place,
     Update(Box<Update>),
 }
 
@@ -99,6 +102,8 @@ pub(super) enum Awaited {
     Host(ObjectKey),
     /// This object's timer is due, in the interval of this number.
     Timer(ObjectKey, u64),
+    /// This object is to choose its holders anew.
+    Placement(ObjectKey),
 }
 
 /// What an awaited answer is.
@@ -126,6 +131,8 @@ pub(super) struct Homes {
     sweep_us: u64,
     /// The ring and the peers that were down when homes were last looked at.
     pub view: (u64, usize),
+    /// Objects that may have to choose their holders anew.
+    pub walk: Option<Walk>,
 }
 
 impl Homes {
@@ -144,6 +151,7 @@ impl Homes {
             deadlines: BTreeSet::new(),
             sweep_us: 0,
             view: (0, 0),
+            walk: None,
         }
     }
 

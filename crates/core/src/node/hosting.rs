@@ -2,12 +2,13 @@
 
 use super::active::refused;
 use super::coordinate::Hop;
+use super::copies::placement_at;
 use super::creation::plain;
 use super::homes::{map, Awaited, Job, Outcome, What};
 use super::puts::Update;
 use super::{Node, Origin, Output, Purpose, Work};
 use crate::active::{HostRequest, HostResult, PutData, Value};
-use crate::client::{ActiveError, Operation, Quorum, Reply, Want};
+use crate::client::{ActiveError, Handler, Operation, Quorum, Reply, Want};
 use crate::get::{Candidate, Needed};
 use crate::mutation::Mutation;
 use crate::object::Object;
@@ -49,7 +50,7 @@ impl Node {
         self.metrics.active_messages += 1;
         let origin = Origin::Run(number);
         let result = match request {
-            HostRequest::Lookup => Ok(Some(self.look_up(key))),
+            HostRequest::Lookup => Ok(Some(self.describe(key, &self.neighbours(key)))),
             HostRequest::Get { nodes } => self.host_get(now, key, origin, &nodes, deadline_us, out),
             HostRequest::Put { data, nodes } => {
                 self.host_put(now, key, origin, data, &nodes, deadline_us, out)
@@ -65,9 +66,10 @@ impl Node {
         }
     }
 
-    /// Nodes as objects see them, nearest in the preference list first.
-    fn look_up(&self, key: &ObjectKey) -> Value {
-        let nodes = self.neighbours(key).into_iter().map(|node| {
+    /// Nodes as objects see them.
+    pub(super) fn describe(&self, key: &ObjectKey, nodes: &[NodeId]) -> Value {
+        let (owners, _) = self.owners(key);
+        let nodes = nodes.iter().map(|&node| {
             let member = self.membership.members.get(&node);
             let ip = member.map_or("", |member| member.addresses.peer_host());
             let is_up = self.health(node) == crate::detector::Health::Up;
@@ -75,6 +77,7 @@ impl Node {
             map([
                 ("id", Some(Value::from(node.to_string().as_str()))),
                 ("ip", Some(Value::from(ip))),
+                ("isOwner", Some(Value::Bool(owners.contains(&node)))),
                 ("isUp", Some(Value::Bool(is_up))),
                 ("name", member.map(|member| Value::from(member.name.as_str()))),
                 ("rtt", distance.map(|us| Value::Number(us as f64 / 1000.0))),
@@ -89,13 +92,13 @@ impl Node {
         let neighbours = self.neighbours(key);
         let mut named = Vec::new();
         for text in nodes {
-            let text = String::from_utf8_lossy(text);
-            let node =
-                u64::from_str_radix(&text, 16).ok().map(NodeId).filter(|node| neighbours.contains(node));
-            match node {
+            match node_id(text).filter(|node| neighbours.contains(node)) {
                 Some(node) if named.contains(&node) => {}
                 Some(node) => named.push(node),
-                None => return Err(format!("node {text} is not responsible for this key")),
+                None => {
+                    let text = String::from_utf8_lossy(text);
+                    return Err(format!("node {text} is not responsible for this key"));
+                }
             }
         }
         Ok(named)
@@ -137,7 +140,21 @@ impl Node {
         deadline_us: u64,
         out: &mut Vec<Output>,
     ) -> Result<Option<Value>, String> {
-        self.named(key, nodes)?;
+        let mut holders = self.named(key, nodes)?;
+        if !holders.is_empty() {
+            let (owners, _) = self.owners(key);
+            holders.retain(|holder| owners.contains(holder));
+            let is_everywhere = holders.len() == owners.len();
+            let placement = placement_at(holders, &owners).ok_or("none of these nodes owns the key")?;
+            let sandbox = self.sandbox().map_err(|error| error.to_string())?;
+            // Copies at all owners are at those of tomorrow too.
+            let follows = is_everywhere && !sandbox.has(key, Handler::SelectReplicas.name());
+            let placement = (!follows).then_some(placement);
+            if let Some(resident) = self.homes.get(key) {
+                let before = std::mem::replace(&mut resident.active.placement, placement);
+                resident.must_save |= before != resident.active.placement;
+            }
+        }
         if let PutData::Value(value) = data {
             let sandbox = self.sandbox().map_err(|error| error.to_string())?;
             sandbox.set_field(key, "value", &value).map_err(|failure| failure.message)?;
@@ -165,8 +182,8 @@ impl Node {
         deadline_us: u64,
         out: &mut Vec<Output>,
     ) -> Result<Option<Value>, String> {
-        let node = u64::from_str_radix(&String::from_utf8_lossy(node), 16).ok().map(NodeId);
-        let node = node.filter(|node| self.membership.members.contains_key(node)).ok_or("no such node")?;
+        let node =
+            node_id(node).filter(|node| self.membership.members.contains_key(node)).ok_or("no such node")?;
         let value = plain(value).ok_or("a reply is a string, a number or a boolean")?;
         let reply_key = ObjectKey::new(key.bucket(), reply_key).map_err(|error| error.to_string())?;
         let (mutation, want) = (Mutation::store(value), Want::default());
@@ -201,6 +218,11 @@ impl Node {
                         self.run_timer(now, key, interval, merged, out);
                     }
                 }
+                Some(Awaited::Placement(key)) => {
+                    if let Outcome::Reply(Ok(Reply::Object(merged))) = outcome {
+                        self.place_again(now, key, merged, out);
+                    }
+                }
                 None => {}
             }
         }
@@ -215,7 +237,7 @@ impl Node {
                 self.start_call(now, origin, key, call, quorum, deadline_us, Hop::Last, out)
             }
             What::Update(update) => self.start_update(now, origin, *update, deadline_us, Hop::Last, out),
-            What::Timer(_) => {}
+            What::Timer(_) | What::Place => {}
         }
     }
 
@@ -266,7 +288,9 @@ impl Node {
         let view = (self.stamp(), down);
         if std::mem::replace(&mut self.homes.view, view) != view {
             self.flush_homes(now, out);
+            self.review_holders(now);
         }
+        self.walk_placed(now, out);
         for origin in self.homes.overdue(now.mono_us) {
             self.finish(origin, Err(refused(ActiveError::TimedOut)), out);
         }
@@ -314,7 +338,9 @@ impl Node {
             let wait_ms = at_ms.saturating_sub(self.last_now.wall_ms);
             self.last_now.mono_us.saturating_add(wait_ms.saturating_mul(1000))
         });
-        let homes = [self.homes.next_flush_us(), self.homes.next_deadline_us()].into_iter().flatten();
+        let walk_us = self.homes.walk.as_ref().map(|walk| walk.at_us);
+        let homes =
+            [self.homes.next_flush_us(), self.homes.next_deadline_us(), walk_us].into_iter().flatten();
         homes.fold(timer_us.unwrap_or(u64::MAX), u64::min)
     }
 
@@ -356,7 +382,7 @@ impl Node {
             Some(resident) => resident.active.last_interval,
             None => merged.active(now.wall_ms).map_or(u64::MAX, |active| active.last_interval),
         };
-        if last_interval >= interval || merged.active(now.wall_ms).is_none() {
+        if last_interval >= interval || !merged.is_active(now.wall_ms) {
             return;
         }
         let deadline_us = now.mono_us + u64::from(self.config.timeout_ms) * 1000;
@@ -377,6 +403,11 @@ impl Node {
         let messages_left = sandbox.messages_left(key);
         let state_bytes = sandbox.save(key).ok().map(|state| state.len() as u64);
         let interval_ms = super::residents::interval_of(sandbox, key);
+        let Some(resident) = self.homes.get(key) else { return Value::Nil };
+        let holders = resident.active.placement.as_ref().map(|placement| placement.holders.clone());
+        let holders = holders.unwrap_or_else(|| self.owners(key).0);
+        let name = |node| self.membership.members.get(node).map(|member| Value::from(member.name.as_str()));
+        let replicas = Value::Array(holders.iter().filter_map(name).collect());
         let Some(resident) = self.homes.get(key) else { return Value::Nil };
         let report = &resident.report;
         let next = interval_number(key, interval_ms.max(1), now.wall_ms) + 1;
@@ -410,6 +441,7 @@ impl Node {
             ("merges", number(report.merges)),
             ("messages_left", number(u64::from(messages_left))),
             ("messages_limit", number(u64::from(limits.messages))),
+            ("replicas", Some(replicas)),
             ("source_bytes", number(resident.active.source.len() as u64)),
             ("state_bytes", state_bytes.map(|bytes| Value::Integer(bytes as i64))),
             ("timer", timer),
@@ -418,4 +450,9 @@ impl Node {
             ("written_ms", newest.map(|dot| Value::Integer(dot.wall_ms() as i64))),
         ])
     }
+}
+
+/// The node that objects know by this text.
+pub(super) fn node_id(text: &[u8]) -> Option<NodeId> {
+    u64::from_str_radix(std::str::from_utf8(text).ok()?, 16).ok().map(NodeId)
 }

@@ -625,6 +625,12 @@ impl Node {
                 continue;
             }
             let Some((object, Some(bytes))) = self.replica.load_object(&key) else { continue };
+            if object.is_placed_at(self.membership.me) {
+                // It chose this node while it was an owner: its home has it choose again.
+                self.sweep.again = true;
+                self.end_sweep_if_over();
+                continue;
+            }
             if row_hash(key.row(), hash_of(&bytes)) == hash {
                 self.metrics.given_away_keys += 1;
                 self.replica.drop_handed_over(&key, &object);

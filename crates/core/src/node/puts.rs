@@ -4,19 +4,22 @@
 //! primary; what depends on the stored value goes to the key's *home*, the first reachable node of the list, so that
 //! concurrent conditional updates meet at one node while no link is broken. `put` counts the copies.
 
+use super::active::refused;
 use super::coordinate::Hop;
 use super::homes::{Job, What};
 use super::{Node, Origin, Output, Purpose, Task, Work};
 use std::sync::Arc;
 
+use bytes::Bytes;
+
 use crate::active::Caller;
 use crate::causality::VersionVector;
-use crate::client::{Action, ClientError, Operation, Quorum, Reply, Updated, Want};
+use crate::client::{Action, ActiveError, ClientError, Operation, Quorum, Reply, Updated, Want};
 use crate::detector::Health;
 use crate::get::{Needed, Progress};
 use crate::message::{Message, TaskId, WriteOutcome};
 use crate::mutation::{Circumstances, Mutation};
-use crate::object::Object;
+use crate::object::{is_placed, Object, Value, Version};
 use crate::put::Put;
 use crate::replica::hash_of;
 use crate::types::{NodeId, Now, ObjectKey};
@@ -173,7 +176,7 @@ impl Node {
         let needs_code = match &update.mutation {
             Mutation::Activate { .. } => true,
             // What this node holds is looked up only where a read found nothing active: a plain store is the hot path.
-            Mutation::Store { .. } => read.as_ref().is_some_and(|read| read.active(now.wall_ms).is_some()),
+            Mutation::Store { .. } => read.as_ref().is_some_and(|read| read.is_active(now.wall_ms)),
             _ => false,
         };
         match read {
@@ -225,11 +228,12 @@ impl Node {
                 return self.read_then_apply(now, origin, update, needed, deadline_us, out);
             }
         };
-        if !was_read
-            && matches!(update.mutation, Mutation::Store { .. })
-            && object.active(now.wall_ms).is_some()
-        {
+        if !was_read && matches!(update.mutation, Mutation::Store { .. }) && object.is_active(now.wall_ms) {
             return self.ask_home(now, origin, update, deadline_us, out);
+        }
+        if !was_read && object.has_husk() && !matches!(update.mutation, Mutation::Delete { .. }) {
+            let needed = Needed { total: 1, primaries: 0 };
+            return self.read_then_apply(now, origin, update, needed, deadline_us, out);
         }
         if let Some(read) = read {
             object.merge(&read);
@@ -264,6 +268,11 @@ impl Node {
                 return self.finish(origin, Err(ClientError::Mutation(error)), out);
             }
         };
+        let is_husk = |version: &Version| matches!(version.value, Value::Husk(_));
+        if object.0.values().iter().any(|(other, version)| *other == dot && is_husk(version)) {
+            // Meanwhile others have written what it changes.
+            return self.finish(origin, Err(refused(ActiveError::NoCopy)), out);
+        }
         if applied && lww {
             object.keep_newest();
         }
@@ -294,6 +303,9 @@ impl Node {
         let me = self.membership.me;
         let key = put.key.clone();
         let (primaries, others) = self.owners(&key);
+        if let Some(holders) = holders_of(&put.object) {
+            put.place_at(holders);
+        }
         put.place(&primaries, others.as_deref());
         if primaries.contains(&me) || others.as_ref().is_some_and(|others| others.contains(&me)) {
             put.hold(me, None);
@@ -302,6 +314,7 @@ impl Node {
             let owner = absent.unwrap_or(primaries[0]);
             put.hold(me, Some(owner));
             self.add_hint(owner, &key);
+            put.keep_for(owner);
         }
         let work = Work::Put { put, reply: Some(reply) };
         let id = self.tasks.insert(Task { origin, started_us: now.mono_us, deadline_us, work });
@@ -345,6 +358,7 @@ impl Node {
         };
         let hint_for = put.owed_through(node).filter(|owner| *owner != node);
         let (key, object, base) = (put.key.clone(), put.object.clone(), put.base);
+        let object = self.copy_for(&key, node, hint_for, &object);
         self.send(now, node, Message::Write { task: id, key, object, base, hint_for, stamp }, out);
     }
 
@@ -373,6 +387,7 @@ impl Node {
             let key = put.key.clone();
             // A hint is enough of a copy for a node that does not answer reads.
             put.hold_for_other(me, owner);
+            put.keep_for(owner);
             self.add_hint(owner, &key);
         }
     }
@@ -453,7 +468,9 @@ impl Node {
             self.answer_put(origin, result, out);
         }
         if is_over {
-            self.tasks.remove(id);
+            if let Some(Task { work: Work::Put { put, .. }, .. }) = self.tasks.remove(id) {
+                self.put_is_over(&put);
+            }
         }
         is_over
     }
@@ -483,6 +500,12 @@ impl Node {
             other => other,
         }
     }
+}
+
+/// The nodes that an object, whose bytes these are, has chosen for its newest version.
+fn holders_of(object: &Bytes) -> Option<Vec<NodeId>> {
+    let object = is_placed(object).then(|| Object::decode(object).ok())??;
+    object.placement().map(|placement| placement.holders.clone())
 }
 
 pub(super) fn put_error(put: &Put, now: Now, started_us: u64) -> ClientError {

@@ -37,6 +37,11 @@ impl Node {
         self.homes.flush_by(key, now.mono_us + u64::from(async_ms) * 1000);
     }
 
+    /// Whether what is loaded has seen all that `merged` holds.
+    pub(super) fn is_loaded(&mut self, key: &ObjectKey, merged: &Object) -> bool {
+        self.homes.get(key).is_some_and(|resident| resident.seen.descends(merged.context()))
+    }
+
     /// Loads the object that `merged` holds, unless what is loaded has seen all of it.
     pub(super) fn make_resident(
         &mut self,
@@ -48,6 +53,7 @@ impl Node {
             if resident.seen.descends(merged.context())
                 && resident.expires_ms.is_none_or(|at| now.wall_ms < at)
             {
+                resident.used_us = now.mono_us;
                 return Ok(());
             }
             // Others have written: what was not written yet becomes a version beside theirs.
@@ -76,6 +82,9 @@ impl Node {
 
     /// Loads the newest version of `merged`, which is active, and joins the others to it.
     fn load(&mut self, now: Now, key: &ObjectKey, merged: &Object) -> Result<(), ClientError> {
+        if merged.lacks_body(now.wall_ms) {
+            return Err(refused(ActiveError::NoCopy));
+        }
         let Some((dot, version)) = merged.newest_live(now.wall_ms) else {
             return Err(refused(ActiveError::Missing));
         };
@@ -152,10 +161,8 @@ impl Node {
                     Turn::Done(_) => return,
                     Turn::Failed(failure) => self.note_failure(now, key, &failure),
                     Turn::Waits(_) => {
-                        let message =
-                            refused(ActiveError::CannotWait { handler: Handler::OnMerge }).to_string();
-                        let failure = Failure { kind: FailureKind::Error, message, trace: String::new() };
-                        self.note_failure(now, key, &failure);
+                        let error = refused(ActiveError::CannotWait { handler: Handler::OnMerge });
+                        self.note_failure(now, key, &plain_failure(error));
                     }
                 }
             }
@@ -165,15 +172,22 @@ impl Node {
     }
 
     /// What is to be stored of the loaded object now; `None`: just what is stored.
-    fn unsaved(&mut self, key: &ObjectKey) -> Result<Option<Active>, ClientError> {
+    fn unsaved(&mut self, now: Now, key: &ObjectKey) -> Result<Option<Active>, ClientError> {
         let sandbox = self.sandbox()?;
-        let state = sandbox.save(key).map_err(failed)?;
+        let mut state = sandbox.save(key).map_err(failed)?;
         let interval_ms = interval_of(sandbox, key);
         let Some(resident) = self.homes.get(key) else { return Ok(None) };
-        let active = &resident.active;
-        let is_same = active.state == state && active.interval_ms == interval_ms && !resident.must_save;
-        let (source, last_interval) = (active.source.clone(), active.last_interval);
-        Ok((!is_same).then_some(Active { source, state, interval_ms, last_interval }))
+        let is_same = |active: &Active| active.state == state && active.interval_ms == interval_ms;
+        if is_same(&resident.active) && !resident.must_save {
+            return Ok(None);
+        }
+        if self.choose_holders(now, key, &state) {
+            state = self.sandbox()?.save(key).map_err(failed)?;
+        }
+        let Some(resident) = self.homes.get(key) else { return Ok(None) };
+        let (source, placement) = (resident.active.source.clone(), resident.active.placement.clone());
+        let last_interval = resident.active.last_interval;
+        Ok(Some(Active { source, state, interval_ms, last_interval, placement }))
     }
 
     /// Writes what the loaded object has become, and answers `origin` with `reply` when enough replicas have it.
@@ -192,7 +206,7 @@ impl Node {
             Ok(needed) => needed,
             Err(error) => return self.finish(origin, Err(error), out),
         };
-        let active = match self.unsaved(key) {
+        let active = match self.unsaved(now, key) {
             Ok(Some(active)) => active,
             Ok(None) => {
                 self.homes.flushed(key);
@@ -285,7 +299,7 @@ impl Node {
         if self.read_only.is_some() || !self.homes.get(key).is_some_and(is_unwritten) {
             return;
         }
-        if let Ok(Some(active)) = self.unsaved(key) {
+        if let Ok(Some(active)) = self.unsaved(now, key) {
             self.write_active(now, key, active);
         }
     }
@@ -326,6 +340,11 @@ impl Node {
             }
         }
     }
+}
+
+/// A failure of the object's code that its node has found.
+pub(super) fn plain_failure(error: ClientError) -> Failure {
+    Failure { kind: FailureKind::Error, message: error.to_string(), trace: String::new() }
 }
 
 /// How often the loaded object's timer runs, in milliseconds; 0: it has none.

@@ -102,6 +102,7 @@ impl Node {
                     WriteOutcome::ClockSkew
                 }
                 Merge::Malformed => WriteOutcome::Malformed,
+                Merge::Lacking => WriteOutcome::Lacking,
             },
         };
         if let (Some(owner), WriteOutcome::Durable) = (hint_for, outcome) {

@@ -62,6 +62,7 @@ fn active_prefix(error: &ActiveError) -> &'static str {
         ActiveError::Refused { .. } => "REFUSED",
         ActiveError::Failed(_) => "ASOERR",
         ActiveError::TimedOut | ActiveError::Replaced => "UNKNOWN",
+        ActiveError::NoCopy => "NOQUORUM",
         ActiveError::Missing
         | ActiveError::Forbidden
         | ActiveError::NoSandbox

@@ -49,7 +49,7 @@ pub fn type_(call: &mut Call) -> Outcome {
 fn type_of_get(answer: Reply, given: Given) -> Value {
     let object = object(answer);
     match object.is_live(given.now_ms) {
-        true if object.active(given.now_ms).is_some() => Value::Simple("aso".into()),
+        true if object.is_active(given.now_ms) => Value::Simple("aso".into()),
         true => Value::Simple("string".into()),
         false => Value::Simple("none".into()),
     }
@@ -64,7 +64,7 @@ fn encoding_of_get(answer: Reply, given: Given) -> Value {
     let object = object(answer);
     match object.newest(given.now_ms) {
         None => Value::Null,
-        Some(_) if object.active(given.now_ms).is_some() => Value::name("lua"),
+        Some(_) if object.is_active(given.now_ms) => Value::name("lua"),
         Some(sibling) if sibling.counter.is_some() => Value::name("int"),
         Some(sibling) if sibling.value.len() <= 44 => Value::name("embstr"),
         Some(_) => Value::name("raw"),

@@ -110,7 +110,7 @@ impl Plan for Transfer {
         match self.stage {
             Stage::Read => {
                 let object = object(answer);
-                if object.active(now_ms).is_some() {
+                if object.is_active(now_ms) {
                     return Next::Done(ACTIVE);
                 }
                 self.siblings = object.siblings(now_ms).into_iter().rev().collect();

@@ -150,7 +150,7 @@ pub fn strlen(call: &mut Call) -> Outcome {
 
 fn length_of_get(answer: Reply, given: Given) -> Value {
     let object = object(answer);
-    if object.active(given.now_ms).is_some() {
+    if object.is_active(given.now_ms) {
         return ACTIVE;
     }
     let sibling = object.newest(given.now_ms);
@@ -192,7 +192,7 @@ pub fn getrange(call: &mut Call) -> Outcome {
 
 fn range_of_get(answer: Reply, given: Given) -> Value {
     let object = object(answer);
-    if object.active(given.now_ms).is_some() {
+    if object.is_active(given.now_ms) {
         return ACTIVE;
     }
     let value = object.newest(given.now_ms).map_or(Bytes::new(), |sibling| sibling.value);

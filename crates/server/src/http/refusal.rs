@@ -108,9 +108,10 @@ impl From<ClientError> for Refusal {
                 ActiveError::Forbidden | ActiveError::Refused { .. } => {
                     Refusal::new(StatusCode::FORBIDDEN, text)
                 }
-                ActiveError::Crowded { .. } | ActiveError::Rests { .. } | ActiveError::NoSandbox => {
-                    Refusal::unavailable(text)
-                }
+                ActiveError::Crowded { .. }
+                | ActiveError::Rests { .. }
+                | ActiveError::NoSandbox
+                | ActiveError::NoCopy => Refusal::unavailable(text),
                 ActiveError::TimedOut | ActiveError::Replaced => Refusal::new(StatusCode::BAD_GATEWAY, text),
                 ActiveError::Reserved { .. } => Refusal::bad_request(text),
                 ActiveError::Failed(failure) => match failure.kind {

@@ -1,0 +1,263 @@
+//! Stories of active objects that choose which owners of their key hold their copies.
+
+mod support;
+
+use bytes::Bytes;
+use oort_core::active::{Ask, Call, Value};
+use oort_core::bucket::{ActiveDurability, ActiveProperties, BucketProperties, DEFAULT_BUCKET};
+use oort_core::client::{ActiveError, ClientError, Operation, Quorum, Reply, Want};
+use oort_core::mutation::{Basis, Condition, Expiry, ExpiryCondition, Mutation};
+use oort_core::object;
+use oort_core::placement::RingNode;
+use oort_core::ring::RingChange;
+use support::{key, Cluster, Crash};
+
+/// Counts its gets. `pick` is the body of its `selectReplicas`.
+fn counting(pick: &str) -> String {
+    format!(
+        "aso.count = 0
+        function onGet() self.count = self.count + 1 return self.count end
+        function selectReplicas(neighbors) {pick} end"
+    )
+}
+
+/// The owner whose name sorts last holds it.
+const LAST: &str = "table.sort(neighbors, function(a, b) return a.name < b.name end)
+    return {neighbors[#neighbors]}";
+
+fn run(cluster: &mut Cluster, i: usize, name: &str, mutation: Mutation) -> Result<Reply, ClientError> {
+    let (quorum, want) = (Quorum::default(), Want::default());
+    cluster.run(i, Operation::Update { key: key(name), mutation, quorum, want, caller: None })
+}
+
+fn create(cluster: &mut Cluster, i: usize, name: &str, source: &str) {
+    let source = Bytes::copy_from_slice(source.as_bytes());
+    let mutation = Mutation::Activate { source, expiry: Expiry::Default, keeps_state: false };
+    run(cluster, i, name, mutation).expect("it is created");
+}
+
+fn ask(cluster: &mut Cluster, i: usize, name: &str, what: Ask) -> Result<Value, ClientError> {
+    let call = Call { what, arguments: Vec::new(), caller: None };
+    match cluster.run(i, Operation::Call { key: key(name), call, quorum: Quorum::default() })? {
+        Reply::Called(called) => Ok(called.value),
+        other => panic!("a call was answered with {other:?}"),
+    }
+}
+
+fn get(cluster: &mut Cluster, i: usize, name: &str) -> i64 {
+    match ask(cluster, i, name, Ask::Get).expect("the get succeeds") {
+        Value::Integer(count) => count,
+        other => panic!("a count was answered with {other:?}"),
+    }
+}
+
+fn info(cluster: &mut Cluster, i: usize, name: &str, field: &str) -> Value {
+    let info = ask(cluster, i, name, Ask::Info).expect("there is such an object");
+    info.get(field).cloned().unwrap_or(Value::Nil)
+}
+
+/// Handlers' changes are written before they are answered.
+fn cluster(count: usize) -> Cluster {
+    let mut cluster = Cluster::with(count, |config| {
+        config.entropy_ms = 100;
+        config.partitions = 16;
+    });
+    let aso = ActiveProperties { durability: ActiveDurability::Quorum, ..ActiveProperties::default() };
+    cluster.set_bucket(0, DEFAULT_BUCKET, BucketProperties { aso, ..BucketProperties::default() });
+    cluster.advance(2_000);
+    cluster
+}
+
+/// The nodes that hold code and state, and those with a husk.
+fn copies(cluster: &Cluster, name: &str) -> (Vec<usize>, Vec<usize>) {
+    let (mut bodies, mut husks) = (Vec::new(), Vec::new());
+    for i in cluster.holders(name) {
+        match &cluster.held(i, name).and_then(|held| Some(held.0.newest()?.1.value.clone())) {
+            Some(object::Value::Active(_)) => bodies.push(i),
+            Some(object::Value::Husk(_)) => husks.push(i),
+            other => panic!("n{i} holds {other:?}"),
+        }
+    }
+    (bodies, husks)
+}
+
+/// The owners of a key, in the order of their names, and the one of them that is the home.
+fn owners(cluster: &Cluster, name: &str) -> (Vec<usize>, usize) {
+    let list = cluster.list(name);
+    let mut owners = list[..3].to_vec();
+    owners.sort_unstable();
+    (owners, list[0])
+}
+
+/// A key whose home is the last of its owners, or is not.
+fn name_of(cluster: &Cluster, is_last: bool) -> String {
+    let names = (0..).map(|i| format!("object{i}"));
+    let fits = |name: &String| {
+        let (owners, home) = owners(cluster, name);
+        (home == owners[2]) == is_last
+    };
+    names.into_iter().find(fits).expect("there is one")
+}
+
+/// Source: DESIGN §5, "the store then replicates it nowhere else".
+#[test]
+fn an_object_is_where_it_chooses_and_nowhere_else() {
+    for is_last in [true, false] {
+        let mut cluster = cluster(5);
+        let name = &name_of(&cluster, is_last);
+        let (owners, _) = owners(&cluster, name);
+        create(&mut cluster, 0, name, &counting(LAST));
+        for count in 1..=20 {
+            assert_eq!(get(&mut cluster, count as usize % 5, name), count);
+        }
+        cluster.advance(2_000);
+        assert_eq!(copies(&cluster, name), (vec![owners[2]], owners[..2].to_vec()));
+        cluster.assert_converged(name, 3);
+        let holder = Value::from(format!("n{}", owners[2]).as_str());
+        assert_eq!(info(&mut cluster, 0, name, "replicas"), Value::Array(vec![holder]));
+        assert_eq!(cluster.total("active_failures"), 0);
+        // Hash trees find nothing to do.
+        let before = cluster.total("entropy_keys");
+        cluster.advance(20_000);
+        assert_eq!(cluster.total("entropy_keys"), before);
+        assert_eq!(copies(&cluster, name).0, [owners[2]]);
+    }
+}
+
+#[test]
+fn any_owner_can_be_home_and_none_runs_without_the_copy() {
+    let mut cluster = cluster(5);
+    let name = &name_of(&cluster, false);
+    let (owners, home) = owners(&cluster, name);
+    let holder = owners[2];
+    let client = (0..5).find(|i| !owners.contains(i)).expect("two are no owners");
+    create(&mut cluster, client, name, &counting(LAST));
+    assert_eq!(get(&mut cluster, client, name), 1);
+    // The home is lost: the next one asks the holder.
+    cluster.crash(home, Crash::Power);
+    cluster.advance(5_000);
+    assert_eq!(get(&mut cluster, client, name), 2);
+    cluster.restart(home);
+    cluster.advance(5_000);
+    assert_eq!(get(&mut cluster, client, name), 3);
+    // The holder is lost: the home has the object in memory, and others keep it for the holder.
+    cluster.crash(holder, Crash::Power);
+    cluster.advance(5_000);
+    assert_eq!(get(&mut cluster, client, name), 4);
+    assert_eq!(cluster.holders(name).len(), 4, "somebody stands in");
+    cluster.restart(holder);
+    cluster.advance(10_000);
+    assert_eq!(copies(&cluster, name).0, [holder]);
+    cluster.assert_converged(name, 3);
+    assert_eq!(get(&mut cluster, client, name), 5);
+    // Both are lost, and nobody kept it: it cannot be read or changed, but deleted.
+    cluster.crash(holder, Crash::Power);
+    cluster.crash(home, Crash::Power);
+    cluster.advance(5_000);
+    assert_eq!(ask(&mut cluster, client, name, Ask::Get), Err(ClientError::Active(ActiveError::NoCopy)));
+    let expiry = Mutation::SetExpiry { at_ms: Some(u64::MAX), condition: ExpiryCondition::ALWAYS };
+    assert!(run(&mut cluster, client, name, expiry).is_err(), "there is nothing that could be written anew");
+    let delete = Mutation::Delete { basis: Basis::Local, condition: Condition::Always };
+    run(&mut cluster, client, name, delete).expect("whoever may write can delete");
+    cluster.restart(holder);
+    cluster.restart(home);
+    cluster.advance(10_000);
+    cluster.assert_converged(name, 3);
+    assert!(!cluster.get(client, name).unwrap().is_live(cluster.now(client).wall_ms));
+}
+
+#[test]
+fn when_the_owners_change_it_chooses_again() {
+    let mut cluster = cluster(5);
+    let name = &name_of(&cluster, false);
+    let (owners, home) = owners(&cluster, name);
+    let holder = owners[2];
+    create(&mut cluster, 0, name, &counting(LAST));
+    assert_eq!(get(&mut cluster, 0, name), 1);
+    // Its only holder leaves.
+    cluster.change_ring(home, RingChange::Leave { node: cluster.id(holder) }).unwrap();
+    cluster.advance(60_000);
+    let (now, _) = self::owners(&cluster, name);
+    assert!(!now.contains(&holder));
+    assert_eq!(
+        copies(&cluster, name),
+        (vec![now[2]], now[..2].to_vec()),
+        "also the former holder dropped it"
+    );
+    assert_eq!(get(&mut cluster, 0, name), 2);
+    cluster.change_ring(home, RingChange::Join { node: RingNode::new(cluster.id(holder)) }).unwrap();
+    cluster.advance(60_000);
+    let (now, _) = self::owners(&cluster, name);
+    assert_eq!(copies(&cluster, name).0, [now[2]]);
+    assert_eq!(get(&mut cluster, 0, name), 3);
+}
+
+#[test]
+fn new_code_and_put_choose_and_who_cannot_choose_is_everywhere() {
+    let mut cluster = cluster(5);
+    let name = &name_of(&cluster, false);
+    let (owners, home) = owners(&cluster, name);
+    create(&mut cluster, 0, name, &counting(LAST));
+    cluster.advance(1_000);
+    assert_eq!(copies(&cluster, name).0, [owners[2]]);
+    let reload = |cluster: &mut Cluster, source: &str| {
+        let source = Bytes::copy_from_slice(source.as_bytes());
+        let mutation = Mutation::Activate { source, expiry: Expiry::Keep, keeps_state: true };
+        run(cluster, 1, name, mutation).expect("the code is taken");
+        cluster.advance(1_000);
+    };
+    for (pick, error) in [
+        ("error('which one?')", "which one?"),
+        ("return neighbors[1].name", "must return an array with owners of the key"),
+        ("return {'ffff'}", "must return an array with owners of the key"),
+        ("comet.get() return neighbors", "cannot wait"),
+        ("self.count = 99 while true do end", "instructions"),
+    ] {
+        reload(&mut cluster, &counting(pick));
+        assert_eq!(copies(&cluster, name).0, owners, "{pick}");
+        let told = message(&mut cluster, name);
+        assert!(told.contains(error), "{pick}: {told}");
+    }
+    assert_eq!(get(&mut cluster, 0, name), 1, "what a choice changed that failed is undone");
+    // Without a function of its own, an object can name them in `put`.
+    let putting = "function onGet()
+        for _, node in ipairs(comet.lookup()) do
+          if node.isOwner then self.last = node end
+        end
+        comet.put(self, {self.last})
+        return self.count
+      end";
+    reload(&mut cluster, putting);
+    assert_eq!(copies(&cluster, name).0, owners);
+    assert_eq!(get(&mut cluster, home, name), 1);
+    cluster.advance(1_000);
+    let (bodies, _) = copies(&cluster, name);
+    assert_eq!(bodies, [cluster.list(name)[2]], "the last owner of the list");
+}
+
+fn message(cluster: &mut Cluster, name: &str) -> String {
+    match info(cluster, 0, name, "last_error").get("message") {
+        Some(Value::Bytes(text)) => String::from_utf8_lossy(text).into_owned(),
+        other => panic!("{other:?} is no message: {:?}", ask(cluster, 0, name, Ask::Info)),
+    }
+}
+
+#[test]
+fn a_copy_that_was_lost_comes_from_the_other_holder() {
+    let mut cluster = cluster(5);
+    let name = &name_of(&cluster, false);
+    let (owners, home) = owners(&cluster, name);
+    let pick = "table.sort(neighbors, function(a, b) return a.name < b.name end)
+        return {neighbors[2], neighbors[3]}";
+    create(&mut cluster, 0, name, &counting(pick));
+    assert_eq!(get(&mut cluster, 0, name), 1);
+    cluster.advance(1_000);
+    assert_eq!(copies(&cluster, name).0, owners[1..]);
+    let lost = owners[1..].iter().copied().find(|i| *i != home).expect("one is not home");
+    cluster.crash(lost, Crash::Kill);
+    cluster.lose_row(lost, name);
+    cluster.restart(lost);
+    cluster.advance(20_000);
+    assert_eq!(copies(&cluster, name).0, owners[1..], "the owner that has a husk cannot mend it");
+    cluster.assert_converged(name, 3);
+}
