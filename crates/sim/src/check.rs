@@ -280,6 +280,9 @@ impl Judge<'_> {
 
     /// Promise 2 for what active objects keep in convergent fields, whatever homes ran them.
     fn active(&mut self, object: Option<&Object>) {
+        if object.is_some_and(Object::has_husk) {
+            self.blame("active", "none of the owners has the code and state of a version".into());
+        }
         let (found, marks) = match object.map(hits).unwrap_or_else(|| Ok((0, BTreeSet::new()))) {
             Ok(found) => found,
             Err(failure) => return self.blame("active", format!("the object cannot be loaded: {failure}")),

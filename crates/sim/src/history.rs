@@ -194,7 +194,7 @@ impl History {
                 None => fresh.push((*dot, version.clone())),
                 Some((key, index)) => {
                     let known = &self.keys[key].births[*index];
-                    if *key != stored.key || known.version != *version {
+                    if *key != stored.key || common(&known.version) != common(version) {
                         let name = self.name(*dot);
                         let detail = format!(
                             "dot {name} names both {} under {key:?} and {}",
@@ -500,4 +500,14 @@ pub struct Reached {
 /// The dots of an object's siblings.
 pub fn dots_of(object: &Object) -> Vec<Dot> {
     object.0.values().iter().map(|(dot, _)| *dot).collect()
+}
+
+/// A version as all owners of its key have it.
+fn common(version: &Version) -> Version {
+    let husk = match &version.value {
+        Value::Active(active) => active.husk(),
+        _ => None,
+    };
+    let value = husk.map_or_else(|| version.value.clone(), |husk| Value::Husk(Box::new(husk)));
+    Version { value, ..version.clone() }
 }

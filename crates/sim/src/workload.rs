@@ -30,8 +30,8 @@ pub enum Role {
     Text,
     /// Everything, counting too.
     Mixed,
-    /// An active object that counts what its function is given.
-    Active,
+    /// An active object that counts what its function is given, and may choose its holders.
+    Active { is_placed: bool },
 }
 
 /// One key of the workload.
@@ -107,6 +107,9 @@ function look(n, mark) comet.get() comet.lookup() return hit(n, mark) end
 function save(n, mark) hit(n, mark) comet.put(self) return self.hits:value() end
 function aso:onUpdate(new, caller) return self end
 function onGet() return self.hits:value() end";
+/// Makes it have its copies at all owners but the first, which is its home.
+const SELECT_REPLICAS: &str =
+    "\nfunction selectReplicas(neighbors) table.remove(neighbors, 1) return neighbors end";
 /// The bucket of the active objects.
 pub const ACTIVE_BUCKET: &[u8] = b"active";
 /// How many active objects there are.
@@ -167,8 +170,9 @@ impl Workload {
         (self.rest_at, self.timeout_ms_max) = (Some(left), timeout_ms_max);
     }
 
-    /// Has a third of the operations go to active objects, of this durability.
-    pub fn add_active(&mut self, durability: ActiveDurability) {
+    /// Has a third of the operations go to active objects, of this durability; the last of them `is_placed`: it chooses
+    /// its holders.
+    pub fn add_active(&mut self, durability: ActiveDurability, is_placed: bool) {
         let aso = ActiveProperties { durability, ..ActiveProperties::default() };
         let name = Bytes::from_static(ACTIVE_BUCKET);
         self.buckets.push(BucketSpec {
@@ -177,7 +181,8 @@ impl Workload {
         });
         for i in 0..ACTIVE_KEYS {
             let key = ObjectKey::new(&name, format!("object{i}").as_bytes()).expect("it is short");
-            self.keys.push(KeySpec { key, role: Role::Active });
+            let is_placed = is_placed && i == ACTIVE_KEYS - 1;
+            self.keys.push(KeySpec { key, role: Role::Active { is_placed } });
         }
         self.has_active = true;
     }
@@ -239,8 +244,8 @@ impl Workload {
         wall_ms: u64,
         rng: &mut Rng,
     ) -> (Operation, Vec<Dot>) {
-        if spec.role == Role::Active {
-            return (active_operation(spec.key.clone(), id, rng), Vec::new());
+        if let Role::Active { is_placed } = spec.role {
+            return (active_operation(spec.key.clone(), is_placed, id, rng), Vec::new());
         }
         let quorum = self.quorum(spec, rng);
         if rng.below(10) < self.gets_of_ten {
@@ -357,14 +362,14 @@ impl Workload {
     }
 }
 
-fn active_operation(key: ObjectKey, id: RequestId, rng: &mut Rng) -> Operation {
+fn active_operation(key: ObjectKey, is_placed: bool, id: RequestId, rng: &mut Rng) -> Operation {
     let quorum = Quorum::default();
     let call = |what, arguments| Call { what, arguments, caller: None };
     match rng.below(10) {
         0 | 1 => Operation::Update {
             key,
             mutation: Mutation::Activate {
-                source: Bytes::from_static(ACTIVE_SOURCE.as_bytes()),
+                source: [ACTIVE_SOURCE, if is_placed { SELECT_REPLICAS } else { "" }].concat().into(),
                 expiry: Expiry::Never,
                 keeps_state: false,
             },

@@ -54,7 +54,8 @@ impl Node {
         let chosen_from = owners_hash(&owners);
         let is_up_to_date = |placement: &mut Placement| placement.chosen_from == chosen_from;
         let Some(resident) = self.homes.get(key) else { return false };
-        if resident.active.placement.as_mut().is_some_and(is_up_to_date) {
+        // A handler that waits goes on first; the walk comes back to it.
+        if resident.run.is_some() || resident.active.placement.as_mut().is_some_and(is_up_to_date) {
             return false;
         }
         let asked = self.ask_holders(now, key, &owners, state);

@@ -9,7 +9,7 @@ use oort_core::bucket::{ActiveDurability, Conflict};
 use oort_core::client::{Operation, Quorum, RequestId};
 use oort_core::config::{NodeConfig, SyncMode};
 use oort_core::detector::Health;
-use oort_core::object::Object;
+use oort_core::object::{common_bytes, Object};
 use oort_core::placement::Strategy;
 use oort_core::store::Space;
 use oort_core::types::{ObjectKey, Rng};
@@ -155,7 +155,7 @@ impl Cluster {
                 0 => ActiveDurability::Async,
                 _ => ActiveDurability::Quorum,
             };
-            workload.add_active(durability);
+            workload.add_active(durability, choices.chance(1, 2));
         }
         if let Some((left, _)) = rest {
             workload.rest_at(left, SHORT_TIMEOUT_MS);
@@ -337,7 +337,7 @@ impl Cluster {
     fn differs(&self, key: &ObjectKey) -> bool {
         let mut rows = self.primaries(key).into_iter().map(|index| {
             let disk = &self.machines[index].disk;
-            disk.row(Space::Data, key.row())
+            disk.row(Space::Data, key.row()).map(|bytes| common_bytes(&bytes).to_vec())
         });
         let first = rows.next().flatten();
         rows.any(|row| row != first)
@@ -513,7 +513,7 @@ impl Cluster {
                 .collect(),
             active: keys
                 .clone()
-                .filter(|spec| spec.role == Role::Active)
+                .filter(|spec| matches!(spec.role, Role::Active { .. }))
                 .map(|spec| spec.key.clone())
                 .collect(),
             counters: keys.filter(|spec| spec.role == Role::Counter).map(|spec| spec.key.clone()).collect(),
