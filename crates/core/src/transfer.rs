@@ -287,6 +287,9 @@ pub struct Sweep {
     /// Rows that all their owners hold, with the hashes of their objects.
     pub verified: Vec<(ObjectKey, u64)>,
     pub page: Option<SweepPage>,
+    /// Active objects that chose this node for their copies, with the hashes of what all owners were given of them:
+    /// comparing hashes does not show who has code and state.
+    pub handed: BTreeMap<ObjectKey, u64>,
 }
 
 /// Rows being compared with their owners.
@@ -305,7 +308,10 @@ impl Sweep {
     pub fn start(&mut self) {
         match self.next {
             Some(_) => self.again = true,
-            None => *self = Sweep { next: Some(Position(0)), ..Sweep::default() },
+            None => {
+                let handed = std::mem::take(&mut self.handed);
+                *self = Sweep { next: Some(Position(0)), handed, ..Sweep::default() };
+            }
         }
     }
 }

@@ -232,7 +232,14 @@ fn new_code_and_put_choose_and_who_cannot_choose_is_everywhere() {
     assert_eq!(get(&mut cluster, home, name), 1);
     cluster.advance(1_000);
     let (bodies, _) = copies(&cluster, name);
-    assert_eq!(bodies, [cluster.list(name)[2]], "the last owner of the list");
+    let last = cluster.list(name)[2];
+    assert_eq!(bodies, [last], "the last owner of the list");
+    // When that one leaves, nobody is left of those that it named.
+    cluster.change_ring(home, RingChange::Leave { node: cluster.id(last) }).unwrap();
+    cluster.advance(60_000);
+    let (now, _) = self::owners(&cluster, name);
+    assert_eq!(copies(&cluster, name), (now, Vec::new()));
+    assert_eq!(get(&mut cluster, home, name), 1);
 }
 
 fn message(cluster: &mut Cluster, name: &str) -> String {

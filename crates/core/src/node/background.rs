@@ -486,7 +486,7 @@ impl Node {
             return;
         }
         match self.replica.load_object(key) {
-            // It chose this node while it was an owner: it is to choose again first.
+            // Others may have husks only: the sweep sees to it.
             Some((object, Some(_))) if object.is_placed_at(self.membership.me) => self.sweep.start(),
             Some((object, Some(_))) => self.replica.drop_handed_over(key, &object),
             Some((_, None)) => {}

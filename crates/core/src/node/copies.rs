@@ -6,8 +6,8 @@
 //! object asks them.
 //!
 //! A coordinator that is no holder keeps what it has written until the holders have it, and whoever stands in for a
-//! holder keeps it for the holder. When the owners change, the home has the object choose again; until then a holder
-//! that owns the key no more keeps its copy.
+//! holder keeps it for the holder. When the owners change, the home has the object choose again. A holder that owns the
+//! key no more gives its copy to all owners before it drops it, for where no holder is an owner, all keep one.
 //!
 //! Source: Comet §5.2, "Smart replication"; DESIGN §5.
 
@@ -142,9 +142,12 @@ impl Node {
     /// Reads an object that has to choose again, if this is its home. True if it has to.
     fn choose_again(&mut self, now: Now, key: ObjectKey, out: &mut Vec<Output>) -> bool {
         let owners = owners_hash(&self.owners(&key).0);
-        let held = self.replica.load_object(&key);
-        let chosen_from = held.and_then(|(object, _)| Some(object.placement()?.chosen_from));
-        if self.home(&key) != self.id() || chosen_from.is_none_or(|chosen_from| chosen_from == owners) {
+        if self.home(&key) != self.id() {
+            return false;
+        }
+        let held = self.replica.load_object(&key).map(|(object, _)| object).unwrap_or_default();
+        let mut versions = held.0.values().iter().filter_map(|(_, version)| version.value.placement());
+        if !held.is_active(now.wall_ms) || versions.all(|placement| placement.chosen_from == owners) {
             return false;
         }
         let Ok(needed) = self.read_quorum(&key, Quorum::default()) else { return false };
@@ -174,7 +177,7 @@ impl Node {
         let owners = owners_hash(&self.owners(key).0);
         let Some(resident) = self.homes.get(key) else { return };
         let is_up_to_date = |placement: &Placement| placement.chosen_from == owners;
-        if !resident.active.placement.as_ref().is_some_and(is_up_to_date) {
+        if resident.must_save || !resident.active.placement.as_ref().is_some_and(is_up_to_date) {
             resident.must_save = true;
             self.keep(now, key, Origin::Nobody, Quorum::default(), Reply::BucketSet, deadline_us, out);
         }
@@ -262,12 +265,11 @@ impl Node {
         if owners.into_iter().any(|owner| self.replica.hint_mark(owner, key).is_some()) {
             return;
         }
-        let Some((object, Some(bytes))) = self.replica.load_object(key) else { return };
+        let Some((_, Some(bytes))) = self.replica.load_object(key) else { return };
         let husk = self.copy_for(key, self.id(), None, &bytes);
         if husk != bytes && self.read_only.is_none() && is_as_written(&bytes) {
-            if let Ok(husk_object) = Object::decode(&husk) {
-                debug_assert_eq!(object.context(), husk_object.context());
-                self.replica.save(key, &husk_object, husk);
+            if let Ok(object) = Object::decode(&husk) {
+                self.replica.save(key, &object, husk);
             }
         }
     }

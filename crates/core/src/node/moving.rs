@@ -123,6 +123,7 @@ impl Node {
     pub(super) fn begin_moving(&mut self) {
         let Some(ring) = &self.ring else { return };
         self.resume_moving_us = 0;
+        self.sweep.handed.clear();
         if ring.is_moving() {
             self.incoming = Some(Incoming::new(ring, self.membership.me, &self.sizes()));
         } else {
@@ -625,13 +626,16 @@ impl Node {
                 continue;
             }
             let Some((object, Some(bytes))) = self.replica.load_object(&key) else { continue };
-            if object.is_placed_at(self.membership.me) {
-                // It chose this node while it was an owner: its home has it choose again.
+            if object.is_placed_at(self.membership.me) && self.sweep.handed.get(&key) != Some(&hash) {
+                let (owners, _) = self.owners(&key);
+                owners.into_iter().for_each(|owner| self.add_hint(owner, &key));
+                self.sweep.handed.insert(key, hash);
                 self.sweep.again = true;
                 self.end_sweep_if_over();
                 continue;
             }
             if row_hash(key.row(), hash_of(&bytes)) == hash {
+                self.sweep.handed.remove(&key);
                 self.metrics.given_away_keys += 1;
                 self.replica.drop_handed_over(&key, &object);
             } else {
