@@ -283,6 +283,16 @@ impl Get {
         self.merged
     }
 
+    /// The hash of what all replicas hold, if they all answered that they hold the same. Repairs are not to be taken
+    /// before.
+    pub fn agreed(&self) -> Option<u64> {
+        let first = match self.replicas.first()?.1 {
+            State::Answered(hash) if hash != 0 => hash,
+            _ => return None,
+        };
+        self.replicas.iter().all(|(_, state)| *state == State::Answered(first)).then_some(first)
+    }
+
     /// The merged object's bytes with the primaries that hold something else, or nothing readable; `None` if nothing is
     /// stored or all agree.
     ///

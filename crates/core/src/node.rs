@@ -271,6 +271,8 @@ enum Purpose {
     Call(Box<(Call, Quorum, coordinate::Hop)>),
     /// Just mend the replicas.
     Repair,
+    /// If all hold the same, nothing but a husk is needed here.
+    Spare,
 }
 
 #[derive(Clone, Debug)]

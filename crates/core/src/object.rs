@@ -126,8 +126,10 @@ impl Object {
         self.0.merge(&other.0);
         self.0.update(|dot, version| {
             if let Value::Husk(_) = version.value {
-                let body = other.0.values().iter().find(|(other, _)| *other == dot);
-                body.into_iter().for_each(|(_, body)| *version = body.clone());
+                let others = other.0.values();
+                if let Ok(at) = others.binary_search_by_key(&dot, |(other, _)| *other) {
+                    *version = others[at].1.clone();
+                }
             }
         });
     }
@@ -166,26 +168,42 @@ impl Object {
         self.0.values().iter().any(|(_, version)| matches!(version.value, Value::Husk(_)))
     }
 
-    /// True if a version is here that chose `node` among others for its copies.
-    pub fn is_placed_at(&self, node: NodeId) -> bool {
+    /// True if the write `dot` is here as a husk.
+    pub fn made_of_husk(&self, dot: Dot) -> bool {
+        let mut versions = self.0.values().iter();
+        versions.any(|(other, version)| *other == dot && matches!(version.value, Value::Husk(_)))
+    }
+
+    /// Those who were chosen to hold what is here of versions that did not choose `node`.
+    pub fn spare_of(&self, node: NodeId) -> Vec<NodeId> {
+        let versions = self.0.values().iter().filter_map(|(_, version)| match &version.value {
+            Value::Active(active) => active.placement.as_ref(),
+            _ => None,
+        });
+        let spare = versions.map(|placement| &placement.holders).filter(|holders| !holders.contains(&node));
+        let mut holders: Vec<NodeId> = spare.flatten().copied().collect();
+        holders.sort_unstable();
+        holders.dedup();
+        holders
+    }
+
+    /// True if code and state are here of which others may have husks.
+    pub fn has_placed(&self) -> bool {
         let mut versions = self.0.values().iter();
         versions.any(|(_, Version { value, .. })| match value {
-            Value::Active(_) => value.placement().is_some_and(|placement| placement.holders.contains(&node)),
+            Value::Active(active) => active.placement.is_some(),
             _ => false,
         })
     }
 
-    /// Leaves husks of all versions whose copies `keeps` refuses. True if there were any.
-    pub fn strip(&mut self, keeps: impl Fn(&Placement) -> bool) -> bool {
-        let mut has_changed = false;
+    /// Leaves husks of all versions that chose others than `node`.
+    pub fn strip(&mut self, node: NodeId) {
         self.0.update(|_, version| {
             let Value::Active(active) = &version.value else { return };
-            if let Some(husk) = active.husk().filter(|husk| !keeps(&husk.placement)) {
+            if let Some(husk) = active.husk().filter(|husk| !husk.placement.holders.contains(&node)) {
                 version.value = Value::Husk(Box::new(husk));
-                has_changed = true;
             }
         });
-        has_changed
     }
 
     /// Last writer wins: keeps only the version with the greatest dot, and if that is a counter, the concurrent states

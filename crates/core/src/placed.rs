@@ -1,6 +1,7 @@
-//! Which of the objects held have chosen their holders: when the ring changes they are looked at anew.
+//! Which of the objects held have chosen their holders: when the ring changes they are looked at anew. And which of them
+//! may be here without need.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 
 use bytes::Bytes;
@@ -13,6 +14,9 @@ pub struct PlacedKeys {
     keys: BTreeSet<ObjectKey>,
     /// What changed since the last sync, with what was so before.
     unsynced: Vec<(ObjectKey, bool)>,
+    /// Objects that may have chosen others than this node, and when to look at them, in `mono_us`; 0: not known yet.
+    looks: BTreeMap<ObjectKey, u64>,
+    order: BTreeSet<(u64, ObjectKey)>,
 }
 
 impl PlacedKeys {
@@ -53,6 +57,49 @@ impl PlacedKeys {
         self.keys.contains(key)
     }
 
+    /// The object under `key` may be here without need.
+    pub fn look_at(&mut self, key: &ObjectKey) {
+        if !self.looks.contains_key(key) {
+            let row = Bytes::copy_from_slice(key.row());
+            self.look_again(ObjectKey::from_row(row).expect("it is the row of a key"), 0);
+        }
+    }
+
+    fn look_again(&mut self, key: ObjectKey, at_us: u64) {
+        if let Some(before_us) = self.looks.insert(key.clone(), at_us) {
+            self.order.remove(&(before_us, key.clone()));
+        }
+        self.order.insert((at_us, key));
+    }
+
+    /// Up to `limit` objects to look at by `now_us`. Those that are new are looked at after `pause_us`, and those that
+    /// are returned again, unless [`PlacedKeys::looked`] says that there is no need.
+    pub fn next_looks(&mut self, now_us: u64, pause_us: u64, limit: usize) -> Vec<ObjectKey> {
+        let mut due = Vec::new();
+        while let Some((at_us, key)) = self.order.first().cloned() {
+            if at_us > now_us || due.len() >= limit {
+                break;
+            }
+            if at_us > 0 {
+                due.push(key.clone());
+            }
+            self.look_again(key, now_us + pause_us);
+        }
+        due
+    }
+
+    /// Nothing under `key` is here without need.
+    pub fn looked(&mut self, key: &ObjectKey) {
+        if let Some((key, at_us)) = self.looks.remove_entry(key) {
+            self.order.remove(&(at_us, key));
+        }
+    }
+
+    /// When the next object is to be looked at; 0: now.
+    pub fn next_look_us(&self) -> Option<u64> {
+        self.order.first().map(|(at_us, _)| *at_us)
+    }
+
     /// Up to `limit` keys behind `after`, or the first ones.
     pub fn after(&self, after: Option<&ObjectKey>, limit: usize) -> Vec<ObjectKey> {
         let from = after.map_or(Bound::Unbounded, Bound::Excluded);
@@ -82,5 +129,21 @@ mod tests {
         assert_eq!(placed.after(Some(&keys[0]), 9), keys[1..]);
         keys.sort_by_key(|key| key.key().to_vec());
         assert_eq!(keys, [key("a"), key("b")]);
+    }
+
+    #[test]
+    fn what_is_new_is_looked_at_after_a_while_until_there_is_no_need() {
+        let key = |name: &str| ObjectKey::new(b"b", name.as_bytes()).unwrap();
+        let mut placed = PlacedKeys::default();
+        placed.look_at(&key("a"));
+        assert_eq!((placed.next_look_us(), placed.next_looks(5, 10, 9)), (Some(0), Vec::new()));
+        placed.look_at(&key("a"));
+        placed.look_at(&key("b"));
+        assert_eq!(placed.next_looks(15, 10, 9), [key("a")]);
+        assert_eq!(placed.next_looks(25, 10, 1).len(), 1);
+        assert_eq!(placed.next_looks(25, 10, 9).len(), 1);
+        placed.looked(&key("a"));
+        placed.looked(&key("b"));
+        assert_eq!(placed.next_look_us(), None);
     }
 }

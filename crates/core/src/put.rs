@@ -7,9 +7,6 @@
 //! While the ring changes a put needs its quorum twice: of those who answer reads, and of those of the other layout.
 //! A copy counts for whoever it is for: its holder, or the primary that its holder stands in for.
 //!
-//! Of an active object that chose its holders among the primaries, the others get husks: besides the quorum as many of
-//! the holders must have it as there are, up to `w`.
-//!
 //! Source: Dynamo §4.5, §4.6.
 
 use bytes::Bytes;
@@ -45,16 +42,6 @@ pub struct Put {
     needed: Needed,
     copies: Vec<Copy>,
     moving: Option<Box<Moving>>,
-    placed: Option<Box<Placed>>,
-}
-
-/// Who is to hold what the others have husks of.
-#[derive(Clone, Debug)]
-struct Placed {
-    holders: Vec<NodeId>,
-    needed: u8,
-    /// The coordinator keeps it for a holder that could not be given it.
-    is_kept: bool,
 }
 
 /// Whose copies count for which quorum while the ring changes.
@@ -69,20 +56,7 @@ impl Put {
     /// A put that nobody holds yet, of which `asked` copies are needed, or as many as the key has replicas: see
     /// [`Put::place`]. `base`: hash of the object it was made from, 0 if there was none.
     pub fn new(key: ObjectKey, object: Bytes, base: u64, asked: Needed) -> Put {
-        let copies = Vec::with_capacity(3);
-        Put { key, object, base, asked, needed: asked, copies, moving: None, placed: None }
-    }
-
-    /// The object chose these of its primaries for its copies. [`Put::place`] is to follow.
-    pub fn place_at(&mut self, holders: Vec<NodeId>) {
-        self.placed = Some(Box::new(Placed { holders, needed: 0, is_kept: false }));
-    }
-
-    /// The coordinator keeps the whole object until `owner` has it.
-    pub fn keep_for(&mut self, owner: NodeId) {
-        if let Some(placed) = &mut self.placed {
-            placed.is_kept |= placed.holders.contains(&owner);
-        }
+        Put { key, object, base, asked, needed: asked, copies: Vec::with_capacity(3), moving: None }
     }
 
     /// Says whose copies count: those of `serving`, who answer reads, and while the ring changes just as well those of
@@ -95,11 +69,6 @@ impl Put {
         });
         if others.is_none() {
             self.copies.retain(|copy| serving.contains(&copy.hint_for.unwrap_or(copy.node)));
-        }
-        if let Some(placed) = &mut self.placed {
-            let is_owner =
-                |node: &&NodeId| serving.contains(node) || others.unwrap_or_default().contains(node);
-            placed.needed = self.asked.total.min(placed.holders.iter().filter(is_owner).count() as u8);
         }
     }
 
@@ -177,12 +146,6 @@ impl Put {
             let (total, primaries) = self.count(&counts, group);
             total >= needed.total && primaries >= needed.primaries
         };
-        if let Some(placed) = &self.placed {
-            let (copies, _) = self.count(&counts, Some(&placed.holders));
-            if copies + (placed.is_kept as u8) < placed.needed {
-                return false;
-            }
-        }
         match &self.moving {
             None => suffices(self.needed, None),
             Some(moving) => {

@@ -316,7 +316,8 @@ impl Replica {
             self.note_timer(key, object.timer_ms());
         }
         if is_active || !self.placed.is_empty() {
-            self.note_placed(key, is_placed(&bytes));
+            let is_spare = is_active && !object.spare_of(self.identity.node).is_empty();
+            self.note_placed(key, is_placed(&bytes), is_spare);
         }
         self.store.apply((Space::Data, key.row().clone(), Some(bytes)));
     }
@@ -373,7 +374,14 @@ impl Replica {
         &self.placed
     }
 
-    fn note_placed(&mut self, key: &ObjectKey, is_placed: bool) {
+    pub fn placed_mut(&mut self) -> &mut PlacedKeys {
+        &mut self.placed
+    }
+
+    fn note_placed(&mut self, key: &ObjectKey, is_placed: bool, is_spare: bool) {
+        if is_spare {
+            self.placed.look_at(key);
+        }
         if self.placed.set(key, is_placed) {
             let row = [PLACED_PREFIX, key.row()].concat().into();
             self.store.apply((Space::Meta, row, is_placed.then(|| encode_meta(&()))));
@@ -387,6 +395,7 @@ impl Replica {
             let row = Bytes::copy_from_slice(&row[PLACED_PREFIX.len().min(row.len())..]);
             ObjectKey::from_row(row).into_iter().for_each(|key| {
                 placed.set(&key, true);
+                placed.look_at(&key);
             });
             true
         });
@@ -444,6 +453,7 @@ impl Replica {
             }
         }
         self.clock.observe(now, incoming.newest_reading());
+        let is_corrupt = held.is_none();
         // A corrupt row is simply replaced: what else was in it comes back from the other replicas.
         let (mut merged, held_bytes) = held.unwrap_or_default();
         merged.merge(&incoming);
@@ -451,6 +461,10 @@ impl Replica {
             merged.keep_newest();
         }
         if merged.missing_from().contains(&self.identity.node) {
+            if is_corrupt {
+                // What cannot be read is of no use, and would be found again and again.
+                self.drop_row(key);
+            }
             return Merge::Lacking;
         }
         let merged_bytes = match merged == incoming {
@@ -540,7 +554,7 @@ impl Replica {
     fn drop_row(&mut self, key: &ObjectKey) {
         self.update_tree(key, None);
         self.note_timer(key, 0);
-        self.note_placed(key, false);
+        self.note_placed(key, false, false);
         self.known.forget(key);
         self.store.apply((Space::Data, key.row().clone(), None));
     }

@@ -107,9 +107,11 @@ function look(n, mark) comet.get() comet.lookup() return hit(n, mark) end
 function save(n, mark) hit(n, mark) comet.put(self) return self.hits:value() end
 function aso:onUpdate(new, caller) return self end
 function onGet() return self.hits:value() end";
-/// Makes it have its copies at all owners but the first, which is its home.
-const SELECT_REPLICAS: &str =
-    "\nfunction selectReplicas(neighbors) table.remove(neighbors, 1) return neighbors end";
+/// Makes it have its copies at all owners but one, now this one and now another.
+const SELECT_REPLICAS: &str = "\nfunction selectReplicas(neighbors)
+  table.remove(neighbors, math.random(#neighbors))
+  return neighbors
+end";
 /// The bucket of the active objects.
 pub const ACTIVE_BUCKET: &[u8] = b"active";
 /// How many active objects there are.

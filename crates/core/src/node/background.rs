@@ -242,6 +242,7 @@ impl Node {
         }
         if changes.buckets {
             self.size_tree();
+            self.review_holders(now);
         }
         if changes.ring {
             self.ring_changed(now, out);
@@ -411,7 +412,6 @@ impl Node {
             owed.in_flight += 1;
         }
         let stamp = self.stamp();
-        let object = self.copy_for(&key, owner, None, &object);
         self.send(now, owner, Message::write(id, key, object, stamp), out);
     }
 
@@ -432,7 +432,9 @@ impl Node {
         else {
             return;
         };
-        let done = outcome == WriteOutcome::Durable && self.replica.hint_mark(owner, &key) == Some(mark);
+        // Who lacks code and state does not get them from a husk.
+        let is_over = matches!(outcome, WriteOutcome::Durable | WriteOutcome::Lacking);
+        let done = is_over && self.replica.hint_mark(owner, &key) == Some(mark);
         if let Some(owed) = self.handoff.owed_mut(owner) {
             owed.in_flight = owed.in_flight.saturating_sub(1);
             owed.delivered += done as u64;
@@ -440,10 +442,7 @@ impl Node {
         if done {
             self.metrics.hints_delivered += 1;
             self.remove_hint(owner, &key);
-            match self.holds(self.membership.me, &key) {
-                true => self.strip_kept(&key),
-                false => self.drop_if_foreign(&key),
-            }
+            self.drop_if_foreign(&key);
         }
         if outcome == WriteOutcome::Durable {
             self.hand_over(now, owner, out);
@@ -487,7 +486,7 @@ impl Node {
         }
         match self.replica.load_object(key) {
             // Others may have husks only: the sweep sees to it.
-            Some((object, Some(_))) if object.is_placed_at(self.membership.me) => self.sweep.start(),
+            Some((object, Some(_))) if object.has_placed() => self.sweep.start(),
             Some((object, Some(_))) => self.replica.drop_handed_over(key, &object),
             Some((_, None)) => {}
             None => self.replica.drop_handed_over(key, &Object::default()),

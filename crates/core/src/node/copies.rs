@@ -1,13 +1,14 @@
 //! Keeping an active object's copies where the object itself wants them, and husks at the other owners of its key.
 //!
 //! An object that defines `selectReplicas` is asked by its home, before its changes are written, which of its key's
-//! owners are to hold it; another may name them in `put`. All owners store the version and answer for it, so quorums,
-//! hash trees and hints work as for any object. Code and state go to the holders only. Who finds a husk and needs the
-//! object asks them.
+//! owners are to hold it; another may name them in `put`. It is then written as any object is, to all owners. An owner
+//! that was not chosen asks the holders a little later whether they have just what it has, and when all have it durably,
+//! leaves a husk: the same writes, without code and state. So quorums, hash trees and hints work as ever, and:
 //!
-//! A coordinator that is no holder keeps what it has written until the holders have it, and whoever stands in for a
-//! holder keeps it for the holder. When the owners change, the home has the object choose again. A holder that owns the
-//! key no more gives its copy to all owners before it drops it, for where no holder is an owner, all keep one.
+//! *Where there is a husk, all holders had the version, or something newer.* They keep this up: a holder takes in no husk
+//! of what it lacks, and one that owns the key no more gives what it has to all owners before it drops it.
+//!
+//! Who finds a husk and needs the object asks the holders. When the owners change, its home has the object choose again.
 //!
 //! Source: Comet §5.2, "Smart replication"; DESIGN §5.
 
@@ -22,17 +23,22 @@ use super::{Node, Origin, Output, Purpose, Task, Work};
 use crate::active::{owners_hash, Answer, CallerPlace, Placement, Turn, Value};
 use crate::client::{ActiveError, Handler, Quorum, Reply};
 use crate::detector::Health;
-use crate::get::{Get, Needed};
+use crate::get::{Candidate, Get, Needed};
 use crate::mutation::Mutation;
-use crate::object::{is_placed, Object};
-use crate::put::Put;
+use crate::object::Object;
 use crate::replica::hash_of;
 use crate::types::{NodeId, Now, ObjectKey};
 
 /// The most objects looked at in one step. Too many: clients wait.
 const LOOKS_MAX: usize = 64;
+/// The most objects that choose anew at the same time, and the time between two looks for more, in microseconds.
+const CHOOSING_MAX: usize = 64;
+const STEP_US: u64 = 10_000;
 /// Objects that could not choose anew are looked at again after this, in microseconds.
 const AGAIN_US: u64 = 5_000_000;
+/// An owner that is no holder keeps what was written for so long at least, in microseconds. Too small: it is made a husk
+/// between two writes of a busy object, for nothing.
+const SPARE_US: u64 = 2_000_000;
 
 /// A walk over the objects that chose their holders, of which some may have to choose again.
 #[derive(Debug)]
@@ -125,12 +131,16 @@ impl Node {
             self.homes.walk = Some(walk);
             return;
         }
-        let keys = self.replica.placed().after(walk.after.as_ref(), LOOKS_MAX);
-        walk.after = keys.last().cloned().filter(|_| keys.len() == LOOKS_MAX);
+        let room = CHOOSING_MAX.saturating_sub(self.homes.choosing());
+        let keys = self.replica.placed().after(walk.after.as_ref(), room);
+        let is_over = keys.len() < room;
+        walk.after = keys.last().cloned().or(walk.after);
         for key in keys {
             walk.is_to_repeat |= self.choose_again(now, key, out);
         }
-        if walk.after.is_none() {
+        walk.at_us = now.mono_us + STEP_US;
+        if is_over {
+            walk.after = None;
             if !std::mem::take(&mut walk.is_to_repeat) {
                 return;
             }
@@ -190,19 +200,27 @@ impl Node {
         &mut self,
         now: Now,
         key: &ObjectKey,
+        origin: Origin,
         purpose: &Purpose,
         merged: &Object,
     ) -> bool {
         let is_needed = match purpose {
-            // Whoever may write can always delete.
-            Purpose::Repair | Purpose::Update { mutation: Mutation::Delete { .. }, .. } => false,
+            Purpose::Repair | Purpose::Spare => false,
             // Its home runs it, if it is not here.
-            Purpose::Call(call) if call.2 == Hop::First && self.other_home(key).is_some() => false,
-            // The object that is loaded does as well, if it has seen as much.
-            Purpose::Call(_)
-            | Purpose::Update { mutation: Mutation::Activate { .. } | Mutation::Store { .. }, .. } => {
-                !self.is_loaded(key, merged)
+            Purpose::Call(call)
+                if call.2 == Hop::First
+                    && merged.is_active(now.wall_ms)
+                    && self.other_home(key).is_some() =>
+            {
+                false
             }
+            // Whoever may write can always delete. And what is loaded does as well, if it has seen as much.
+            Purpose::Update { mutation: Mutation::Delete { .. }, want, .. } => want.before || want.after,
+            Purpose::Update {
+                mutation: Mutation::Activate { .. } | Mutation::Store { .. }, want, ..
+            } => want.before || !self.is_loaded(key, merged),
+            Purpose::Call(_) => !self.is_loaded(key, merged),
+            Purpose::Answer if self.homes.awaits_object(origin) => !self.is_loaded(key, merged),
             Purpose::Answer | Purpose::Update { .. } => true,
         };
         is_needed && merged.lacks_body(now.wall_ms)
@@ -220,10 +238,17 @@ impl Node {
         deadline_us: u64,
         out: &mut Vec<Output>,
     ) {
-        let mut holders = merged.missing_from();
-        holders.retain(|node| self.health(*node) != Health::Down);
-        // Those that answer come first.
-        holders.sort_by_key(|node| (self.health(*node) != Health::Up, self.remoteness(*node)));
+        let chosen = merged.missing_from();
+        let ring = self.placed_ring();
+        let (serving, others) = (ring.preference_at(key.position()), ring.other_at(key.position()));
+        let mut holders = [&chosen[..], serving, others.unwrap_or_default()].concat();
+        let me = self.id();
+        holders.retain(|node| *node != me && self.health(*node) != Health::Down);
+        // Others may keep it for a holder, or until all of them have it.
+        holders.sort_by_key(|node| {
+            (!chosen.contains(node), self.health(*node) != Health::Up, self.remoteness(*node), *node)
+        });
+        holders.dedup();
         let reading_max = self.replica.reading_max(now);
         let get = Get::for_bodies(key.clone(), asked, self.is_lww(&key), reading_max, merged, holders);
         let work = Work::Get { get, purpose };
@@ -234,64 +259,68 @@ impl Node {
         }
     }
 
-    /// What is sent of an object to `node`, which keeps it for `hint_for`: no code and state that it is not to hold.
-    pub(super) fn copy_for(
-        &self,
-        key: &ObjectKey,
-        node: NodeId,
-        hint_for: Option<NodeId>,
-        bytes: &Bytes,
-    ) -> Bytes {
-        if !is_placed(bytes) {
-            return bytes.clone();
-        }
-        let Ok(mut object) = Object::decode(bytes) else { return bytes.clone() };
-        let receiver = hint_for.unwrap_or(node);
-        let is_stripped = object.strip(|placement| {
-            let holders = &placement.holders;
-            // Where none of them owns the key any more, everybody keeps it until the object has chosen again.
-            holders.contains(&receiver) || !holders.iter().any(|holder| self.holds(*holder, key))
-        });
-        if is_stripped {
-            object.encode()
-        } else {
-            bytes.clone()
-        }
-    }
+    // Leaving husks
 
-    /// Leaves a husk of what this node wrote for others, now that they have it.
-    fn strip_own(&mut self, key: &ObjectKey, is_as_written: impl Fn(&Bytes) -> bool) {
-        let owners = self.handoff.owners();
-        if owners.into_iter().any(|owner| self.replica.hint_mark(owner, key).is_some()) {
+    /// Looks which objects are here that chose others for their copies.
+    pub(super) fn look_at_spares(&mut self, now: Now, out: &mut Vec<Output>) {
+        let is_stable = self.ring.as_ref().is_some_and(|ring| !ring.is_moving());
+        if now.mono_us < self.homes.spares_us || !is_stable || self.read_only.is_some() || self.stopping {
             return;
         }
-        let Some((_, Some(bytes))) = self.replica.load_object(key) else { return };
-        let husk = self.copy_for(key, self.id(), None, &bytes);
-        if husk != bytes && self.read_only.is_none() && is_as_written(&bytes) {
-            if let Ok(object) = Object::decode(&husk) {
-                self.replica.save(key, &object, husk);
+        self.homes.spares_us = now.mono_us + STEP_US;
+        for key in self.replica.placed_mut().next_looks(now.mono_us, SPARE_US, LOOKS_MAX) {
+            if !self.ask_holders_of_spare(now, &key, out) {
+                self.replica.placed_mut().looked(&key);
             }
         }
     }
 
-    /// Those who are to hold what was put have it, or are owed it.
-    pub(super) fn put_is_over(&mut self, put: &Put) {
-        if is_placed(&put.object) {
-            let hash = hash_of(&put.object);
-            self.strip_own(&put.key, |held| hash_of(held) == hash);
-        }
+    /// When something is to be done about where copies are, in `mono_us`.
+    pub(super) fn next_copies_us(&self) -> Option<u64> {
+        let look_us = self.replica.placed().next_look_us().map(|at_us| at_us.max(self.homes.spares_us));
+        let walk_us = self.homes.walk.as_ref().map(|walk| walk.at_us);
+        [look_us, walk_us].into_iter().flatten().min()
     }
 
-    /// Leaves a husk of what was kept here for an owner that has it now, unless it is just being written.
-    pub(super) fn strip_kept(&mut self, key: &ObjectKey) {
-        if !self.replica.placed().contains(key) {
-            return;
+    /// Asks the holders of an object whether they have just what is here. False if nothing here is spare.
+    fn ask_holders_of_spare(&mut self, now: Now, key: &ObjectKey, out: &mut Vec<Output>) -> bool {
+        let Some((object, _)) = self.replica.load_object(key) else { return false };
+        let holders = object.spare_of(self.id());
+        if holders.is_empty() || !self.holds(self.id(), key) {
+            return false;
         }
-        let is_put = |task: &Task| matches!(&task.work, Work::Put { put, .. } if put.key == *key);
-        let is_written =
-            self.tasks.ids().into_iter().any(|id| self.tasks.get_mut(id).is_some_and(|t| is_put(t)));
-        if !is_written {
-            self.strip_own(key, |_| true);
+        let owners = self.handoff.owners();
+        let is_owed = owners.into_iter().any(|owner| self.replica.hint_mark(owner, key).is_some());
+        let are_there =
+            holders.iter().all(|holder| self.holds(*holder, key) && self.health(*holder) == Health::Up);
+        if !is_owed && are_there {
+            let all = std::iter::once(self.id()).chain(holders);
+            let candidates: Vec<_> = all.map(|node| Candidate { node, is_primary: true }).collect();
+            let count = candidates.len();
+            let needed = (Needed { total: count as u8, primaries: 0 }, count);
+            let deadline_us = now.mono_us + u64::from(self.config.timeout_ms) * 1000;
+            let purpose = Purpose::Spare;
+            self.start_get_from(
+                now,
+                Origin::Nobody,
+                key.clone(),
+                needed,
+                purpose,
+                candidates,
+                deadline_us,
+                out,
+            );
+        }
+        true
+    }
+
+    /// Those who are to hold an object all hold it, if it has this hash: nothing but a husk is needed here.
+    pub(super) fn strip(&mut self, key: &ObjectKey, hash: u64) {
+        let Some((mut object, Some(bytes))) = self.replica.load_object(key) else { return };
+        if hash_of(&bytes) == hash && self.read_only.is_none() {
+            object.strip(self.id());
+            let bytes = object.encode();
+            self.replica.save(key, &object, bytes);
         }
     }
 }

@@ -205,6 +205,7 @@ impl Node {
         let purpose = std::mem::replace(purpose, Purpose::Repair);
         let (deadline_us, key) = (task.deadline_us, get.key.clone());
         let (asked, is_for_bodies) = (get.asked(), get.is_for_bodies());
+        let agreed = matches!(purpose, Purpose::Spare).then(|| get.agreed()).flatten();
         let own_restored = get.take_restored(me);
         let repairs = get.take_repairs();
         // Whom it asked for bodies, and has not heard, is not needed any more.
@@ -224,13 +225,16 @@ impl Node {
         }
         if merged.has_husk()
             && matches!(origin, Origin::Client(_) | Origin::Peer(..) | Origin::Run(_))
-            && self.needs_bodies(now, &key, &purpose, &merged)
+            && self.needs_bodies(now, &key, origin, &purpose, &merged)
         {
             match is_for_bodies {
                 true => self.finish(origin, Err(refused(ActiveError::NoCopy)), out),
                 false => self.fetch_bodies(now, origin, key, (asked, merged), purpose, deadline_us, out),
             }
             return is_over;
+        }
+        if let Some(hash) = agreed {
+            self.strip(&key, hash);
         }
         match (origin, purpose) {
             (Origin::Nobody | Origin::GiveAway, _) => {}
@@ -241,7 +245,7 @@ impl Node {
                 let update = Update { key, mutation, quorum, want, caller };
                 self.apply_update(now, origin, update, Some(merged), deadline_us, out);
             }
-            (_, Purpose::Answer | Purpose::Repair) => {
+            (_, Purpose::Answer | Purpose::Repair | Purpose::Spare) => {
                 self.metrics.gets += 1;
                 if merged.0.values().len() > 1 {
                     self.metrics.gets_with_siblings += 1;
@@ -259,15 +263,13 @@ impl Node {
                 self.repair_own(now, key, &bytes);
                 continue;
             }
-            let bytes = self.copy_for(key, node, None, &bytes);
-            let message = Message::write(0, key.clone(), bytes, self.stamp());
+            let message = Message::write(0, key.clone(), bytes.clone(), self.stamp());
             self.send(now, node, message, out);
         }
     }
 
     fn repair_own(&mut self, now: Now, key: &ObjectKey, bytes: &Bytes) {
-        let bytes = self.copy_for(key, self.id(), None, bytes);
-        self.replica.merge_in(now, key, &bytes, self.is_lww(key));
+        self.replica.merge_in(now, key, bytes, self.is_lww(key));
         if !self.holds(self.membership.me, key) {
             // While the answer was under way the sweep may have dropped the row, or passed it by as unreadable.
             self.sweep.start();

@@ -133,6 +133,8 @@ pub(super) struct Homes {
     pub view: (u64, usize),
     /// Objects that may have to choose their holders anew.
     pub walk: Option<Walk>,
+    /// When objects that are here without need are looked at again, in `mono_us`.
+    pub spares_us: u64,
 }
 
 impl Homes {
@@ -152,6 +154,7 @@ impl Homes {
             sweep_us: 0,
             view: (0, 0),
             walk: None,
+            spares_us: 0,
         }
     }
 
@@ -211,6 +214,20 @@ impl Homes {
         self.next_number += 1;
         self.awaited.insert(number, for_what);
         number
+    }
+
+    /// True if this answer is for an object that shall run here.
+    pub fn awaits_object(&self, origin: Origin) -> bool {
+        let Origin::Run(number) = origin else { return false };
+        matches!(self.awaited.get(&number), Some(Awaited::Timer(..) | Awaited::Placement(_)))
+    }
+
+    /// How many objects are being read to choose their holders anew.
+    pub fn choosing(&self) -> usize {
+        if self.walk.is_none() {
+            return 0;
+        }
+        self.awaited.values().filter(|awaited| matches!(awaited, Awaited::Placement(_))).count()
     }
 
     pub fn answered(&mut self, number: u64) -> Option<Awaited> {

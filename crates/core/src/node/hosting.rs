@@ -141,6 +141,13 @@ impl Node {
         out: &mut Vec<Output>,
     ) -> Result<Option<Value>, String> {
         let mut holders = self.named(key, nodes)?;
+        if let Some(error) = self.write_refusal(key, self.default_writes(key)) {
+            return Err(error.to_string());
+        }
+        if let PutData::Value(value) = data {
+            let sandbox = self.sandbox().map_err(|error| error.to_string())?;
+            sandbox.set_field(key, "value", &value).map_err(|failure| failure.message)?;
+        }
         if !holders.is_empty() {
             let (owners, _) = self.owners(key);
             holders.retain(|holder| owners.contains(holder));
@@ -155,18 +162,10 @@ impl Node {
                 resident.must_save |= before != resident.active.placement;
             }
         }
-        if let PutData::Value(value) = data {
-            let sandbox = self.sandbox().map_err(|error| error.to_string())?;
-            sandbox.set_field(key, "value", &value).map_err(|failure| failure.message)?;
-        }
-        if let Some(error) = self.write_refusal(key, self.default_writes(key)) {
-            return Err(error.to_string());
-        }
+        self.keep(now, key, origin, Quorum::default(), Reply::BucketSet, deadline_us, out);
         if let Some(resident) = self.homes.get(key) {
             resident.has_put = true;
         }
-        let reply = Reply::BucketSet;
-        self.keep(now, key, origin, Quorum::default(), reply, deadline_us, out);
         Ok(None)
     }
 
@@ -291,6 +290,7 @@ impl Node {
             self.review_holders(now);
         }
         self.walk_placed(now, out);
+        self.look_at_spares(now, out);
         for origin in self.homes.overdue(now.mono_us) {
             self.finish(origin, Err(refused(ActiveError::TimedOut)), out);
         }
@@ -338,9 +338,9 @@ impl Node {
             let wait_ms = at_ms.saturating_sub(self.last_now.wall_ms);
             self.last_now.mono_us.saturating_add(wait_ms.saturating_mul(1000))
         });
-        let walk_us = self.homes.walk.as_ref().map(|walk| walk.at_us);
+        let copies_us = self.next_copies_us();
         let homes =
-            [self.homes.next_flush_us(), self.homes.next_deadline_us(), walk_us].into_iter().flatten();
+            [self.homes.next_flush_us(), self.homes.next_deadline_us(), copies_us].into_iter().flatten();
         homes.fold(timer_us.unwrap_or(u64::MAX), u64::min)
     }
 

@@ -588,7 +588,13 @@ impl Node {
             let owners = self.placed_ring().preference_at(key.position())[..n].to_vec();
             let holds =
                 |owner: &NodeId| page.answers.get(owner).and_then(|rows| rows.get(&key)) == Some(&hash);
-            match owners.into_iter().find(|owner| !holds(owner)) {
+            // Who was to hold code and state and has lost them cannot be given them by a husk. The others have that.
+            let lacking = match self.replica.placed().contains(&key) {
+                true => self.replica.load_object(&key).map(|(object, _)| object.missing_from()),
+                false => None,
+            };
+            let lacking = lacking.filter(|_| owners.iter().any(holds)).unwrap_or_default();
+            match owners.into_iter().find(|owner| !holds(owner) && !lacking.contains(owner)) {
                 None => self.sweep.verified.push((key, hash)),
                 Some(owner) => {
                     self.sweep.again = true;
@@ -626,7 +632,7 @@ impl Node {
                 continue;
             }
             let Some((object, Some(bytes))) = self.replica.load_object(&key) else { continue };
-            if object.is_placed_at(self.membership.me) && self.sweep.handed.get(&key) != Some(&hash) {
+            if object.has_placed() && self.sweep.handed.get(&key) != Some(&hash) {
                 let (owners, _) = self.owners(&key);
                 owners.into_iter().for_each(|owner| self.add_hint(owner, &key));
                 self.sweep.handed.insert(key, hash);

@@ -10,8 +10,6 @@ use super::homes::{Job, What};
 use super::{Node, Origin, Output, Purpose, Task, Work};
 use std::sync::Arc;
 
-use bytes::Bytes;
-
 use crate::active::Caller;
 use crate::causality::VersionVector;
 use crate::client::{Action, ActiveError, ClientError, Operation, Quorum, Reply, Updated, Want};
@@ -19,7 +17,7 @@ use crate::detector::Health;
 use crate::get::{Needed, Progress};
 use crate::message::{Message, TaskId, WriteOutcome};
 use crate::mutation::{Circumstances, Mutation};
-use crate::object::{is_placed, Object, Value, Version};
+use crate::object::Object;
 use crate::put::Put;
 use crate::replica::hash_of;
 use crate::types::{NodeId, Now, ObjectKey};
@@ -268,9 +266,8 @@ impl Node {
                 return self.finish(origin, Err(ClientError::Mutation(error)), out);
             }
         };
-        let is_husk = |version: &Version| matches!(version.value, Value::Husk(_));
-        if object.0.values().iter().any(|(other, version)| *other == dot && is_husk(version)) {
-            // Meanwhile others have written what it changes.
+        if object.made_of_husk(dot) || object.missing_from().contains(&self.id()) {
+            // Meanwhile others have written what it changes, or this node has lost what it is to hold.
             return self.finish(origin, Err(refused(ActiveError::NoCopy)), out);
         }
         if applied && lww {
@@ -303,9 +300,6 @@ impl Node {
         let me = self.membership.me;
         let key = put.key.clone();
         let (primaries, others) = self.owners(&key);
-        if let Some(holders) = holders_of(&put.object) {
-            put.place_at(holders);
-        }
         put.place(&primaries, others.as_deref());
         if primaries.contains(&me) || others.as_ref().is_some_and(|others| others.contains(&me)) {
             put.hold(me, None);
@@ -314,7 +308,6 @@ impl Node {
             let owner = absent.unwrap_or(primaries[0]);
             put.hold(me, Some(owner));
             self.add_hint(owner, &key);
-            put.keep_for(owner);
         }
         let work = Work::Put { put, reply: Some(reply) };
         let id = self.tasks.insert(Task { origin, started_us: now.mono_us, deadline_us, work });
@@ -358,7 +351,6 @@ impl Node {
         };
         let hint_for = put.owed_through(node).filter(|owner| *owner != node);
         let (key, object, base) = (put.key.clone(), put.object.clone(), put.base);
-        let object = self.copy_for(&key, node, hint_for, &object);
         self.send(now, node, Message::Write { task: id, key, object, base, hint_for, stamp }, out);
     }
 
@@ -387,7 +379,6 @@ impl Node {
             let key = put.key.clone();
             // A hint is enough of a copy for a node that does not answer reads.
             put.hold_for_other(me, owner);
-            put.keep_for(owner);
             self.add_hint(owner, &key);
         }
     }
@@ -468,9 +459,7 @@ impl Node {
             self.answer_put(origin, result, out);
         }
         if is_over {
-            if let Some(Task { work: Work::Put { put, .. }, .. }) = self.tasks.remove(id) {
-                self.put_is_over(&put);
-            }
+            self.tasks.remove(id);
         }
         is_over
     }
@@ -500,12 +489,6 @@ impl Node {
             other => other,
         }
     }
-}
-
-/// The nodes that an object, whose bytes these are, has chosen for its newest version.
-fn holders_of(object: &Bytes) -> Option<Vec<NodeId>> {
-    let object = is_placed(object).then(|| Object::decode(object).ok())??;
-    object.placement().map(|placement| placement.holders.clone())
 }
 
 pub(super) fn put_error(put: &Put, now: Now, started_us: u64) -> ClientError {

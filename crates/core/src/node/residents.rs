@@ -3,7 +3,7 @@
 use bytes::Bytes;
 
 use super::active::{call_on, failed, refused};
-use super::homes::{jobs, Report, Resident};
+use super::homes::{jobs, Report, Resident, Run};
 use super::{Node, Origin, Output};
 use crate::active::{
     Active, CallerPlace, Failure, FailureKind, Sandbox, Turn, Value, INTERVAL_MS_DEFAULT, INTERVAL_MS_MAX,
@@ -220,8 +220,7 @@ impl Node {
                 if let ClientError::Active(ActiveError::Failed(failure)) = &error {
                     self.note_failure(now, key, failure);
                 }
-                self.roll_back(now, key);
-                return self.finish(origin, Err(error), out);
+                return self.fail_run(now, key, origin, error, out);
             }
         };
         if let Some(detail) = &self.read_only {
@@ -230,10 +229,9 @@ impl Node {
                 return;
             }
             let has_put = self.homes.get(key).is_some_and(|resident| resident.has_put);
-            self.roll_back(now, key);
             // What the handler itself has put stays.
             let error = if has_put { ClientError::OutcomeUnknown } else { error };
-            return self.finish(origin, Err(error), out);
+            return self.fail_run(now, key, origin, error, out);
         }
         let Some((bytes, base)) = self.write_active(now, key, active) else {
             return self.finish(origin, Err(refused(ActiveError::Replaced)), out);
@@ -311,6 +309,28 @@ impl Node {
             self.finish(run.job.origin, Err(refused(ActiveError::Replaced)), out);
         }
         self.homes.orphan(key, jobs(resident.queue));
+    }
+
+    /// What the object has become cannot be kept: it goes back to what is saved, and with it the handler that waits for
+    /// it to be kept.
+    fn fail_run(
+        &mut self,
+        now: Now,
+        key: &ObjectKey,
+        origin: Origin,
+        error: ClientError,
+        out: &mut Vec<Output>,
+    ) {
+        let is_awaited = |run: &mut Run| origin == Origin::Run(run.number);
+        let run = self.homes.get(key).and_then(|resident| resident.run.take_if(is_awaited));
+        self.roll_back(now, key);
+        match run {
+            Some(run) => {
+                self.homes.answered(run.number);
+                self.finish(run.job.origin, Err(error), out);
+            }
+            None => self.finish(origin, Err(error), out),
+        }
     }
 
     /// Goes back to what is saved. If that cannot be loaded, the next call tries again.
