@@ -123,14 +123,10 @@ impl Node {
 
     /// Goes on with that.
     pub(super) fn walk_placed(&mut self, now: Now, out: &mut Vec<Output>) {
-        let is_stable = self.ring.as_ref().is_some_and(|ring| !ring.is_moving());
-        let may_write = is_stable && self.read_only.is_none() && !self.stopping;
-        let Some(mut walk) = self.homes.walk.take_if(|walk| walk.at_us <= now.mono_us) else { return };
-        if !may_write {
-            walk.at_us = now.mono_us + AGAIN_US;
-            self.homes.walk = Some(walk);
+        if !self.may_place() {
             return;
         }
+        let Some(mut walk) = self.homes.walk.take_if(|walk| walk.at_us <= now.mono_us) else { return };
         let room = CHOOSING_MAX.saturating_sub(self.homes.choosing());
         let keys = self.replica.placed().after(walk.after.as_ref(), room);
         let is_over = keys.len() < room;
@@ -263,8 +259,7 @@ impl Node {
 
     /// Looks which objects are here that chose others for their copies.
     pub(super) fn look_at_spares(&mut self, now: Now, out: &mut Vec<Output>) {
-        let is_stable = self.ring.as_ref().is_some_and(|ring| !ring.is_moving());
-        if now.mono_us < self.homes.spares_us || !is_stable || self.read_only.is_some() || self.stopping {
+        if now.mono_us < self.homes.spares_us || !self.may_place() {
             return;
         }
         self.homes.spares_us = now.mono_us + STEP_US;
@@ -275,8 +270,17 @@ impl Node {
         }
     }
 
+    /// Whether this is a time to change where copies are.
+    fn may_place(&self) -> bool {
+        let is_stable = self.ring.as_ref().is_some_and(|ring| !ring.is_moving());
+        is_stable && self.read_only.is_none() && !self.stopping
+    }
+
     /// When something is to be done about where copies are, in `mono_us`.
     pub(super) fn next_copies_us(&self) -> Option<u64> {
+        if !self.may_place() {
+            return None;
+        }
         let look_us = self.replica.placed().next_look_us().map(|at_us| at_us.max(self.homes.spares_us));
         let walk_us = self.homes.walk.as_ref().map(|walk| walk.at_us);
         [look_us, walk_us].into_iter().flatten().min()

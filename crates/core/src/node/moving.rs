@@ -128,7 +128,8 @@ impl Node {
             self.incoming = Some(Incoming::new(ring, self.membership.me, &self.sizes()));
         } else {
             self.incoming = None;
-            if ring.state().version > 1 {
+            // A copy kept for others is not dropped in the turn in which they have it, if it is one of few.
+            if ring.state().version > 1 || !self.replica.placed().is_empty() {
                 self.sweep.start();
             }
         }
