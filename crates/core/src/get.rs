@@ -78,6 +78,10 @@ pub struct Get {
     /// Hash of `merged`'s bytes, if they are known.
     merged_hash: Option<u64>,
     merged_bytes: Option<Bytes>,
+    /// Bytes of this hash are known to be an object, and what is in it: they are decoded only when they must be.
+    trusted_hash: u64,
+    /// `merged` is still to be decoded from its bytes.
+    is_undecoded: bool,
 }
 
 impl Get {
@@ -95,7 +99,25 @@ impl Get {
         let replicas = candidates.into_iter().map(|candidate| (candidate, State::Unasked)).collect();
         let (merged, merged_hash, merged_bytes) = (Object::default(), Some(0), None);
         let needed = asked.at_most(copies);
-        Get { key, asked, needed, lww, replicas, reading_max, merged, merged_hash, merged_bytes }
+        let (trusted_hash, is_undecoded) = (0, false);
+        Get {
+            key,
+            asked,
+            needed,
+            lww,
+            replicas,
+            reading_max,
+            merged,
+            merged_hash,
+            merged_bytes,
+            trusted_hash,
+            is_undecoded,
+        }
+    }
+
+    /// Bytes of this hash, if it is not 0, are known: an object with one version, which was believed before.
+    pub fn trust(&mut self, hash: u64) {
+        self.trusted_hash = hash;
     }
 
     /// How many replicas to ask at first: as many as are needed, all of them while any primary is missing.
@@ -167,7 +189,13 @@ impl Get {
         if self.merged_hash == Some(hash) {
             return Some(hash);
         }
+        if self.merged_hash == Some(0) && hash == self.trusted_hash {
+            (self.merged_hash, self.merged_bytes, self.is_undecoded) =
+                (Some(hash), Some(bytes.clone()), true);
+            return Some(hash);
+        }
         let mut object = Object::decode(bytes).ok()?;
+        self.decode();
         let is_lie = |dot: Dot| dot.counter > self.reading_max && !self.merged.context().covers(dot);
         if object.context().dots().any(is_lie) {
             return None;
@@ -191,6 +219,13 @@ impl Get {
         self.merged_hash = None;
         self.merged_bytes = None;
         Some(hash)
+    }
+
+    fn decode(&mut self) {
+        if std::mem::take(&mut self.is_undecoded) {
+            let object = self.merged_bytes.as_ref().map(Object::decode);
+            self.merged = object.and_then(Result::ok).unwrap_or_default();
+        }
     }
 
     /// Whether it is enough.
@@ -248,13 +283,25 @@ impl Get {
     }
 
     /// Everything the answers held, merged.
-    pub fn merged(&self) -> &Object {
+    pub fn merged(&mut self) -> &Object {
+        self.decode();
         &self.merged
     }
 
     /// Everything the answers held, merged.
-    pub fn into_merged(self) -> Object {
+    pub fn into_merged(mut self) -> Object {
+        self.decode();
         self.merged
+    }
+
+    /// True if all answers were the bytes that are known, which were not looked into.
+    pub fn is_trusted(&self) -> bool {
+        self.is_undecoded
+    }
+
+    /// The hash of the merged object's bytes; 0 if nothing was found or it is not known.
+    pub fn merged_hash(&self) -> u64 {
+        self.merged_hash.unwrap_or(0)
     }
 
     /// The merged object's bytes with the primaries that hold something else, or nothing readable; `None` if nothing is
@@ -289,6 +336,10 @@ impl Get {
 
     /// Like [`Get::take_repairs`], for the one replica `node` if its row could not be read.
     pub fn take_restored(&mut self, node: NodeId) -> Option<Bytes> {
+        if self.is_undecoded && self.replicas.iter().all(|(_, state)| *state != State::Unreadable) {
+            return None;
+        }
+        self.decode();
         if self.merged.is_unknown() {
             return None;
         }

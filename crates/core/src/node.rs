@@ -31,7 +31,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::active::{Call, Caller};
+use crate::active::Caller;
 use crate::bucket::BucketTable;
 use crate::causality::Dot;
 use crate::client::{ClientError, Operation, Quorum, Reply, Request, RequestId, Updated, Want};
@@ -267,7 +267,7 @@ enum Purpose {
         caller: Option<Arc<Caller>>,
     },
     /// Ask it, if it is active.
-    Call(Box<(Call, Quorum, coordinate::Hop)>),
+    Call(Box<homes::Asked>),
     /// Just mend the replicas.
     Repair,
 }
@@ -806,8 +806,10 @@ impl Node {
             _ => true,
         });
         for id in self.tasks.ids() {
-            let is_tainted = matches!(self.tasks.get_mut(id),
-                Some(Task { work: Work::Get { get, .. }, .. }) if shows(get.merged()));
+            let is_tainted = match self.tasks.get_mut(id) {
+                Some(Task { work: Work::Get { get, .. }, .. }) => shows(get.merged()),
+                _ => false,
+            };
             if !is_tainted {
                 continue;
             }

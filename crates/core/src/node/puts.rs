@@ -184,7 +184,7 @@ impl Node {
             }
             Some(merged) if needs_code => {
                 let (key, what) = (update.key.clone(), What::Update(Box::new(update)));
-                self.enter(now, key, Job { origin, what, deadline_us }, merged, out)
+                self.enter(now, key, Job { origin, what, deadline_us }, Some(merged), out)
             }
             None if needs_code => {
                 let needed = Needed { total: 1, primaries: 0 };
