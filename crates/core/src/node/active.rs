@@ -21,8 +21,10 @@ use crate::active::{
 use crate::bucket::ActiveDurability;
 use crate::client::{ActiveError, Called, ClientError, Handler, Operation, Quorum, Reply};
 use crate::detector::Health;
+use crate::get::Needed;
 use crate::mutation::Mutation;
 use crate::object::Object;
+use crate::replica::{hash_of, Held};
 use crate::timers::interval_number;
 use crate::types::{NodeId, Now, ObjectKey};
 
@@ -104,8 +106,28 @@ impl Node {
             let work = Work::Forward { to, operation, refused: Vec::new() };
             return self.forward(now, origin, work, deadline_us, out);
         }
-        let purpose = Purpose::Call(Box::new(Asked { call, quorum, hop }));
+        let asked = Box::new(Asked { call, quorum, hop });
+        if self.holds_what_is_seen(now, &key, needed) {
+            return self.called(now, origin, key, asked, None, deadline_us, out);
+        }
+        let purpose = Purpose::Call(asked);
         self.start_get(now, origin, key, needed, purpose, deadline_us, out);
+    }
+
+    /// True if a get would ask this node alone, and find just what the object that is loaded has seen.
+    fn holds_what_is_seen(&mut self, now: Now, key: &ObjectKey, needed: Needed) -> bool {
+        if needed.total.max(needed.primaries) > 1 || self.homes.seen_row(key) == 0 {
+            return false;
+        }
+        let primaries = &self.placed_ring().preference_at(key.position())[..self.replicas_of(key)];
+        let is_whole = primaries.iter().all(|node| self.health(*node) != Health::Down);
+        if !is_whole || !primaries.contains(&self.id()) {
+            return false;
+        }
+        match self.replica.load(key) {
+            Held::Object(bytes) => self.homes.has_seen(key, hash_of(&bytes), now),
+            Held::Missing | Held::Corrupt => false,
+        }
     }
 
     /// A call has read the object: `read`, with its hash or 0, or just what the loaded object has seen.
@@ -177,8 +199,8 @@ impl Node {
         true
     }
 
-    /// Runs a job, or lets it wait for the one that runs. `merged`: what `r` replicas hold, unless the loaded object has
-    /// seen just that.
+    /// Runs a job, or lets it wait for the one that runs. `merged`: what `r` replicas hold, unless the loaded object
+    /// has seen just that.
     pub(super) fn enter(
         &mut self,
         now: Now,
