@@ -27,14 +27,12 @@ mod residents;
 mod serve;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::active::Caller;
 use crate::bucket::BucketTable;
 use crate::causality::Dot;
-use crate::client::{ClientError, Operation, Quorum, Reply, Request, RequestId, Updated, Want};
+use crate::client::{ClientError, Operation, Reply, Request, RequestId, Updated};
 use crate::collect::{Collector, ROWS_ASKED_MAX};
 use crate::config::{NodeConfig, SyncMode};
 use crate::detector::{Detector, Health};
@@ -44,7 +42,6 @@ use crate::handoff::{Delivery, Handoff};
 use crate::membership::{Gossip, Hello, Member, Membership, Refusal, PROTOCOL};
 use crate::message::{Control, Message, ReadOutcome, TaskId, WriteOutcome};
 use crate::metrics::Metrics;
-use crate::mutation::Mutation;
 use crate::object::Object;
 use crate::put::Put;
 use crate::replica::{load_meta, MetaError, Replica};
@@ -259,13 +256,8 @@ enum Origin {
 #[derive(Clone, Debug)]
 enum Purpose {
     Answer,
-    /// Evaluate a mutation on it.
-    Update {
-        mutation: Mutation,
-        quorum: Quorum,
-        want: Want,
-        caller: Option<Arc<Caller>>,
-    },
+    /// Evaluate a mutation on it. Boxed, as the call is: tasks are moved about, and most are for neither.
+    Update(Box<puts::Update>),
     /// Ask it, if it is active.
     Call(Box<homes::Asked>),
     /// Just mend the replicas.

@@ -2,7 +2,6 @@
 //!
 //! `get` counts the answers. A get may be a client's, the first half of an update, or a repair.
 
-use super::puts::Update;
 use super::{Node, Origin, Output, Purpose, Task, Work};
 use crate::client::{Action, ClientError, Reply};
 use crate::detector::Health;
@@ -236,9 +235,8 @@ impl Node {
                 let read = merged.map(|merged| (merged, hash));
                 self.called(now, origin, key, asked, read, deadline_us, out)
             }
-            (_, Purpose::Update { mutation, quorum, want, caller }) => {
-                let update = Update { key, mutation, quorum, want, caller };
-                self.apply_update(now, origin, update, merged, deadline_us, out);
+            (_, Purpose::Update(update)) => {
+                self.apply_update(now, origin, *update, merged, deadline_us, out);
             }
             (_, Purpose::Answer | Purpose::Repair) => {
                 self.metrics.gets += 1;
@@ -310,7 +308,7 @@ impl Node {
             Origin::Client(_) | Origin::Peer(..) | Origin::Run(_) => {}
         }
         self.metrics.gets_failed += 1;
-        if matches!(purpose, Purpose::Update { .. }) {
+        if matches!(purpose, Purpose::Update(_)) {
             self.metrics.puts_failed += 1;
         }
         let error = ClientError::QuorumUnavailable {
