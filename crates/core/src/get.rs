@@ -401,6 +401,27 @@ mod tests {
     }
 
     #[test]
+    fn what_is_trusted_is_looked_into_only_when_others_hold_something_else() {
+        let (known, other) = (object(1, 1), object(2, 1));
+        for answer in [ReadOutcome::Same, ReadOutcome::Object(other.clone())] {
+            let mut get = get(2, &[true, true]);
+            get.trust(hash_of(&known));
+            get.ask_next();
+            get.answer_own(NodeId(0), &ReadOutcome::Object(known.clone()));
+            get.ask_next();
+            get.answer(NodeId(1), &answer);
+            assert_eq!(get.progress(), Progress::Done);
+            assert_eq!(get.is_trusted(), answer == ReadOutcome::Same);
+            let mut merged = Object::decode(&known).unwrap();
+            if answer != ReadOutcome::Same {
+                merged.merge(&Object::decode(&other).unwrap());
+                assert_eq!(get.take_repairs(), Some((merged.encode(), vec![NodeId(0), NodeId(1)])));
+            }
+            assert_eq!(*get.merged(), merged);
+        }
+    }
+
+    #[test]
     fn a_failure_asks_the_next_until_nobody_is_left() {
         let mut get = get(2, &[true, true, true]);
         get.ask_next();
