@@ -117,7 +117,7 @@ pub enum Value {
     Bool(bool),
     Integer(i64),
     Number(f64),
-    Bytes(Vec<u8>),
+    Bytes(#[serde(with = "text")] Vec<u8>),
     Array(Vec<Value>),
     /// In ascending order of the keys when it comes from the sandbox.
     Map(Vec<(Value, Value)>),
@@ -158,6 +158,35 @@ impl Value {
         let Value::Map(entries) = self else { return None };
         let entry = entries.iter().find(|(k, _)| matches!(k, Value::Bytes(name) if name == key.as_bytes()));
         entry.map(|(_, value)| value)
+    }
+}
+
+/// Bytes as serde's bytes: the same encoding as a sequence of numbers has, made and read at once.
+mod text {
+    use serde::{de, Deserializer, Serializer};
+
+    pub fn serialize<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_bytes(bytes)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u8>, D::Error> {
+        struct Visitor;
+        impl de::Visitor<'_> for Visitor {
+            type Value = Vec<u8>;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+                f.write_str("bytes")
+            }
+
+            fn visit_bytes<E: de::Error>(self, bytes: &[u8]) -> Result<Vec<u8>, E> {
+                Ok(bytes.to_vec())
+            }
+
+            fn visit_byte_buf<E: de::Error>(self, bytes: Vec<u8>) -> Result<Vec<u8>, E> {
+                Ok(bytes)
+            }
+        }
+        deserializer.deserialize_byte_buf(Visitor)
     }
 }
 

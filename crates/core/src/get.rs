@@ -80,6 +80,10 @@ pub struct Get {
     /// Hash of `merged`'s bytes, if they are known.
     merged_hash: Option<u64>,
     merged_bytes: Option<Bytes>,
+    /// Bytes of this hash are known to be an object, and what is in it: they are decoded only when they must be.
+    trusted_hash: u64,
+    /// `merged` is still to be decoded from its bytes.
+    is_undecoded: bool,
 }
 
 impl Get {
@@ -97,8 +101,21 @@ impl Get {
         let replicas = candidates.into_iter().map(|candidate| (candidate, State::Unasked)).collect();
         let (merged, merged_hash, merged_bytes) = (Object::default(), Some(0), None);
         let needed = asked.at_most(copies);
-        let for_bodies = false;
-        Get { key, asked, needed, lww, for_bodies, replicas, reading_max, merged, merged_hash, merged_bytes }
+        let (for_bodies, trusted_hash, is_undecoded) = (false, 0, false);
+        Get {
+            key,
+            asked,
+            needed,
+            lww,
+            for_bodies,
+            replicas,
+            reading_max,
+            merged,
+            merged_hash,
+            merged_bytes,
+            trusted_hash,
+            is_undecoded,
+        }
     }
 
     /// The second half of the get that found `merged`: asks the `holders` of what is missing in it. `asked`: as many
@@ -119,6 +136,11 @@ impl Get {
     /// True if it asks for what a get before has found missing.
     pub fn is_for_bodies(&self) -> bool {
         self.for_bodies
+    }
+
+    /// Bytes of this hash, if it is not 0, are known: an object with one version, which was believed before.
+    pub fn trust(&mut self, hash: u64) {
+        self.trusted_hash = hash;
     }
 
     /// How many replicas to ask at first: as many as are needed, all of them while any primary is missing.
@@ -190,7 +212,13 @@ impl Get {
         if self.merged_hash == Some(hash) && !self.merged.has_husk() {
             return Some(hash);
         }
+        if self.merged_hash == Some(0) && hash == self.trusted_hash {
+            (self.merged_hash, self.merged_bytes, self.is_undecoded) =
+                (Some(hash), Some(bytes.clone()), true);
+            return Some(hash);
+        }
         let mut object = Object::decode(bytes).ok()?;
+        self.decode();
         let is_lie = |dot: Dot| dot.counter > self.reading_max && !self.merged.context().covers(dot);
         if object.context().dots().any(is_lie) {
             return None;
@@ -214,6 +242,13 @@ impl Get {
         self.merged_hash = None;
         self.merged_bytes = None;
         Some(hash)
+    }
+
+    fn decode(&mut self) {
+        if std::mem::take(&mut self.is_undecoded) {
+            let object = self.merged_bytes.as_ref().map(Object::decode);
+            self.merged = object.and_then(Result::ok).unwrap_or_default();
+        }
     }
 
     /// Whether it is enough.
@@ -274,12 +309,14 @@ impl Get {
     }
 
     /// Everything the answers held, merged.
-    pub fn merged(&self) -> &Object {
+    pub fn merged(&mut self) -> &Object {
+        self.decode();
         &self.merged
     }
 
     /// Everything the answers held, merged.
-    pub fn into_merged(self) -> Object {
+    pub fn into_merged(mut self) -> Object {
+        self.decode();
         self.merged
     }
 
@@ -291,6 +328,16 @@ impl Get {
             _ => return None,
         };
         self.replicas.iter().all(|(_, state)| *state == State::Answered(first)).then_some(first)
+    }
+
+    /// True if all answers were the bytes that are known, which were not looked into.
+    pub fn is_trusted(&self) -> bool {
+        self.is_undecoded
+    }
+
+    /// The hash of the merged object's bytes; 0 if nothing was found or it is not known.
+    pub fn merged_hash(&self) -> u64 {
+        self.merged_hash.unwrap_or(0)
     }
 
     /// The merged object's bytes with the primaries that hold something else, or nothing readable; `None` if nothing is
@@ -325,6 +372,10 @@ impl Get {
 
     /// Like [`Get::take_repairs`], for the one replica `node` if its row could not be read.
     pub fn take_restored(&mut self, node: NodeId) -> Option<Bytes> {
+        if self.is_undecoded && self.replicas.iter().all(|(_, state)| *state != State::Unreadable) {
+            return None;
+        }
+        self.decode();
         if self.merged.is_unknown() {
             return None;
         }
@@ -383,6 +434,27 @@ mod tests {
         get.answer(NodeId(1), &ReadOutcome::Same);
         assert_eq!(get.progress(), Progress::Done);
         assert_eq!(get.take_repairs(), None);
+    }
+
+    #[test]
+    fn what_is_trusted_is_looked_into_only_when_others_hold_something_else() {
+        let (known, other) = (object(1, 1), object(2, 1));
+        for answer in [ReadOutcome::Same, ReadOutcome::Object(other.clone())] {
+            let mut get = get(2, &[true, true]);
+            get.trust(hash_of(&known));
+            get.ask_next();
+            get.answer_own(NodeId(0), &ReadOutcome::Object(known.clone()));
+            get.ask_next();
+            get.answer(NodeId(1), &answer);
+            assert_eq!(get.progress(), Progress::Done);
+            assert_eq!(get.is_trusted(), answer == ReadOutcome::Same);
+            let mut merged = Object::decode(&known).unwrap();
+            if answer != ReadOutcome::Same {
+                merged.merge(&Object::decode(&other).unwrap());
+                assert_eq!(get.take_repairs(), Some((merged.encode(), vec![NodeId(0), NodeId(1)])));
+            }
+            assert_eq!(*get.merged(), merged);
+        }
     }
 
     #[test]

@@ -28,14 +28,12 @@ mod residents;
 mod serve;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::active::{Call, Caller};
 use crate::bucket::BucketTable;
 use crate::causality::Dot;
-use crate::client::{ClientError, Operation, Quorum, Reply, Request, RequestId, Updated, Want};
+use crate::client::{ClientError, Operation, Reply, Request, RequestId, Updated};
 use crate::collect::{Collector, ROWS_ASKED_MAX};
 use crate::config::{NodeConfig, SyncMode};
 use crate::detector::{Detector, Health};
@@ -45,7 +43,6 @@ use crate::handoff::{Delivery, Handoff};
 use crate::membership::{Gossip, Hello, Member, Membership, Refusal, PROTOCOL};
 use crate::message::{Control, Message, ReadOutcome, TaskId, WriteOutcome};
 use crate::metrics::Metrics;
-use crate::mutation::Mutation;
 use crate::object::Object;
 use crate::put::Put;
 use crate::replica::{load_meta, MetaError, Replica};
@@ -260,15 +257,10 @@ enum Origin {
 #[derive(Clone, Debug)]
 enum Purpose {
     Answer,
-    /// Evaluate a mutation on it.
-    Update {
-        mutation: Mutation,
-        quorum: Quorum,
-        want: Want,
-        caller: Option<Arc<Caller>>,
-    },
+    /// Evaluate a mutation on it. Boxed, as the call is: tasks are moved about, and most are for neither.
+    Update(Box<puts::Update>),
     /// Ask it, if it is active.
-    Call(Box<(Call, Quorum, coordinate::Hop)>),
+    Call(Box<homes::Asked>),
     /// Just mend the replicas.
     Repair,
     /// If all hold the same, nothing but a husk is needed here.
@@ -809,8 +801,10 @@ impl Node {
             _ => true,
         });
         for id in self.tasks.ids() {
-            let is_tainted = matches!(self.tasks.get_mut(id),
-                Some(Task { work: Work::Get { get, .. }, .. }) if shows(get.merged()));
+            let is_tainted = match self.tasks.get_mut(id) {
+                Some(Task { work: Work::Get { get, .. }, .. }) => shows(get.merged()),
+                _ => false,
+            };
             if !is_tainted {
                 continue;
             }

@@ -25,12 +25,12 @@ impl Collector {
         Collector { rest_until_bytes: 2 * bytes, next_step_bytes: bytes }
     }
 
-    /// `outside_bytes`: memory that Lua's values hold outside of Lua.
-    pub fn pace(&mut self, lua: &Lua, outside_bytes: usize) {
-        let bytes = lua.used_memory() + outside_bytes;
+    /// `bytes`: what the machine takes, with memory that Lua's values hold outside of Lua.
+    pub fn pace(&mut self, lua: &Lua, bytes: usize) {
         if bytes < self.rest_until_bytes || bytes < self.next_step_bytes {
             return;
         }
+        let outside_bytes = bytes.saturating_sub(lua.used_memory());
         let is_cycle_done = lua.gc_step().unwrap_or(false);
         // A step sets the collector going by itself again.
         lua.gc_stop();

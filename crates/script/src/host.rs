@@ -7,6 +7,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
+use std::ffi::c_void;
 
 use bytes::Bytes;
 use mlua::{Function, Lua, Table};
@@ -40,7 +41,8 @@ pub(crate) struct Context {
     pub node_ip: RefCell<String>,
     pub node_id: RefCell<String>,
     pub key: RefCell<Bytes>,
-    pub object: RefCell<Option<Table>>,
+    /// Where the table of the object that runs lies, null if none does.
+    pub object: Cell<*const c_void>,
     pub bytes_max: Cell<usize>,
     pub messages_max: Cell<u32>,
     pub messages_left: Cell<u32>,
@@ -62,7 +64,7 @@ impl Context {
             node_ip: RefCell::default(),
             node_id: RefCell::default(),
             key: RefCell::default(),
-            object: RefCell::default(),
+            object: Cell::new(std::ptr::null()),
             bytes_max: Cell::new(0),
             messages_max: Cell::new(0),
             messages_left: Cell::new(0),
@@ -198,7 +200,7 @@ impl Context {
     }
 
     fn is_object(&self, value: &mlua::Value) -> bool {
-        matches!((value, &*self.object.borrow()), (mlua::Value::Table(a), Some(b)) if a == b)
+        matches!(value, mlua::Value::Table(table) if table.to_pointer() == self.object.get())
     }
 
     fn take(&self, value: &mlua::Value) -> mlua::Result<Value> {
@@ -257,7 +259,7 @@ fn nodes(value: Option<mlua::Value>) -> mlua::Result<Vec<Vec<u8>>> {
 pub(crate) fn caller_table(lua: &Lua, caller: &Caller) -> mlua::Result<Table> {
     let table = lua.create_table_with_capacity(0, 6)?;
     if let Some(ip) = &caller.ip {
-        table.raw_set("ip", ip.to_string())?;
+        table.raw_set("ip", ip.as_str())?;
     }
     if let Some(port) = caller.port {
         table.raw_set("port", f64::from(port))?;

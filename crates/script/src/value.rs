@@ -170,7 +170,22 @@ impl Taker {
         if self.open.len() >= LEVELS_MAX {
             return Err(Unkeepable::TooDeep { levels_max: LEVELS_MAX }.into());
         }
-        Ok(array_or_map(self.entries(table, |_| true)?))
+        let mut found = Found::Array(Vec::new());
+        self.walk(table, |taker, key, value| {
+            // Most tables are arrays: their keys need not be kept.
+            match (&mut found, key) {
+                (Found::Array(items), mlua::Value::Integer(at)) if *at == items.len() as i64 + 1 => {
+                    taker.charge(1)?;
+                    items.push(taker.item(|| Value::Integer(*at), value)?);
+                }
+                _ => {
+                    let entry = taker.entry(key, value)?;
+                    found.entries().push(entry);
+                }
+            }
+            Ok(())
+        })?;
+        Ok(found.into_value())
     }
 
     /// The entries of a table whose keys `wanted` lets pass, in order of their keys.
@@ -180,36 +195,38 @@ impl Taker {
         mut wanted: impl FnMut(&mlua::Value) -> bool,
     ) -> Result<Vec<(Value, Value)>, Refusal> {
         let mut entries = Vec::new();
+        self.walk(table, |taker, key, value| {
+            if wanted(key) {
+                entries.push(taker.entry(key, value)?);
+            }
+            Ok(())
+        })?;
+        sort(&mut entries);
+        Ok(entries)
+    }
+
+    /// Visits the entries of a table, within which cycles are found.
+    fn walk(
+        &mut self,
+        table: &Table,
+        mut visit: impl FnMut(&mut Taker, &mlua::Value, &mlua::Value) -> Result<(), Refusal>,
+    ) -> Result<(), Refusal> {
         let mut refusal = None;
         self.charge(TABLE_BYTES)?;
         self.open.push(table.to_pointer());
         let walked = table.for_each(|key: mlua::Value, value: mlua::Value| {
-            if !wanted(&key) {
-                return Ok(());
-            }
-            match self.entry(&key, &value) {
-                Ok(entry) => {
-                    entries.push(entry);
-                    Ok(())
-                }
-                Err(refused) => {
-                    refusal = Some(refused);
-                    Err(mlua::Error::StackError)
-                }
-            }
+            visit(self, &key, &value).map_err(|refused| {
+                refusal = Some(refused);
+                mlua::Error::StackError
+            })
         });
         self.open.pop();
         match (refusal, walked) {
-            (Some(refusal), _) => return Err(refusal),
+            (Some(refusal), _) => Err(refusal),
             // Only our own callback errs in such a walk; were it otherwise, the value is simply not taken.
-            (None, Err(_)) => return Err(Unkeepable::Userdata.into()),
-            (None, Ok(())) => {}
+            (None, Err(_)) => Err(Unkeepable::Userdata.into()),
+            (None, Ok(())) => Ok(()),
         }
-        let is_sorted = entries.is_sorted_by(|a, b| order(&a.0, &b.0).is_le());
-        if !is_sorted {
-            entries.sort_by(|a, b| order(&a.0, &b.0));
-        }
-        Ok(entries)
     }
 
     fn entry(&mut self, key: &mlua::Value, value: &mlua::Value) -> Result<(Value, Value), Refusal> {
@@ -221,25 +238,58 @@ impl Taker {
             | mlua::Value::String(_) => self.take(key)?,
             _ => return Err(Unkeepable::TableKey.into()),
         };
-        match self.take(value) {
-            Ok(value) => Ok((key, value)),
-            Err(mut refusal) => {
-                // Where a bound on the whole was passed says nothing.
-                if !matches!(refusal.reason, Unkeepable::TooLarge { .. }) {
-                    refusal.path.push(step_to(&key));
-                }
-                Err(refusal)
+        let item = self.item(|| key.clone(), value)?;
+        Ok((key, item))
+    }
+
+    fn item(&mut self, key: impl FnOnce() -> Value, value: &mlua::Value) -> Result<Value, Refusal> {
+        self.take(value).map_err(|mut refusal| {
+            // Where a bound on the whole was passed says nothing.
+            if !matches!(refusal.reason, Unkeepable::TooLarge { .. }) {
+                refusal.path.push(step_to(&key()));
             }
+            refusal
+        })
+    }
+}
+
+/// The entries of a table that were found so far.
+enum Found {
+    /// Under 1 to n.
+    Array(Vec<Value>),
+    Map(Vec<(Value, Value)>),
+}
+
+impl Found {
+    fn entries(&mut self) -> &mut Vec<(Value, Value)> {
+        if let Found::Array(items) = self {
+            *self = Found::Map((1..).map(Value::Integer).zip(items.drain(..)).collect());
+        }
+        match self {
+            Found::Map(entries) => entries,
+            Found::Array(_) => unreachable!("it was just made a map"),
+        }
+    }
+
+    fn into_value(self) -> Value {
+        let mut entries = match self {
+            Found::Array(items) => return Value::Array(items),
+            Found::Map(entries) => entries,
+        };
+        sort(&mut entries);
+        // The entries of an array may lie in any order.
+        let is_array = entries.iter().zip(1..).all(|((key, _), at)| *key == Value::Integer(at));
+        match is_array {
+            true => Value::Array(entries.into_iter().map(|(_, value)| value).collect()),
+            false => Value::Map(entries),
         }
     }
 }
 
-fn array_or_map(entries: Vec<(Value, Value)>) -> Value {
-    let is_array = entries.iter().zip(1..).all(|((key, _), at)| *key == Value::Integer(at));
-    if is_array {
-        Value::Array(entries.into_iter().map(|(_, value)| value).collect())
-    } else {
-        Value::Map(entries)
+fn sort(entries: &mut [(Value, Value)]) {
+    let is_sorted = entries.is_sorted_by(|a, b| order(&a.0, &b.0).is_le());
+    if !is_sorted {
+        entries.sort_by(|a, b| order(&a.0, &b.0));
     }
 }
 

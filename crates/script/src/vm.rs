@@ -201,7 +201,7 @@ impl Vm {
             // What is new may be too large already.
             None => object.measure()?,
         }
-        self.collector.pace(&self.lua, self.context.gauge.bytes());
+        self.collector.pace(&self.lua, self.used_bytes());
         Ok(object)
     }
 
@@ -318,7 +318,7 @@ impl Vm {
         let thread = self.thread(main)?;
         let run = Run::new(object, facts);
         self.enter(object, &run);
-        let (result, _) = self.turn(object, &thread, run.left, MultiValue::new());
+        let (result, ..) = self.turn(object, &thread, run.left, MultiValue::new());
         let returned = result?;
         object.last_dot = self.context.last_dot.get();
         if thread.status() == ThreadStatus::Resumable || !self.context.deferred.borrow().is_empty() {
@@ -326,8 +326,8 @@ impl Vm {
             return Err(cannot_wait_while_loading());
         }
         self.recycle(thread);
-        let mut found = match returned.into_iter().next() {
-            Some(mlua::Value::Table(table)) => Some(table),
+        let mut found = match returned {
+            mlua::Value::Table(table) => Some(table),
             _ => None,
         };
         for name in OBJECT_NAMES {
@@ -405,13 +405,14 @@ impl Vm {
     /// Runs a thread until it ends or waits, and then whatever callbacks it left.
     fn drive(&mut self, object: &mut Object, thread: Thread, arguments: MultiValue, mut run: Run) -> Step {
         self.enter(object, &run);
-        let heap_before = self.used_bytes();
-        let (result, left) = self.turn(object, &thread, run.left, arguments);
+        let gauge_before = self.context.gauge.bytes();
+        let (result, left, [heap_before, heap_after]) = self.turn(object, &thread, run.left, arguments);
         self.leave(object, &mut run, left);
-        let allocated = self.used_bytes().saturating_sub(heap_before);
+        let used_bytes = heap_after + self.context.gauge.bytes();
+        let allocated = used_bytes.saturating_sub(heap_before + gauge_before);
         object.unmeasured_bytes += allocated;
         object.allocated_bytes += allocated;
-        self.collector.pace(&self.lua, self.context.gauge.bytes());
+        self.collector.pace(&self.lua, used_bytes);
         let returned = match result {
             Ok(returned) => returned,
             Err(error) => return Step::Failed(error),
@@ -421,17 +422,16 @@ impl Vm {
                 return Step::Failed(error);
             }
         }
-        if thread.status() == ThreadStatus::Resumable {
-            return match self.context.pending.borrow_mut().take() {
-                Some(request) => {
-                    Step::Suspended(Box::new(Suspended { request, waiting: Waiting::Handler(thread), run }))
-                }
-                None => Step::Failed(ScriptError::Machine { message: "a handler waits for nothing".into() }),
-            };
+        // Handlers reach no other way to wait than a request, which may have failed behind its back.
+        if let Some(request) = self.context.pending.take() {
+            if thread.status() == ThreadStatus::Resumable {
+                let waiting = Waiting::Handler(thread);
+                return Step::Suspended(Box::new(Suspended { request, waiting, run }));
+            }
         }
         self.recycle(thread);
         if run.answer.is_none() {
-            match self.answer(object, returned) {
+            match self.answer(object, &returned) {
                 Ok(answer) => run.answer = Some(answer),
                 Err(error) => return Step::Failed(error),
             }
@@ -466,12 +466,11 @@ impl Vm {
         Ok(())
     }
 
-    fn answer(&self, object: &Object, returned: MultiValue) -> Result<Answer, ScriptError> {
-        let first = returned.into_iter().next().unwrap_or(mlua::Value::Nil);
-        if matches!(&first, mlua::Value::Table(table) if *table == object.fields) {
+    fn answer(&self, object: &Object, returned: &mlua::Value) -> Result<Answer, ScriptError> {
+        if matches!(returned, mlua::Value::Table(table) if table.to_pointer() == object.fields.to_pointer()) {
             return Ok(Answer::Object);
         }
-        let taken = Taker::new(object.limits.memory_bytes as usize, Convergent::Plain).take(&first);
+        let taken = Taker::new(object.limits.memory_bytes as usize, Convergent::Plain).take(returned);
         taken.map(Answer::Value).map_err(|refusal| refusal.at("the result"))
     }
 
@@ -483,7 +482,7 @@ impl Vm {
         context.last_dot.set(object.last_dot);
         context.random.set(run.random);
         *context.key.borrow_mut() = object.key.clone();
-        *context.object.borrow_mut() = Some(object.fields.clone());
+        context.object.set(object.fields.to_pointer());
         context.bytes_max.set(object.limits.memory_bytes as usize);
         context.messages_max.set(object.limits.messages);
         context.messages_left.set(object.messages_left);
@@ -503,28 +502,30 @@ impl Vm {
         run.deferred.append(&mut context.deferred.borrow_mut());
         object.messages_left = context.messages_left.get();
         object.last_dot = context.last_dot.get();
-        *context.object.borrow_mut() = None;
+        context.object.set(std::ptr::null());
     }
 
-    /// Lets a thread run within the limits.
+    /// Lets a thread run within the limits. Returns the first value it returned, what is left of the limits, and the
+    /// size of Lua's heap before and after.
     fn turn(
         &self,
         object: &Object,
         thread: &Thread,
         left: Left,
         arguments: MultiValue,
-    ) -> (Result<MultiValue, ScriptError>, Left) {
+    ) -> (Result<mlua::Value, ScriptError>, Left, [usize; 2]) {
         let heap_bytes = self.lua.used_memory();
         let heap_bytes_max = heap_bytes + WORKING_BYTES + HEAP_SLACK_BYTES;
         // Only a machine of another owner has no limit to set.
         let _ = self.lua.set_memory_limit(heap_bytes_max);
         meter::start(self.clock, &object.limits, left, heap_bytes, thread);
-        let result = thread.resume::<MultiValue>(arguments);
+        let result = thread.resume::<mlua::Value>(arguments);
         if matches!(&result, Err(error) if is_memory(error)) {
             meter::trip_working_memory();
         }
         let (left, tripped) = meter::stop();
         let _ = self.lua.set_memory_limit(0);
+        let heap_bytes_after = self.lua.used_memory();
         let result = match (tripped, result) {
             (Some(limit), result) => {
                 let trace = result.err().map_or(String::new(), |error| failure(&error).1);
@@ -536,7 +537,7 @@ impl Vm {
                 Err(ScriptError::Runtime { message, trace })
             }
         };
-        (result, left)
+        (result, left, [heap_bytes, heap_bytes_after])
     }
 
     fn thread(&mut self, function: Function) -> Result<Thread, ScriptError> {

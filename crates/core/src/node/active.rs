@@ -12,7 +12,7 @@
 //! Source: DESIGN §5; Comet §3. Differs: in Comet every replica runs its own copy.
 
 use super::coordinate::Hop;
-use super::homes::{Awaited, Job, Run, What, QUEUE_MAX};
+use super::homes::{Asked, Awaited, Job, Run, What, QUEUE_MAX};
 use super::{Node, Origin, Output, Purpose, Task, Work};
 use crate::active::{
     Answer, Ask, Call, Caller, CallerPlace, Done, Facts, Failure, FailureKind, Invocation, Limits, Sandbox,
@@ -21,8 +21,10 @@ use crate::active::{
 use crate::bucket::ActiveDurability;
 use crate::client::{ActiveError, Called, ClientError, Handler, Operation, Quorum, Reply};
 use crate::detector::Health;
+use crate::get::Needed;
 use crate::mutation::Mutation;
 use crate::object::Object;
+use crate::replica::{hash_of, Held};
 use crate::timers::interval_number;
 use crate::types::{NodeId, Now, ObjectKey};
 
@@ -104,68 +106,107 @@ impl Node {
             let work = Work::Forward { to, operation, refused: Vec::new() };
             return self.forward(now, origin, work, deadline_us, out);
         }
-        let purpose = Purpose::Call(Box::new((call, quorum, hop)));
+        let asked = Box::new(Asked { call, quorum, hop });
+        if self.holds_what_is_seen(now, &key, needed) {
+            return self.called(now, origin, key, asked, None, deadline_us, out);
+        }
+        let purpose = Purpose::Call(asked);
         self.start_get(now, origin, key, needed, purpose, deadline_us, out);
     }
 
-    /// A call has read the object.
+    /// True if a get would ask this node alone, and find just what the object that is loaded has seen.
+    fn holds_what_is_seen(&mut self, now: Now, key: &ObjectKey, needed: Needed) -> bool {
+        if needed.total.max(needed.primaries) > 1 || self.homes.seen_row(key) == 0 {
+            return false;
+        }
+        let primaries = &self.placed_ring().preference_at(key.position())[..self.replicas_of(key)];
+        let is_whole = primaries.iter().all(|node| self.health(*node) != Health::Down);
+        if !is_whole || !primaries.contains(&self.id()) {
+            return false;
+        }
+        match self.replica.load(key) {
+            Held::Object(bytes) => self.homes.has_seen(key, hash_of(&bytes), now),
+            Held::Missing | Held::Corrupt => false,
+        }
+    }
+
+    /// A call has read the object: `read`, with its hash or 0, or just what the loaded object has seen.
     #[allow(clippy::too_many_arguments)]
     pub(super) fn called(
         &mut self,
         now: Now,
         origin: Origin,
         key: ObjectKey,
-        (call, quorum, hop): (Call, Quorum, Hop),
-        merged: Object,
+        asked: Box<Asked>,
+        read: Option<(Object, u64)>,
         deadline_us: u64,
         out: &mut Vec<Output>,
     ) {
-        if !merged.is_active(now.wall_ms) {
-            let result = match call.what {
-                Ask::Get => {
-                    self.metrics.gets += 1;
-                    self.metrics.gets_with_siblings += (merged.0.values().len() > 1) as u64;
-                    Ok(Reply::Object(merged))
-                }
-                _ if merged.is_live(now.wall_ms) => Err(refused(ActiveError::NotActive)),
-                _ => Err(refused(ActiveError::Missing)),
-            };
-            return self.finish(origin, result, out);
-        }
-        if let Some(to) = self.other_home(&key).filter(|_| hop == Hop::First) {
+        let merged = match read {
+            Some((merged, _)) if !merged.is_active(now.wall_ms) => {
+                return self.answer_plain(now, origin, &asked.call.what, merged, out);
+            }
+            Some((merged, hash)) => {
+                self.homes.note_row(&key, &merged, hash);
+                Some(merged)
+            }
+            None => None,
+        };
+        if let Some(to) = Some(asked.hop).filter(|hop| *hop == Hop::First).and_then(|_| self.other_home(&key))
+        {
+            let Asked { call, quorum, .. } = *asked;
             let operation = Operation::Call { key, call, quorum };
             let work = Work::Forward { to, operation, refused: Vec::new() };
             return self.forward(now, origin, work, deadline_us, out);
         }
-        let what = What::Call(Box::new((call, quorum)));
+        let what = What::Call(asked);
         self.enter(now, key, Job { origin, what, deadline_us }, merged, out);
+    }
+
+    /// Answers a call of what is not active.
+    fn answer_plain(&mut self, now: Now, origin: Origin, what: &Ask, merged: Object, out: &mut Vec<Output>) {
+        let result = match what {
+            Ask::Get => {
+                self.metrics.gets += 1;
+                self.metrics.gets_with_siblings += (merged.0.values().len() > 1) as u64;
+                Ok(Reply::Object(merged))
+            }
+            _ if merged.is_live(now.wall_ms) => Err(refused(ActiveError::NotActive)),
+            _ => Err(refused(ActiveError::Missing)),
+        };
+        self.finish(origin, result, out);
     }
 
     /// True if a get has found an active object and was handed to its home.
     pub(super) fn hand_over_call(&mut self, now: Now, id: u64, out: &mut Vec<Output>) -> bool {
-        let Some(Task { work: Work::Get { get, purpose: Purpose::Call(call) }, .. }) = self.tasks.get_mut(id)
+        let Some(Task { work: Work::Get { get, purpose: Purpose::Call(asked) }, .. }) =
+            self.tasks.get_mut(id)
         else {
             return false;
         };
-        if call.2 != Hop::First || !get.merged().is_active(now.wall_ms) {
+        // What is loaded here is most likely at home here.
+        let may_be_elsewhere = asked.hop == Hop::First && !get.is_trusted();
+        if !may_be_elsewhere || !get.merged().is_active(now.wall_ms) {
             return false;
         }
         let key = get.key.clone();
         let Some(to) = self.other_home(&key) else { return false };
         let Some(Task { origin, deadline_us, work, .. }) = self.tasks.remove(id) else { return false };
-        let Work::Get { purpose: Purpose::Call(call), .. } = work else { return false };
-        let operation = Operation::Call { key, call: call.0, quorum: call.1 };
+        let Work::Get { purpose: Purpose::Call(asked), .. } = work else { return false };
+        let Asked { call, quorum, .. } = *asked;
+        let operation = Operation::Call { key, call, quorum };
         self.forward(now, origin, Work::Forward { to, operation, refused: Vec::new() }, deadline_us, out);
         true
     }
 
-    /// Runs a job, or lets it wait for the one that runs. `merged`: what `r` replicas hold.
+    /// Runs a job, or lets it wait for the one that runs. `merged`: what `r` replicas hold, unless the loaded object
+    /// has seen just that.
     pub(super) fn enter(
         &mut self,
         now: Now,
         key: ObjectKey,
         job: Job,
-        merged: Object,
+        merged: Option<Object>,
         out: &mut Vec<Output>,
     ) {
         if let Some(resident) = self.homes.get(&key).filter(|resident| resident.run.is_some()) {
@@ -191,7 +232,7 @@ impl Node {
         }
     }
 
-    fn run(&mut self, now: Now, key: &ObjectKey, job: Job, merged: Object, out: &mut Vec<Output>) {
+    fn run(&mut self, now: Now, key: &ObjectKey, job: Job, merged: Option<Object>, out: &mut Vec<Output>) {
         let Job { origin, what, deadline_us } = job;
         let brings_code =
             matches!(&what, What::Update(update) if matches!(update.mutation, Mutation::Activate { .. }));
@@ -200,7 +241,8 @@ impl Node {
         }
         let result = match what {
             What::Update(update) => {
-                return self.run_update(now, key, origin, *update, merged, deadline_us, out)
+                let merged = merged.unwrap_or_default();
+                return self.run_update(now, key, origin, *update, merged, deadline_us, out);
             }
             What::Call(_) | What::Timer(_) | What::Place => self.make_resident(now, key, merged),
         };
@@ -215,8 +257,8 @@ impl Node {
     fn run_handler(&mut self, now: Now, key: &ObjectKey, job: Job, out: &mut Vec<Output>) {
         let facts = self.facts(now);
         let is_quorum = self.durability(key) == ActiveDurability::Quorum;
-        if let (true, What::Call(call)) = (is_quorum, &job.what) {
-            let refusal = self.write_quorum(key, call.1).err();
+        if let (true, What::Call(asked)) = (is_quorum, &job.what) {
+            let refusal = self.write_quorum(key, asked.quorum).err();
             let refusal = refusal.or_else(|| self.write_refusal(key, self.default_writes(key)));
             if let Some(error) = refusal {
                 return self.finish(job.origin, Err(error), out);
@@ -239,8 +281,8 @@ impl Node {
             sandbox.refill_messages(key);
         }
         let (name, caller, arguments) = match &job.what {
-            What::Call(call) => {
-                let Call { what, arguments, caller } = &call.0;
+            What::Call(asked) => {
+                let Call { what, arguments, caller } = &asked.call;
                 let nobody = &Caller::default();
                 let caller = caller.as_deref().unwrap_or(nobody);
                 match what {
@@ -248,13 +290,14 @@ impl Node {
                         let info = self.info(now, key);
                         return self.answer_call(job.origin, info, false, out);
                     }
-                    Ask::Get if !sandbox.has(key, Handler::OnGet.name()) => {
-                        let value = sandbox.field(key, "value");
-                        return self.answer_call(job.origin, value, false, out);
-                    }
                     Ask::Get => {
+                        let on_get = Handler::OnGet.name();
                         let turn =
-                            call_on(sandbox, key, "onGet", CallerPlace::First(caller), arguments, facts);
+                            call_on(sandbox, key, on_get, CallerPlace::First(caller), arguments, facts);
+                        if matches!(&turn, Turn::Failed(failure) if failure.kind == FailureKind::NoFunction) {
+                            let value = sandbox.field(key, "value");
+                            return self.answer_call(job.origin, value, false, out);
+                        }
                         return self.take_turn(now, key, job, turn, out);
                     }
                     Ask::Function(name) => {
@@ -290,7 +333,7 @@ impl Node {
                 let number = self.homes.wait(Awaited::Host(key.clone()));
                 let deadline_us = job.deadline_us;
                 if let Some(resident) = self.homes.get(key) {
-                    resident.run = Some(Run { number, job });
+                    resident.run = Some(Box::new(Run { number, job }));
                 }
                 self.homes.answer_by(key, deadline_us);
                 self.host_request(now, key, number, request, deadline_us, out);
@@ -316,7 +359,7 @@ impl Node {
         }
         if let Some(resident) = self.homes.get(key) {
             resident.report.failures += 1;
-            resident.report.last_error = Some((now.wall_ms, failure.clone()));
+            resident.report.last_error = Some(Box::new((now.wall_ms, failure.clone())));
         }
     }
 
@@ -345,7 +388,7 @@ impl Node {
             Answer::Object => self.sandbox().ok().and_then(|one| one.fields(key).ok()).unwrap_or(Value::Nil),
         };
         let quorum = match &job.what {
-            What::Call(call) => call.1,
+            What::Call(asked) => asked.quorum,
             _ => Quorum::default(),
         };
         if done.is_deleted {

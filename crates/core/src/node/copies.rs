@@ -168,7 +168,7 @@ impl Node {
         if merged.is_active(now.wall_ms) {
             let deadline_us = now.mono_us + u64::from(self.config.timeout_ms) * 1000;
             let job = Job { origin: Origin::Nobody, what: What::Place, deadline_us };
-            self.enter(now, key, job, merged, out);
+            self.enter(now, key, job, Some(merged), out);
         }
     }
 
@@ -203,21 +203,24 @@ impl Node {
         let is_needed = match purpose {
             Purpose::Repair | Purpose::Spare => false,
             // Its home runs it, if it is not here.
-            Purpose::Call(call)
-                if call.2 == Hop::First
+            Purpose::Call(asked)
+                if asked.hop == Hop::First
                     && merged.is_active(now.wall_ms)
                     && self.other_home(key).is_some() =>
             {
                 false
             }
             // Whoever may write can always delete. And what is loaded does as well, if it has seen as much.
-            Purpose::Update { mutation: Mutation::Delete { .. }, want, .. } => want.before || want.after,
-            Purpose::Update {
-                mutation: Mutation::Activate { .. } | Mutation::Store { .. }, want, ..
-            } => want.before || !self.is_loaded(key, merged),
+            Purpose::Update(update) => match update.mutation {
+                Mutation::Delete { .. } => update.want.before || update.want.after,
+                Mutation::Activate { .. } | Mutation::Store { .. } => {
+                    update.want.before || !self.is_loaded(key, merged)
+                }
+                _ => true,
+            },
             Purpose::Call(_) => !self.is_loaded(key, merged),
             Purpose::Answer if self.homes.awaits_object(origin) => !self.is_loaded(key, merged),
-            Purpose::Answer | Purpose::Update { .. } => true,
+            Purpose::Answer => true,
         };
         is_needed && merged.lacks_body(now.wall_ms)
     }

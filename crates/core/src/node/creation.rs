@@ -115,7 +115,7 @@ impl Node {
         if !merged.is_live(now.wall_ms) {
             return Err(refused(ActiveError::Missing));
         }
-        self.make_resident(now, key, merged)?;
+        self.make_resident(now, key, Some(merged))?;
         let (facts, limits) = (self.facts(now), self.limits(key));
         let state = self.sandbox()?.save(key).map_err(failed)?;
         self.write_unwritten(now, key);
@@ -149,7 +149,7 @@ impl Node {
         let nobody = Caller::default();
         let caller = update.caller.as_deref().unwrap_or(&nobody);
         if merged.is_active(now.wall_ms) {
-            self.make_resident(now, key, merged.clone())?;
+            self.make_resident(now, key, Some(merged.clone()))?;
             let sandbox = self.sandbox()?;
             if sandbox.has(key, Handler::OnUpdate.name()) {
                 let candidate = ObjectKey::new(CANDIDATE_BUCKET, key.key()).expect("it is another's key");
@@ -197,6 +197,7 @@ impl Node {
             flush_us: None,
             run: None,
             queue,
+            row_hash: 0,
             used_us: now.mono_us,
             refilled: 0,
             report: Report::default(),
@@ -301,7 +302,7 @@ impl Node {
         if self.homes.sandbox.is_none() {
             return Ok(Verdict::Accept);
         }
-        self.make_resident(now, key, merged)?;
+        self.make_resident(now, key, Some(merged))?;
         if !self.sandbox()?.has(key, Handler::OnUpdate.name()) {
             return Ok(Verdict::Accept);
         }

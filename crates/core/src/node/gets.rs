@@ -5,7 +5,6 @@
 use bytes::Bytes;
 
 use super::active::refused;
-use super::puts::Update;
 use super::{Node, Origin, Output, Purpose, Task, Work};
 use crate::client::{Action, ActiveError, ClientError, Reply};
 use crate::detector::Health;
@@ -86,15 +85,20 @@ impl Node {
         out: &mut Vec<Output>,
     ) {
         let lww = self.is_lww(&key);
-        let get = Get::new(key, needed, copies, lww, self.replica.reading_max(now), candidates);
+        let mut get = Get::new(key, needed, copies, lww, self.replica.reading_max(now), candidates);
+        if matches!(purpose, Purpose::Call(_)) {
+            get.trust(self.homes.seen_row(&get.key));
+        }
         let count = get.first_count();
         self.hedge_budget = (self.hedge_budget + 1).min(HEDGE_BUDGET_MAX);
         let work = Work::Get { get, purpose };
         let id = self.tasks.insert(Task { origin, started_us: now.mono_us, deadline_us, work });
-        self.ask_more(now, id, count, out);
+        // What this node holds may show that another is to be asked.
+        self.ask_more(now, id, count.min(1), out);
         if self.hand_over_call(now, id, out) {
             return;
         }
+        self.ask_more(now, id, count.saturating_sub(1), out);
         if self.advance_get(now, id, out) {
             return;
         }
@@ -208,11 +212,17 @@ impl Node {
         let agreed = matches!(purpose, Purpose::Spare).then(|| get.agreed()).flatten();
         let own_restored = get.take_restored(me);
         let repairs = get.take_repairs();
+        let hash = get.merged_hash();
+        // A call need not look into what its object was made of.
+        let is_seen = get.is_trusted() && self.homes.has_seen(&key, hash, now);
         // Whom it asked for bodies, and has not heard, is not needed any more.
         let (merged, is_over) = match get.is_outstanding() && !is_for_bodies {
-            true => (get.merged().clone(), false),
+            true if is_seen => (None, false),
+            true => (Some(get.merged().clone()), false),
             false => match self.tasks.remove(id) {
-                Some(Task { work: Work::Get { get, .. }, .. }) => (get.into_merged(), true),
+                Some(Task { work: Work::Get { get, .. }, .. }) => {
+                    ((!is_seen).then(|| get.into_merged()), true)
+                }
                 _ => unreachable!("the task was just found"),
             },
         };
@@ -223,16 +233,20 @@ impl Node {
         if let Some((bytes, stale)) = repairs {
             self.repair(now, &key, bytes, stale, out);
         }
-        if merged.has_husk()
-            && matches!(origin, Origin::Client(_) | Origin::Peer(..) | Origin::Run(_))
-            && self.needs_bodies(now, &key, origin, &purpose, &merged)
-        {
-            match is_for_bodies {
-                true => self.finish(origin, Err(refused(ActiveError::NoCopy)), out),
-                false => self.fetch_bodies(now, origin, key, (asked, merged), purpose, deadline_us, out),
+        let merged = match merged {
+            Some(merged)
+                if merged.has_husk()
+                    && matches!(origin, Origin::Client(_) | Origin::Peer(..) | Origin::Run(_))
+                    && self.needs_bodies(now, &key, origin, &purpose, &merged) =>
+            {
+                match is_for_bodies {
+                    true => self.finish(origin, Err(refused(ActiveError::NoCopy)), out),
+                    false => self.fetch_bodies(now, origin, key, (asked, merged), purpose, deadline_us, out),
+                }
+                return is_over;
             }
-            return is_over;
-        }
+            merged => merged,
+        };
         if let Some(hash) = agreed {
             self.strip(&key, hash);
         }
@@ -240,13 +254,16 @@ impl Node {
             (Origin::Nobody | Origin::GiveAway, _) => {}
             (Origin::Repair, _) => self.entropy.end_repair(),
             (Origin::Transfer(stream), _) => self.transfer_repaired(stream, true),
-            (_, Purpose::Call(call)) => self.called(now, origin, key, *call, merged, deadline_us, out),
-            (_, Purpose::Update { mutation, quorum, want, caller }) => {
-                let update = Update { key, mutation, quorum, want, caller };
-                self.apply_update(now, origin, update, Some(merged), deadline_us, out);
+            (_, Purpose::Call(asked)) => {
+                let read = merged.map(|merged| (merged, hash));
+                self.called(now, origin, key, asked, read, deadline_us, out)
+            }
+            (_, Purpose::Update(update)) => {
+                self.apply_update(now, origin, *update, merged, deadline_us, out);
             }
             (_, Purpose::Answer | Purpose::Repair | Purpose::Spare) => {
                 self.metrics.gets += 1;
+                let merged = merged.unwrap_or_default();
                 if merged.0.values().len() > 1 {
                     self.metrics.gets_with_siblings += 1;
                 }
@@ -307,7 +324,7 @@ impl Node {
             Origin::Client(_) | Origin::Peer(..) | Origin::Run(_) => {}
         }
         self.metrics.gets_failed += 1;
-        if matches!(purpose, Purpose::Update { .. }) {
+        if matches!(purpose, Purpose::Update(_)) {
             self.metrics.puts_failed += 1;
         }
         if get.is_for_bodies() {

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
 
+use super::coordinate::Hop;
 use super::copies::Walk;
 use super::puts::Update;
 use super::Origin;
@@ -13,7 +14,8 @@ use crate::active::{Active, Call, Failure, HostResult, Sandbox, Value};
 use crate::causality::VersionVector;
 use crate::client::{ClientError, Quorum, Reply};
 use crate::object::Object;
-use crate::types::ObjectKey;
+use crate::replica::hash_of;
+use crate::types::{Now, ObjectKey};
 
 /// The most calls that wait for one object whose handler waits for its node.
 pub(super) const QUEUE_MAX: usize = 1000;
@@ -52,12 +54,22 @@ pub(super) struct Resident {
     pub has_put: bool,
     /// When what its handlers changed is written at the latest, in `mono_us`; `None`: nothing was run since.
     pub flush_us: Option<u64>,
-    pub run: Option<Run>,
-    pub queue: VecDeque<(Job, Object)>,
+    /// Boxed, as what few objects have: those that are loaded are many.
+    pub run: Option<Box<Run>>,
+    /// With what the replicas hold, unless the object has seen just that.
+    pub queue: VecDeque<(Job, Option<Object>)>,
+    /// Hash of a row that this is all made of: who reads it again need not look into it. 0: none is known.
+    pub row_hash: u64,
     pub used_us: u64,
     /// The timer interval for which it got its messages.
     pub refilled: u64,
     pub report: Report,
+}
+
+impl Resident {
+    pub fn has_expired(&self, now: Now) -> bool {
+        self.expires_ms.is_some_and(|at| now.wall_ms >= at)
+    }
 }
 
 /// A handler that waits for the answer to request `number` of its node.
@@ -73,8 +85,16 @@ pub(super) struct Job {
     pub deadline_us: u64,
 }
 
+/// A call on its way.
+#[derive(Clone, Debug)]
+pub(super) struct Asked {
+    pub call: Call,
+    pub quorum: Quorum,
+    pub hop: Hop,
+}
+
 pub(super) enum What {
-    Call(Box<(Call, Quorum)>),
+    Call(Box<Asked>),
     /// In the interval of this number.
     Timer(u64),
     /// Choose its holders anew.
@@ -93,7 +113,7 @@ pub(super) struct Report {
     pub timer_ms: Option<u64>,
     pub merges: u64,
     /// With when it was, in milliseconds since 1970.
-    pub last_error: Option<(u64, Failure)>,
+    pub last_error: Option<Box<(u64, Failure)>>,
 }
 
 /// Why the node waits for an answer of its own.
@@ -115,7 +135,13 @@ pub(super) enum Outcome {
 /// All that a node knows of the active objects it runs.
 pub(super) struct Homes {
     pub sandbox: Option<Box<dyn Sandbox>>,
-    residents: BTreeMap<ObjectKey, Resident>,
+    /// By slot.
+    residents: Vec<Option<Box<Resident>>>,
+    free: Vec<usize>,
+    /// The slot of each object. By a hash first: keys of one slot of the ring have long beginnings in common.
+    slots: BTreeMap<(u64, ObjectKey), usize>,
+    /// The object that was asked for last: a call asks for one many times.
+    last: Option<(ObjectKey, usize)>,
     awaited: BTreeMap<u64, Awaited>,
     next_number: u64,
     /// Answers that came in this step.
@@ -142,7 +168,10 @@ impl Homes {
     pub fn new() -> Homes {
         Homes {
             sandbox: None,
-            residents: BTreeMap::new(),
+            residents: Vec::new(),
+            free: Vec::new(),
+            slots: BTreeMap::new(),
+            last: None,
             awaited: BTreeMap::new(),
             next_number: 1,
             outcomes: VecDeque::new(),
@@ -159,16 +188,59 @@ impl Homes {
     }
 
     pub fn get(&mut self, key: &ObjectKey) -> Option<&mut Resident> {
-        self.residents.get_mut(key)
+        let slot = self.slot(key)?;
+        self.residents[slot].as_deref_mut()
     }
 
+    fn slot(&mut self, key: &ObjectKey) -> Option<usize> {
+        if let Some((_, slot)) = self.last.as_ref().filter(|(last, _)| last == key) {
+            return Some(*slot);
+        }
+        if self.slots.is_empty() {
+            return None;
+        }
+        let slot = *self.slots.get(&place(key))?;
+        self.last = Some((key.clone(), slot));
+        Some(slot)
+    }
+
+    /// Takes in an object that is not there yet.
     pub fn insert(&mut self, key: ObjectKey, resident: Resident) {
-        self.residents.insert(key, resident);
+        let slot = self.free.pop().unwrap_or_else(|| {
+            self.residents.push(None);
+            self.residents.len() - 1
+        });
+        self.residents[slot] = Some(Box::new(resident));
+        let before = self.slots.insert(place(&key), slot);
+        assert!(before.is_none(), "an object is loaded twice");
+    }
+
+    /// The hash of a row that the object under `key` has seen all of, 0 if none is known.
+    pub fn seen_row(&mut self, key: &ObjectKey) -> u64 {
+        self.get(key).map_or(0, |resident| resident.row_hash)
+    }
+
+    /// True if a row with this hash holds nothing that the object under `key` has not seen, and it has not expired.
+    pub fn has_seen(&mut self, key: &ObjectKey, hash: u64, now: Now) -> bool {
+        let resident = self.get(key).filter(|resident| resident.row_hash == hash && hash != 0);
+        resident.is_some_and(|resident| !resident.has_expired(now))
+    }
+
+    /// Notes the hash of `read`, if the object under `key` is made of all that it holds.
+    pub fn note_row(&mut self, key: &ObjectKey, read: &Object, hash: u64) {
+        let [(_, version)] = read.0.values() else { return };
+        let Some(resident) = self.get(key) else { return };
+        if resident.seen.descends(read.context()) && resident.expires_ms == version.expires_ms {
+            resident.row_hash = hash;
+        }
     }
 
     /// Takes an object out of the sandbox. Returns what was known of it.
     pub fn unload(&mut self, key: &ObjectKey) -> Option<Resident> {
-        let resident = self.residents.remove(key)?;
+        let slot = self.slots.remove(&place(key))?;
+        self.last = None;
+        self.free.push(slot);
+        let resident = *self.residents[slot].take()?;
         if let Some(sandbox) = &mut self.sandbox {
             sandbox.unload(key);
         }
@@ -236,20 +308,21 @@ impl Homes {
 
     /// What `key`'s handlers changed is to be written by `at_us`, unless it is to be sooner.
     pub fn flush_by(&mut self, key: &ObjectKey, at_us: u64) {
-        let Some(resident) = self.residents.get_mut(key) else { return };
-        if let Some(before) = resident.flush_us {
-            if before <= at_us {
-                return;
-            }
-            self.flushes.remove(&(before, key.clone()));
+        let Some(resident) = self.get(key) else { return };
+        let before = resident.flush_us;
+        if before.is_some_and(|before| before <= at_us) {
+            return;
         }
         resident.flush_us = Some(at_us);
+        if let Some(before) = before {
+            self.flushes.remove(&(before, key.clone()));
+        }
         self.flushes.insert((at_us, key.clone()));
     }
 
     /// Nothing of `key` needs to be written now.
     pub fn flushed(&mut self, key: &ObjectKey) {
-        if let Some(at) = self.residents.get_mut(key).and_then(|resident| resident.flush_us.take()) {
+        if let Some(at) = self.get(key).and_then(|resident| resident.flush_us.take()) {
             self.flushes.remove(&(at, key.clone()));
         }
     }
@@ -271,7 +344,7 @@ impl Homes {
         let mut overdue = Vec::new();
         while self.deadlines.first().is_some_and(|(at, _)| *at <= now_us) {
             let Some((_, key)) = self.deadlines.pop_first() else { break };
-            let Some(resident) = self.residents.get_mut(&key) else { continue };
+            let Some(resident) = self.get(&key) else { continue };
             if let Some(run) = resident.run.as_mut().filter(|run| run.job.deadline_us <= now_us) {
                 overdue.push(std::mem::replace(&mut run.job.origin, Origin::Nobody));
             }
@@ -310,7 +383,9 @@ impl Homes {
         // Whom nobody has called for long begins anew.
         self.pauses.retain(|_, pause| now_us < pause.until_us + PAUSE_US_MAX);
         let is_clean = |one: &Resident| one.run.is_none() && one.flush_us.is_none();
-        let clean = self.residents.iter().filter(|(_, one)| is_clean(one));
+        let all =
+            self.slots.iter().filter_map(|((_, key), slot)| Some((key, self.residents[*slot].as_deref()?)));
+        let clean = all.filter(|(_, one)| is_clean(one));
         let mut clean: Vec<(u64, ObjectKey)> = clean.map(|(key, one)| (one.used_us, key.clone())).collect();
         clean.sort_unstable();
         let idle = clean.partition_point(|(used_us, _)| used_us + IDLE_US <= now_us);
@@ -347,12 +422,16 @@ impl Homes {
 
     /// Number of objects that are loaded.
     pub fn len(&self) -> usize {
-        self.residents.len()
+        self.slots.len()
     }
 }
 
+fn place(key: &ObjectKey) -> (u64, ObjectKey) {
+    (hash_of(key.row()), key.clone())
+}
+
 /// The jobs of a queue.
-pub(super) fn jobs(queue: VecDeque<(Job, Object)>) -> impl Iterator<Item = Job> {
+pub(super) fn jobs(queue: VecDeque<(Job, Option<Object>)>) -> impl Iterator<Item = Job> {
     queue.into_iter().map(|(job, _)| job)
 }
 

@@ -4,7 +4,7 @@ use super::active::refused;
 use super::coordinate::Hop;
 use super::copies::placement_at;
 use super::creation::plain;
-use super::homes::{map, Awaited, Job, Outcome, What};
+use super::homes::{map, Asked, Awaited, Job, Outcome, What};
 use super::puts::Update;
 use super::{Node, Origin, Output, Purpose, Work};
 use crate::active::{HostRequest, HostResult, PutData, Value};
@@ -232,7 +232,7 @@ impl Node {
         let Job { origin, what, deadline_us } = job;
         match what {
             What::Call(call) => {
-                let (call, quorum) = *call;
+                let Asked { call, quorum, .. } = *call;
                 self.start_call(now, origin, key, call, quorum, deadline_us, Hop::Last, out)
             }
             What::Update(update) => self.start_update(now, origin, *update, deadline_us, Hop::Last, out),
@@ -387,7 +387,7 @@ impl Node {
         }
         let deadline_us = now.mono_us + u64::from(self.config.timeout_ms) * 1000;
         let job = Job { origin: Origin::Nobody, what: What::Timer(interval), deadline_us };
-        self.enter(now, key, job, merged, out);
+        self.enter(now, key, job, Some(merged), out);
     }
 
     // Information
@@ -419,7 +419,7 @@ impl Node {
                 ("runs", number(report.timer_runs)),
             ])
         });
-        let error = report.last_error.as_ref().map(|(at_ms, failure)| {
+        let error = report.last_error.as_deref().map(|(at_ms, failure)| {
             map([
                 ("at_ms", number(*at_ms)),
                 ("message", text(&failure.message)),

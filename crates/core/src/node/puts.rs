@@ -23,6 +23,7 @@ use crate::replica::hash_of;
 use crate::types::{NodeId, Now, ObjectKey};
 
 /// An update on its way to being applied.
+#[derive(Clone, Debug)]
 pub(super) struct Update {
     pub key: ObjectKey,
     pub mutation: Mutation,
@@ -131,9 +132,8 @@ impl Node {
         deadline_us: u64,
         out: &mut Vec<Output>,
     ) {
-        let Update { key, mutation, quorum, want, caller } = update;
-        let purpose = Purpose::Update { mutation, quorum, want, caller };
-        self.start_get(now, origin, key, needed, purpose, deadline_us, out);
+        let key = update.key.clone();
+        self.start_get(now, origin, key, needed, Purpose::Update(Box::new(update)), deadline_us, out);
     }
 
     /// Why this node cannot coordinate a write of `key` now. Nothing was changed.
@@ -185,7 +185,7 @@ impl Node {
             }
             Some(merged) if needs_code => {
                 let (key, what) = (update.key.clone(), What::Update(Box::new(update)));
-                self.enter(now, key, Job { origin, what, deadline_us }, merged, out)
+                self.enter(now, key, Job { origin, what, deadline_us }, Some(merged), out)
             }
             None if needs_code => {
                 let needed = Needed { total: 1, primaries: 0 };

@@ -29,9 +29,10 @@ impl Node {
 
     /// A handler may have changed something.
     pub(super) fn changed(&mut self, now: Now, key: &ObjectKey) {
-        let async_ms = match self.durability(key) {
+        let properties = &self.buckets().properties(key.bucket()).aso;
+        let async_ms = match properties.durability {
             // A node that stops has no time left.
-            ActiveDurability::Async if !self.stopping => self.buckets().properties(key.bucket()).aso.async_ms,
+            ActiveDurability::Async if !self.stopping => properties.async_ms,
             ActiveDurability::Async | ActiveDurability::Quorum => 0,
         };
         self.homes.flush_by(key, now.mono_us + u64::from(async_ms) * 1000);
@@ -42,17 +43,16 @@ impl Node {
         self.homes.get(key).is_some_and(|resident| resident.seen.descends(merged.context()))
     }
 
-    /// Loads the object that `merged` holds, unless what is loaded has seen all of it.
+    /// Loads the object that `merged` holds, unless what is loaded has seen all of it. `None`: it has.
     pub(super) fn make_resident(
         &mut self,
         now: Now,
         key: &ObjectKey,
-        mut merged: Object,
+        merged: Option<Object>,
     ) -> Result<(), ClientError> {
         if let Some(resident) = self.homes.get(key) {
-            if resident.seen.descends(merged.context())
-                && resident.expires_ms.is_none_or(|at| now.wall_ms < at)
-            {
+            let has_seen = merged.as_ref().is_none_or(|merged| resident.seen.descends(merged.context()));
+            if has_seen && !resident.has_expired(now) {
                 resident.used_us = now.mono_us;
                 return Ok(());
             }
@@ -60,6 +60,7 @@ impl Node {
             self.write_unwritten(now, key);
         }
         let queue = self.homes.unload(key).map(|resident| resident.queue);
+        let mut merged = merged.unwrap_or_default();
         // What this node knows may be newer than what was read while the read was under way.
         if let Some((held, _)) = self.replica.load_object(key) {
             merged.merge(&held);
@@ -109,6 +110,7 @@ impl Node {
             flush_us: None,
             run: None,
             queue: Default::default(),
+            row_hash: 0,
             used_us: now.mono_us,
             refilled: 0,
             report: Report::default(),
@@ -321,7 +323,7 @@ impl Node {
         error: ClientError,
         out: &mut Vec<Output>,
     ) {
-        let is_awaited = |run: &mut Run| origin == Origin::Run(run.number);
+        let is_awaited = |run: &mut Box<Run>| origin == Origin::Run(run.number);
         let run = self.homes.get(key).and_then(|resident| resident.run.take_if(is_awaited));
         self.roll_back(now, key);
         match run {
