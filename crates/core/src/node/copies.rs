@@ -2,13 +2,13 @@
 //!
 //! An object that defines `selectReplicas` is asked by its home, before its changes are written, which of its key's
 //! owners are to hold it; another may name them in `put`. It is then written as any object is, to all owners. An owner
-//! that was not chosen asks the holders a little later whether they have just what it has, and when all have it durably,
-//! leaves a husk: the same writes, without code and state. So quorums, hash trees and hints work as ever, and:
+//! that was not chosen asks the holders a little later whether they have just what it has, and when all have it
+//! durably, leaves a husk: the same writes, without code and state. So quorums, hash trees and hints work as ever, and:
 //!
-//! *Where there is a husk, all holders had the version, or something newer.* They keep this up: a holder takes in no husk
-//! of what it lacks, and one that owns the key no more gives what it has to all owners before it drops it.
+//! *Where there is a husk, all holders had the version, or something newer.* They keep this up: a holder takes in no
+//! husk of what it lacks, and one that owns the key no more gives what it has to all owners before it drops it.
 //!
-//! Who finds a husk and needs the object asks the holders. When the owners change, its home has the object choose again.
+//! Who finds a husk and needs the object asks the holders. When the owners change, the home has the object choose again.
 //!
 //! Source: Comet §5.2, "Smart replication"; DESIGN §5.
 
@@ -36,8 +36,8 @@ const CHOOSING_MAX: usize = 64;
 const STEP_US: u64 = 10_000;
 /// Objects that could not choose anew are looked at again after this, in microseconds.
 const AGAIN_US: u64 = 5_000_000;
-/// An owner that is no holder keeps what was written for so long at least, in microseconds. Too small: it is made a husk
-/// between two writes of a busy object, for nothing.
+/// An owner that is no holder keeps what was written for so long at least, in microseconds. Too small: it is made a
+/// husk between two writes of a busy object, for nothing.
 const SPARE_US: u64 = 2_000_000;
 
 /// A walk over the objects that chose their holders, of which some may have to choose again.
