@@ -1,5 +1,5 @@
-//! Which of the objects held have chosen their holders: when the ring changes they are looked at anew. And which of them
-//! may be here without need.
+//! Which of the objects held have chosen their holders: when the ring changes they are looked at anew. And which of
+//! them may be here without need.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;

@@ -3,12 +3,12 @@
 //! An object that defines `selectReplicas` is asked by its home, before its changes are written, which of its key's
 //! owners are to hold it; another may name them in `put`. It is then written as any object is, to all owners. An owner
 //! that was not chosen asks the holders a little later whether they have just what it has, and when all have it
-//! durably, leaves a husk: the same writes, without code and state. So quorums, hash trees and hints work as ever, and:
+//! durably, leaves a husk: the same writes, without code and state. So quorums, hash trees and hints work as ever.
 //!
 //! *Where there is a husk, all holders had the version, or something newer.* They keep this up: a holder takes in no
 //! husk of what it lacks, and one that owns the key no more gives what it has to all owners before it drops it.
 //!
-//! Who finds a husk and needs the object asks the holders. When the owners change, the home has the object choose again.
+//! Who finds a husk and needs the object asks the holders. When the owners change, the home has it choose again.
 //!
 //! Source: Comet §5.2, "Smart replication"; DESIGN §5.
 
