@@ -45,18 +45,18 @@ fn call(bencher: Bencher, source: &str, fuel: Fuel, caller: CallerPlace) {
     });
 }
 
-#[divan::bench(args = MODES)]
+#[divan::bench(args = MODES, sample_size = 200)]
 fn empty_handler(bencher: Bencher, fuel: Fuel) {
     call(bencher, BARE, fuel, CallerPlace::None);
 }
 
-#[divan::bench(args = MODES)]
+#[divan::bench(args = MODES, sample_size = 200)]
 fn counter(bencher: Bencher, fuel: Fuel) {
     call(bencher, COUNTER, fuel, CallerPlace::None);
 }
 
 /// The counter as the core calls it, by key, among a thousand others.
-#[divan::bench(args = MODES)]
+#[divan::bench(args = MODES, sample_size = 200)]
 fn counter_by_key(bencher: Bencher, fuel: Fuel) {
     let mut machine = Machine::new(|| 0).expect("a machine starts");
     for n in 0..1000 {
@@ -71,13 +71,13 @@ fn counter_by_key(bencher: Bencher, fuel: Fuel) {
     });
 }
 
-#[divan::bench(args = MODES)]
+#[divan::bench(args = MODES, sample_size = 200)]
 fn counter_with_caller(bencher: Bencher, fuel: Fuel) {
     let caller = Caller { ip: Some("10.0.0.1".into()), port: Some(1234), ..Caller::default() };
     call(bencher, WITH_CALLER, fuel, CallerPlace::First(&caller));
 }
 
-#[divan::bench(args = MODES)]
+#[divan::bench(args = MODES, sample_size = 200)]
 fn loop_of_10_000(bencher: Bencher, fuel: Fuel) {
     call(bencher, LOOP, fuel, CallerPlace::None);
 }
@@ -137,7 +137,7 @@ fn resident_bytes() -> usize {
     pages.split(' ').nth(1).and_then(|pages| pages.parse().ok()).unwrap_or(0) * 4096
 }
 
-#[divan::bench(args = MODES)]
+#[divan::bench(args = MODES, sample_size = 200)]
 fn convergent_counter(bencher: Bencher, fuel: Fuel) {
     call(bencher, CONVERGENT, fuel, CallerPlace::None);
 }

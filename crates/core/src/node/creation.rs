@@ -83,6 +83,8 @@ impl Node {
                 let after = update.want.after.then(Object::default);
                 let updated = Updated { applied: true, before, after };
                 self.keep(now, key, origin, update.quorum, Reply::Updated(updated), deadline_us, out);
+                // Many objects are made long before they are asked anything.
+                self.homes.unload_unused(key);
             }
         }
     }

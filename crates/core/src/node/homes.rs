@@ -253,6 +253,18 @@ impl Homes {
         Some(resident)
     }
 
+    /// Takes an object out of the sandbox if it has not been asked anything and has nothing to tell.
+    pub fn unload_unused(&mut self, key: &ObjectKey) {
+        let is_unused = |one: &mut Resident| {
+            let Report { calls, failures, timer_runs, merges, .. } = one.report;
+            let is_idle = one.run.is_none() && one.queue.is_empty() && one.flush_us.is_none();
+            is_idle && !one.must_save && calls + failures + timer_runs + merges == 0
+        };
+        if self.get(key).is_some_and(is_unused) {
+            self.unload(key);
+        }
+    }
+
     /// What the loaded object has become was written in this turn.
     pub fn written(&mut self, key: &ObjectKey) {
         self.written.push(key.clone());
