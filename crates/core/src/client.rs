@@ -220,7 +220,7 @@ pub enum ActiveError {
     Replaced,
     /// It waited for its node, or for the calls before it, until there was no time left.
     TimedOut,
-    /// None of the nodes that it chose for its copies can be reached, or has one.
+    /// No node that can be reached has a copy of it: those that it chose do not answer, or have lost it.
     NoCopy,
     /// Its code failed.
     Failed(Failure),
@@ -300,7 +300,7 @@ impl fmt::Display for ActiveError {
             ActiveError::Replaced => write!(f, "the object was written by others while the call waited"),
             ActiveError::TimedOut => write!(f, "the call waited for its node until its time was up"),
             ActiveError::NoCopy => {
-                write!(f, "none of the nodes that the object chose for its copies can be reached")
+                write!(f, "none of the nodes that the object chose for its copies can be reached and has one")
             }
             ActiveError::Failed(failure) => match failure.trace.is_empty() {
                 true => write!(f, "{failure}"),

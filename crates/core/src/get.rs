@@ -189,6 +189,17 @@ impl Get {
         self.reading_max = reading_max;
     }
 
+    /// Takes it as an answer that `node`, which was not asked yet, has said that it holds an object of this hash, if
+    /// that is what was found so far. True if it is.
+    pub fn answer_ahead(&mut self, node: NodeId, hash: u64) -> bool {
+        let is_it = |(candidate, state): &&mut (Candidate, State)| {
+            candidate.node == node && candidate.is_primary && *state == State::Unasked
+        };
+        let found =
+            self.replicas.iter_mut().find(is_it).filter(|_| hash != 0 && self.merged_hash == Some(hash));
+        found.map(|(_, state)| *state = State::Answered(hash)).is_some()
+    }
+
     /// Counts `node` out, if it was asked and did not answer. True if it was.
     pub fn fail(&mut self, node: NodeId) -> bool {
         match self.index_of_asked(node) {
@@ -320,16 +331,6 @@ impl Get {
         self.merged
     }
 
-    /// The hash of what all replicas hold, if they all answered that they hold the same. Repairs are not to be taken
-    /// before.
-    pub fn agreed(&self) -> Option<u64> {
-        let first = match self.replicas.first()?.1 {
-            State::Answered(hash) if hash != 0 => hash,
-            _ => return None,
-        };
-        self.replicas.iter().all(|(_, state)| *state == State::Answered(first)).then_some(first)
-    }
-
     /// True if all answers were the bytes that are known, which were not looked into.
     pub fn is_trusted(&self) -> bool {
         self.is_undecoded
@@ -455,6 +456,22 @@ mod tests {
             }
             assert_eq!(*get.merged(), merged);
         }
+    }
+
+    #[test]
+    fn what_a_node_has_said_unasked_counts_if_it_is_the_same() {
+        let hash = hash_of(&object(1, 1));
+        for (node, hash, counts) in
+            [(1, hash, true), (1, hash + 1, false), (0, hash, false), (7, hash, false)]
+        {
+            let mut get = get(2, &[true, true, true]);
+            get.ask_next();
+            get.answer_own(NodeId(0), &ReadOutcome::Object(object(1, 1)));
+            assert_eq!(get.answer_ahead(NodeId(node), hash), counts);
+            assert_eq!(get.progress() == Progress::Done, counts);
+        }
+        let mut get = get(2, &[true, true]);
+        assert!(!get.answer_ahead(NodeId(1), 0), "nothing is no object");
     }
 
     #[test]

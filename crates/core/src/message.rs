@@ -96,11 +96,13 @@ pub struct Listed {
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum Control {
     Gossip(Gossip),
-    /// Coordinate this for me, within `timeout_ms`.
+    /// Coordinate this for me, within `timeout_ms`. Of what a call is about I hold an object with the hash `holds`; 0:
+    /// I do not say.
     Forward {
         task: TaskId,
         operation: Operation,
         timeout_ms: u32,
+        holds: u64,
     },
     /// The answer to a forward.
     Forwarded {
@@ -143,6 +145,18 @@ pub enum Control {
     DeadAnswer {
         number: u64,
         refused: Vec<u16>,
+    },
+    /// Do you hold, whole and durably, the object with this hash under this key? It chose you for its copies, not me.
+    AskWhole {
+        key: ObjectKey,
+        hash: u64,
+        stamp: u64,
+    },
+    /// I do. Who does not is silent.
+    Whole {
+        key: ObjectKey,
+        hash: u64,
+        stamp: u64,
     },
     /// Every member holds just these or nothing, and did long ago: drop them.
     Forget {

@@ -103,7 +103,7 @@ impl Output {
             Output::Send { message, .. } => match message {
                 Message::Written { outcome, .. } => *outcome == WriteOutcome::Durable,
                 Message::Control(Control::Forwarded { result, .. }) => claims_durability(result),
-                Message::Control(Control::DeadAnswer { .. }) => true,
+                Message::Control(Control::DeadAnswer { .. } | Control::Whole { .. }) => true,
                 _ => false,
             },
             Output::Connect { .. } | Output::Disconnect { .. } | Output::Event(_) => false,
@@ -155,6 +155,7 @@ impl Output {
             Output::Send { message: Message::Control(Control::DeadAnswer { refused, .. }), .. } => {
                 *refused = (0..ROWS_ASKED_MAX as u16).collect()
             }
+            Output::Send { message: Message::Control(Control::Whole { hash, .. }), .. } => *hash = 0,
             _ => {}
         }
     }
@@ -263,8 +264,6 @@ enum Purpose {
     Call(Box<homes::Asked>),
     /// Just mend the replicas.
     Repair,
-    /// If all hold the same, nothing but a husk is needed here.
-    Spare,
 }
 
 #[derive(Clone, Debug)]

@@ -76,10 +76,10 @@ impl PlacedKeys {
     /// are returned again, unless [`PlacedKeys::looked`] says that there is no need.
     pub fn next_looks(&mut self, now_us: u64, pause_us: u64, limit: usize) -> Vec<ObjectKey> {
         let mut due = Vec::new();
-        while let Some((at_us, key)) = self.order.first().cloned() {
-            if at_us > now_us || due.len() >= limit {
+        for _ in 0..limit {
+            let Some((at_us, key)) = self.order.first().cloned().filter(|(at_us, _)| *at_us <= now_us) else {
                 break;
-            }
+            };
             if at_us > 0 {
                 due.push(key.clone());
             }

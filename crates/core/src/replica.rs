@@ -297,6 +297,11 @@ impl Replica {
         }
     }
 
+    /// The hash of what is held under `key`, if it is remembered.
+    pub fn known_hash(&self, key: &ObjectKey) -> Option<u64> {
+        self.known.hash(key)
+    }
+
     /// An object that stands for what is held under `key` when all of it is to be replaced, with the hash of what is
     /// held; `None` if only reading it can tell.
     pub fn blind_basis(&self, key: &ObjectKey) -> Option<(Object, u64)> {

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use oort_core::active::{Ask, Call, Value};
 use oort_core::bucket::{ActiveDurability, ActiveProperties, BucketProperties, DEFAULT_BUCKET};
 use oort_core::client::{ActiveError, ClientError, Operation, Quorum, Reply, Want};
+use oort_core::config::SyncMode;
 use oort_core::mutation::{Basis, Condition, Expiry, ExpiryCondition, Mutation};
 use oort_core::object;
 use oort_core::placement::RingNode;
@@ -304,6 +305,22 @@ fn a_husk_is_left_only_where_all_holders_have_the_version() {
     cluster.advance(20_000);
     assert_eq!(copies(&cluster, name), (vec![holder], vec![home.min(other), home.max(other)]));
     cluster.assert_converged(name, 3);
+}
+
+/// Where writes are acknowledged before they are on the disk, one power failure must not take the only copy.
+#[test]
+fn what_others_have_husks_of_is_on_the_holders_disk() {
+    let mut cluster = Cluster::with(5, |config| config.sync = SyncMode::Interval { ms: 600_000 });
+    let name = &name_of(&cluster, false);
+    let (owners, home) = owners(&cluster, name);
+    let holder = owners[2];
+    create(&mut cluster, home, name, &counting(LAST));
+    cluster.advance(5_000);
+    assert_eq!(copies(&cluster, name).0, [holder]);
+    cluster.crash(holder, Crash::Power);
+    cluster.restart(holder);
+    cluster.advance(5_000);
+    assert_eq!(get(&mut cluster, home, name), 1);
 }
 
 #[test]

@@ -630,6 +630,7 @@ fn controls() -> impl Strategy<Value = fn(ObjectKey) -> Control> {
             task: 1,
             operation: Operation::Update { key, mutation, quorum, want, caller: None },
             timeout_ms: 2,
+            holds: 7,
         }
     };
     let forwarded: fn(ObjectKey) -> Control =

@@ -288,6 +288,7 @@ impl Node {
             return Err(ClientError::Property(PropertyError::TooManyBuckets { limit: BUCKETS_MAX }));
         }
         self.size_tree();
+        self.review_holders(now);
         self.membership_is_dirty = true;
         for peer in self.peers_up() {
             let entry = BucketEntry { set_by, properties: properties.clone() };
@@ -442,7 +443,11 @@ impl Node {
         if done {
             self.metrics.hints_delivered += 1;
             self.remove_hint(owner, &key);
-            self.drop_if_foreign(&key);
+            match outcome {
+                WriteOutcome::Durable => self.drop_if_foreign(&key),
+                // Its other owners are asked before it is dropped.
+                _ => self.sweep.start(),
+            }
         }
         if outcome == WriteOutcome::Durable {
             self.hand_over(now, owner, out);

@@ -19,6 +19,11 @@ use crate::types::{NodeId, Now, ObjectKey};
 pub(super) enum Hop {
     First,
     Last,
+    /// As `Last`, by a node that held an object of this hash under the key when it handed the request on.
+    Told {
+        by: NodeId,
+        hash: u64,
+    },
 }
 
 impl Node {
@@ -163,9 +168,20 @@ impl Node {
         let timeout_ms = (deadline_us.saturating_sub(now.mono_us) / 1000).max(1) as u32;
         let id = self.tasks.insert(Task { origin, started_us: now.mono_us, deadline_us, work });
         self.detector.sent(to, now.mono_us);
-        let message = Message::Control(Control::Forward { task: id, operation, timeout_ms });
+        let holds = match &operation {
+            Operation::Call { key, .. } => self.known_to_hold(key),
+            _ => 0,
+        };
+        let message = Message::Control(Control::Forward { task: id, operation, timeout_ms, holds });
         self.send(now, to, message, out);
         self.tasks.wake_at(deadline_us + self.config.hedge_us, id);
+    }
+
+    /// The hash of what this node, a primary of `key`, holds, if it knows without looking; else 0.
+    fn known_to_hold(&self, key: &ObjectKey) -> u64 {
+        let primaries = &self.placed_ring().preference_at(key.position())[..self.replicas_of(key)];
+        let is_primary = primaries.contains(&self.membership.me);
+        self.replica.known_hash(key).filter(|_| is_primary).unwrap_or(0)
     }
 
     pub(super) fn forwarded(

@@ -2,8 +2,9 @@
 //!
 //! An object that defines `selectReplicas` is asked by its home, before its changes are written, which of its key's
 //! owners are to hold it; another may name them in `put`. It is then written as any object is, to all owners. An owner
-//! that was not chosen asks the holders a little later whether they have just what it has, and when all have it
-//! durably, leaves a husk: the same writes, without code and state. So quorums, hash trees and hints work as ever.
+//! that was not chosen asks the holders a little later whether they have just what it has, and when all say that they
+//! have it on their disks, leaves a husk: the same writes, without code and state. So quorums, hash trees and hints
+//! work as ever.
 //!
 //! *Where there is a husk, all holders had the version, or something newer.* They keep this up: a holder takes in no
 //! husk of what it lacks, and one that owns the key no more gives what it has to all owners before it drops it.
@@ -23,7 +24,8 @@ use super::{Node, Origin, Output, Purpose, Task, Work};
 use crate::active::{owners_hash, Answer, CallerPlace, Placement, Turn, Value};
 use crate::client::{ActiveError, Handler, Quorum, Reply};
 use crate::detector::Health;
-use crate::get::{Candidate, Get, Needed};
+use crate::get::{Get, Needed};
+use crate::message::{Control, Message};
 use crate::mutation::Mutation;
 use crate::object::Object;
 use crate::replica::hash_of;
@@ -36,7 +38,8 @@ const CHOOSING_MAX: usize = 64;
 const STEP_US: u64 = 10_000;
 /// Objects that could not choose anew are looked at again after this, in microseconds.
 const AGAIN_US: u64 = 5_000_000;
-/// An owner that is no holder keeps what was written for so long at least, in microseconds. Too small: it is made a
+const AGAIN_US_MAX: u64 = 300_000_000;
+/// An owner that is no holder looks so often whether what it has is needed, in microseconds. Too small: it is made a
 /// husk between two writes of a busy object, for nothing.
 const SPARE_US: u64 = 2_000_000;
 
@@ -48,6 +51,8 @@ pub(super) struct Walk {
     pub at_us: u64,
     /// Some were to choose again: whether they did is looked at once more.
     is_to_repeat: bool,
+    /// After this, in microseconds: longer each time.
+    again_us: u64,
 }
 
 impl Node {
@@ -72,6 +77,7 @@ impl Node {
             let mut holders = asked.or(before).unwrap_or_default();
             holders.retain(|holder| owners.contains(holder));
             resident.active.placement = placement_at(holders, &owners);
+            resident.must_save = true;
         }
         has_run
     }
@@ -117,7 +123,8 @@ impl Node {
     /// Begins to look which objects have to choose again: the owners may have changed.
     pub(super) fn review_holders(&mut self, now: Now) {
         if !self.replica.placed().is_empty() {
-            self.homes.walk = Some(Walk { after: None, at_us: now.mono_us, is_to_repeat: false });
+            self.homes.walk =
+                Some(Walk { after: None, at_us: now.mono_us, is_to_repeat: false, again_us: AGAIN_US });
         }
     }
 
@@ -140,7 +147,8 @@ impl Node {
             if !std::mem::take(&mut walk.is_to_repeat) {
                 return;
             }
-            walk.at_us = now.mono_us + AGAIN_US;
+            walk.at_us = now.mono_us + walk.again_us;
+            walk.again_us = (2 * walk.again_us).min(AGAIN_US_MAX);
         }
         self.homes.walk = Some(walk);
     }
@@ -201,7 +209,7 @@ impl Node {
         merged: &Object,
     ) -> bool {
         let is_needed = match purpose {
-            Purpose::Repair | Purpose::Spare => false,
+            Purpose::Repair => false,
             // Its home runs it, if it is not here.
             Purpose::Call(asked)
                 if asked.hop == Hop::First
@@ -242,10 +250,17 @@ impl Node {
         let (serving, others) = (ring.preference_at(key.position()), ring.other_at(key.position()));
         let mut holders = [&chosen[..], serving, others.unwrap_or_default()].concat();
         let me = self.id();
-        holders.retain(|node| *node != me && self.health(*node) != Health::Down);
+        holders.push(me);
+        holders.retain(|node| self.health(*node) != Health::Down);
         // Others may keep it for a holder, or until all of them have it.
         holders.sort_by_key(|node| {
-            (!chosen.contains(node), self.health(*node) != Health::Up, self.remoteness(*node), *node)
+            (
+                *node != me,
+                !chosen.contains(node),
+                self.health(*node) != Health::Up,
+                self.remoteness(*node),
+                *node,
+            )
         });
         holders.dedup();
         let reading_max = self.replica.reading_max(now);
@@ -267,8 +282,77 @@ impl Node {
         }
         self.homes.spares_us = now.mono_us + STEP_US;
         for key in self.replica.placed_mut().next_looks(now.mono_us, SPARE_US, LOOKS_MAX) {
-            if !self.ask_holders_of_spare(now, &key, out) {
-                self.replica.placed_mut().looked(&key);
+            match self.spare(&key) {
+                Some((hash, holders)) => {
+                    let stamp = self.stamp();
+                    for holder in &holders {
+                        let key = key.clone();
+                        let message = Message::Control(Control::AskWhole { key, hash, stamp });
+                        self.send(now, *holder, message, out);
+                    }
+                    self.homes.spares.insert(key, (hash, holders));
+                }
+                None if self.is_needless(&key) => {}
+                None => self.replica.placed_mut().looked(&key),
+            }
+        }
+    }
+
+    /// True if an object is here that chose others, though it may have to stay for now.
+    fn is_needless(&mut self, key: &ObjectKey) -> bool {
+        let held = self.replica.load_object(key);
+        self.holds(self.id(), key) && held.is_some_and(|(object, _)| !object.spare_of(self.id()).is_empty())
+    }
+
+    /// The hash of an object that is here and chose others, who are all there; and those.
+    fn spare(&mut self, key: &ObjectKey) -> Option<(u64, Vec<NodeId>)> {
+        let (object, bytes) = self.replica.load_object(key)?;
+        let holders = object.spare_of(self.id());
+        if holders.is_empty() || !self.holds(self.id(), key) {
+            return None;
+        }
+        let owners = self.handoff.owners();
+        let is_owed = owners.into_iter().any(|owner| self.replica.hint_mark(owner, key).is_some());
+        let is_there = |node: &NodeId| self.holds(*node, key) && self.health(*node) == Health::Up;
+        (!is_owed && holders.iter().all(is_there)).then_some((hash_of(&bytes?), holders))
+    }
+
+    /// A peer asks whether this node holds an object that it does not need itself.
+    pub(super) fn ask_whole(
+        &mut self,
+        now: Now,
+        from: NodeId,
+        key: ObjectKey,
+        hash: u64,
+        stamp: u64,
+        out: &mut Vec<Output>,
+    ) {
+        let Some((object, Some(bytes))) = self.replica.load_object(&key) else { return };
+        let is_whole = hash_of(&bytes) == hash && !object.missing_from().contains(&self.id());
+        if is_whole && stamp == self.stamp() && self.read_only.is_none() {
+            // The answer waits until it is so on the disk, whatever the mode of syncing.
+            self.replica.request_durable();
+            self.send(now, from, Message::Control(Control::Whole { key, hash, stamp }), out);
+        }
+    }
+
+    /// A holder has what is here. When all of them have, a husk is enough.
+    pub(super) fn is_whole_at(&mut self, holder: NodeId, key: ObjectKey, hash: u64, stamp: u64) {
+        let is_of_today = stamp == self.stamp();
+        let Some((asked, waiting)) = self.homes.spares.get_mut(&key) else { return };
+        if *asked != hash || !is_of_today {
+            return;
+        }
+        waiting.retain(|node| *node != holder);
+        if !waiting.is_empty() {
+            return;
+        }
+        self.homes.spares.remove(&key);
+        if self.may_place() && self.spare(&key).is_some_and(|(held, _)| held == hash) {
+            if let Some((mut object, _)) = self.replica.load_object(&key) {
+                object.strip(self.id());
+                let bytes = object.encode();
+                self.replica.save(&key, &object, bytes);
             }
         }
     }
@@ -287,48 +371,6 @@ impl Node {
         let look_us = self.replica.placed().next_look_us().map(|at_us| at_us.max(self.homes.spares_us));
         let walk_us = self.homes.walk.as_ref().map(|walk| walk.at_us);
         [look_us, walk_us].into_iter().flatten().min()
-    }
-
-    /// Asks the holders of an object whether they have just what is here. False if nothing here is spare.
-    fn ask_holders_of_spare(&mut self, now: Now, key: &ObjectKey, out: &mut Vec<Output>) -> bool {
-        let Some((object, _)) = self.replica.load_object(key) else { return false };
-        let holders = object.spare_of(self.id());
-        if holders.is_empty() || !self.holds(self.id(), key) {
-            return false;
-        }
-        let owners = self.handoff.owners();
-        let is_owed = owners.into_iter().any(|owner| self.replica.hint_mark(owner, key).is_some());
-        let are_there =
-            holders.iter().all(|holder| self.holds(*holder, key) && self.health(*holder) == Health::Up);
-        if !is_owed && are_there {
-            let all = std::iter::once(self.id()).chain(holders);
-            let candidates: Vec<_> = all.map(|node| Candidate { node, is_primary: true }).collect();
-            let count = candidates.len();
-            let needed = (Needed { total: count as u8, primaries: 0 }, count);
-            let deadline_us = now.mono_us + u64::from(self.config.timeout_ms) * 1000;
-            let purpose = Purpose::Spare;
-            self.start_get_from(
-                now,
-                Origin::Nobody,
-                key.clone(),
-                needed,
-                purpose,
-                candidates,
-                deadline_us,
-                out,
-            );
-        }
-        true
-    }
-
-    /// Those who are to hold an object all hold it, if it has this hash: nothing but a husk is needed here.
-    pub(super) fn strip(&mut self, key: &ObjectKey, hash: u64) {
-        let Some((mut object, Some(bytes))) = self.replica.load_object(key) else { return };
-        if hash_of(&bytes) == hash && self.read_only.is_none() {
-            object.strip(self.id());
-            let bytes = object.encode();
-            self.replica.save(key, &object, bytes);
-        }
     }
 }
 

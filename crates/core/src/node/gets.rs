@@ -5,6 +5,7 @@
 use bytes::Bytes;
 
 use super::active::refused;
+use super::coordinate::Hop;
 use super::{Node, Origin, Output, Purpose, Task, Work};
 use crate::client::{Action, ActiveError, ClientError, Reply};
 use crate::detector::Health;
@@ -86,8 +87,13 @@ impl Node {
     ) {
         let lww = self.is_lww(&key);
         let mut get = Get::new(key, needed, copies, lww, self.replica.reading_max(now), candidates);
-        if matches!(purpose, Purpose::Call(_)) {
+        let mut told = None;
+        if let Purpose::Call(asked) = &purpose {
             get.trust(self.homes.seen_row(&get.key));
+            told = match asked.hop {
+                Hop::Told { by, hash } => Some((by, hash)),
+                Hop::First | Hop::Last => None,
+            };
         }
         let count = get.first_count();
         self.hedge_budget = (self.hedge_budget + 1).min(HEDGE_BUDGET_MAX);
@@ -98,7 +104,13 @@ impl Node {
         if self.hand_over_call(now, id, out) {
             return;
         }
-        self.ask_more(now, id, count.saturating_sub(1), out);
+        let mut rest = count.saturating_sub(1);
+        if let (Some((by, hash)), Some(Task { work: Work::Get { get, .. }, .. })) =
+            (told, self.tasks.get_mut(id))
+        {
+            rest = rest.saturating_sub(get.answer_ahead(by, hash) as usize);
+        }
+        self.ask_more(now, id, rest, out);
         if self.advance_get(now, id, out) {
             return;
         }
@@ -209,7 +221,6 @@ impl Node {
         let purpose = std::mem::replace(purpose, Purpose::Repair);
         let (deadline_us, key) = (task.deadline_us, get.key.clone());
         let (asked, is_for_bodies) = (get.asked(), get.is_for_bodies());
-        let agreed = matches!(purpose, Purpose::Spare).then(|| get.agreed()).flatten();
         let own_restored = get.take_restored(me);
         let repairs = get.take_repairs();
         let hash = get.merged_hash();
@@ -247,9 +258,6 @@ impl Node {
             }
             merged => merged,
         };
-        if let Some(hash) = agreed {
-            self.strip(&key, hash);
-        }
         match (origin, purpose) {
             (Origin::Nobody | Origin::GiveAway, _) => {}
             (Origin::Repair, _) => self.entropy.end_repair(),
@@ -261,7 +269,7 @@ impl Node {
             (_, Purpose::Update(update)) => {
                 self.apply_update(now, origin, *update, merged, deadline_us, out);
             }
-            (_, Purpose::Answer | Purpose::Repair | Purpose::Spare) => {
+            (_, Purpose::Answer | Purpose::Repair) => {
                 self.metrics.gets += 1;
                 let merged = merged.unwrap_or_default();
                 if merged.0.values().len() > 1 {

@@ -15,7 +15,7 @@ use crate::causality::VersionVector;
 use crate::client::{ClientError, Quorum, Reply};
 use crate::object::Object;
 use crate::replica::hash_of;
-use crate::types::{Now, ObjectKey};
+use crate::types::{NodeId, Now, ObjectKey};
 
 /// The most calls that wait for one object whose handler waits for its node.
 pub(super) const QUEUE_MAX: usize = 1000;
@@ -161,6 +161,8 @@ pub(super) struct Homes {
     pub walk: Option<Walk>,
     /// When objects that are here without need are looked at again, in `mono_us`.
     pub spares_us: u64,
+    /// Their hashes, and the holders that have not said yet that they hold just that.
+    pub spares: BTreeMap<ObjectKey, (u64, Vec<NodeId>)>,
 }
 
 impl Homes {
@@ -184,6 +186,7 @@ impl Homes {
             view: (0, 0),
             walk: None,
             spares_us: 0,
+            spares: BTreeMap::new(),
         }
     }
 

@@ -594,8 +594,12 @@ impl Node {
                 true => self.replica.load_object(&key).map(|(object, _)| object.missing_from()),
                 false => None,
             };
-            let lacking = lacking.filter(|_| owners.iter().any(holds)).unwrap_or_default();
-            match owners.into_iter().find(|owner| !holds(owner) && !lacking.contains(owner)) {
+            let lacking = lacking.unwrap_or_default();
+            let others = || owners.iter().copied().filter(|owner| !lacking.contains(owner));
+            // If all of them lack it, there is nobody else to give it to.
+            let differs = others().find(|owner| !holds(owner));
+            let differs = differs.or_else(|| owners.first().copied().filter(|_| others().next().is_none()));
+            match differs {
                 None => self.sweep.verified.push((key, hash)),
                 Some(owner) => {
                     self.sweep.again = true;

@@ -17,13 +17,18 @@ impl Node {
             Work::Get { .. } if is_late => self.fail_get(now, id, out),
             Work::Get { .. } => {
                 let deadline_us = task.deadline_us;
+                let is_for_bodies = matches!(&task.work, Work::Get { get, .. } if get.is_for_bodies());
                 let may_hedge = task.origin != Origin::Nobody && self.hedge_budget >= HEDGE_COST;
                 if may_hedge && self.ask_more(now, id, 1, out) {
                     self.metrics.hedged_reads += 1;
                     self.hedge_budget -= HEDGE_COST;
                 }
                 if !self.advance_get(now, id, out) {
-                    let again_us = if may_hedge { deadline_us } else { now.mono_us + self.config.hedge_us };
+                    let again_us = if may_hedge && !is_for_bodies {
+                        deadline_us
+                    } else {
+                        now.mono_us + self.config.hedge_us
+                    };
                     self.tasks.wake_at(deadline_us.min(again_us), id);
                 }
             }

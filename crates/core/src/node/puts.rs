@@ -229,7 +229,9 @@ impl Node {
         if !was_read && matches!(update.mutation, Mutation::Store { .. }) && object.is_active(now.wall_ms) {
             return self.ask_home(now, origin, update, deadline_us, out);
         }
-        if !was_read && object.has_husk() && !matches!(update.mutation, Mutation::Delete { .. }) {
+        let is_just_deleted =
+            matches!(update.mutation, Mutation::Delete { .. }) && !update.want.before && !update.want.after;
+        if !was_read && object.has_husk() && !is_just_deleted {
             let needed = Needed { total: 1, primaries: 0 };
             return self.read_then_apply(now, origin, update, needed, deadline_us, out);
         }

@@ -30,6 +30,8 @@ impl Node {
             }
             Message::Write { task, key, object, base, hint_for, stamp } => {
                 if stamp > self.stamp() {
+                    // Answers that come under the ring that was may be about what is just handed over.
+                    self.homes.spares.clear();
                     self.ask_for_ring(now, from, out);
                 }
                 self.serve_write(now, from, task, &key, &object, base, hint_for, out)
@@ -48,9 +50,13 @@ impl Node {
             Control::Forward { task, .. } if !self.recent_forwards.insert(from, task) => {
                 self.metrics.late_messages += 1
             }
-            Control::Forward { task, operation, timeout_ms } => {
+            Control::Forward { task, operation, timeout_ms, holds } => {
                 let deadline_us = now.mono_us + timeout_ms as u64 * 1000;
-                self.start(now, Origin::Peer(from, task), operation, deadline_us, Hop::Last, out);
+                let hop = match holds {
+                    0 => Hop::Last,
+                    hash => Hop::Told { by: from, hash },
+                };
+                self.start(now, Origin::Peer(from, task), operation, deadline_us, hop, out);
             }
             Control::Forwarded { task, result } => self.forwarded(now, from, task, result, out),
             Control::ScanRange { task, scan } => {
@@ -73,6 +79,8 @@ impl Node {
                 self.collector.answer(from, number, refused.into_iter().map(usize::from))
             }
             Control::Forget { rows, stamp } => self.forget(rows, stamp, out),
+            Control::AskWhole { key, hash, stamp } => self.ask_whole(now, from, key, hash, stamp, out),
+            Control::Whole { key, hash, stamp } => self.is_whole_at(from, key, hash, stamp),
             Control::ListRange { task, from: first, to, stamp } => {
                 self.serve_list_range(now, from, task, first, to, stamp, out)
             }
