@@ -300,7 +300,7 @@ impl fmt::Display for ActiveError {
             ActiveError::Replaced => write!(f, "the object was written by others while the call waited"),
             ActiveError::TimedOut => write!(f, "the call waited for its node until its time was up"),
             ActiveError::NoCopy => {
-                write!(f, "none of the nodes that the object chose for its copies can be reached and has one")
+                write!(f, "no node that can be reached has a copy of the object")
             }
             ActiveError::Failed(failure) => match failure.trace.is_empty() {
                 true => write!(f, "{failure}"),
