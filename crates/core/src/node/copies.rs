@@ -61,12 +61,20 @@ impl Node {
     /// Has the loaded object, whose fields are `state`, choose its holders, unless it has chosen among the owners of
     /// today. True if code was run.
     pub(super) fn choose_holders(&mut self, now: Now, key: &ObjectKey, state: &Bytes) -> bool {
-        let (owners, _) = self.owners(key);
-        let chosen_from = owners_hash(&owners);
-        let is_up_to_date = |placement: &mut Placement| placement.chosen_from == chosen_from;
         let Some(resident) = self.homes.get(key) else { return false };
         // A handler that waits goes on first; the walk comes back to it.
-        if resident.run.is_some() || resident.active.placement.as_mut().is_some_and(is_up_to_date) {
+        if resident.run.is_some() {
+            return false;
+        }
+        let chosen_from = resident.active.placement.as_ref().map(|placement| placement.chosen_from);
+        let name = Handler::SelectReplicas.name();
+        let has_say = || self.homes.sandbox.as_ref().is_some_and(|sandbox| sandbox.has(key, name));
+        // Most objects are where the ring has them.
+        if chosen_from.is_none() && !has_say() {
+            return false;
+        }
+        let (owners, _) = self.owners(key);
+        if chosen_from == Some(owners_hash(&owners)) {
             return false;
         }
         let asked = self.ask_holders(now, key, &owners, state);
@@ -283,7 +291,8 @@ impl Node {
         self.homes.spares_us = now.mono_us + STEP_US;
         for key in self.replica.placed_mut().next_looks(now.mono_us, SPARE_US, LOOKS_MAX) {
             match self.spare(&key) {
-                Some((hash, holders)) => {
+                Some((_, _, false)) => {}
+                Some((hash, holders, true)) => {
                     let stamp = self.stamp();
                     for holder in &holders {
                         let key = key.clone();
@@ -292,20 +301,17 @@ impl Node {
                     }
                     self.homes.spares.insert(key, (hash, holders));
                 }
-                None if self.is_needless(&key) => {}
-                None => self.replica.placed_mut().looked(&key),
+                None => {
+                    self.homes.spares.remove(&key);
+                    self.replica.placed_mut().looked(&key);
+                }
             }
         }
     }
 
-    /// True if an object is here that chose others, though it may have to stay for now.
-    fn is_needless(&mut self, key: &ObjectKey) -> bool {
-        let held = self.replica.load_object(key);
-        self.holds(self.id(), key) && held.is_some_and(|(object, _)| !object.spare_of(self.id()).is_empty())
-    }
-
-    /// The hash of an object that is here and chose others, who are all there; and those.
-    fn spare(&mut self, key: &ObjectKey) -> Option<(u64, Vec<NodeId>)> {
+    /// The hash of an object that is here and chose others, those, and whether they can be asked: all are there, and
+    /// nobody is owed it by this node.
+    fn spare(&mut self, key: &ObjectKey) -> Option<(u64, Vec<NodeId>, bool)> {
         let (object, bytes) = self.replica.load_object(key)?;
         let holders = object.spare_of(self.id());
         if holders.is_empty() || !self.holds(self.id(), key) {
@@ -314,7 +320,8 @@ impl Node {
         let owners = self.handoff.owners();
         let is_owed = owners.into_iter().any(|owner| self.replica.hint_mark(owner, key).is_some());
         let is_there = |node: &NodeId| self.holds(*node, key) && self.health(*node) == Health::Up;
-        (!is_owed && holders.iter().all(is_there)).then_some((hash_of(&bytes?), holders))
+        let can_be_asked = !is_owed && holders.iter().all(is_there);
+        Some((hash_of(&bytes?), holders, can_be_asked))
     }
 
     /// A peer asks whether this node holds an object that it does not need itself.
@@ -348,7 +355,9 @@ impl Node {
             return;
         }
         self.homes.spares.remove(&key);
-        if self.may_place() && self.spare(&key).is_some_and(|(held, _)| held == hash) {
+        if self.may_place()
+            && self.spare(&key).is_some_and(|(held, _, can_be_asked)| can_be_asked && held == hash)
+        {
             if let Some((mut object, _)) = self.replica.load_object(&key) {
                 object.strip(self.id());
                 let bytes = object.encode();

@@ -14,7 +14,7 @@ use crate::active::{Active, Call, Failure, HostResult, Sandbox, Value};
 use crate::causality::VersionVector;
 use crate::client::{ClientError, Quorum, Reply};
 use crate::object::Object;
-use crate::replica::hash_of;
+use crate::replica::key_hash;
 use crate::types::{NodeId, Now, ObjectKey};
 
 /// The most calls that wait for one object whose handler waits for its node.
@@ -442,7 +442,7 @@ impl Homes {
 }
 
 fn place(key: &ObjectKey) -> (u64, ObjectKey) {
-    (hash_of(key.row()), key.clone())
+    (key_hash(key.row()), key.clone())
 }
 
 /// The jobs of a queue.
