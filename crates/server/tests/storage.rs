@@ -4,9 +4,10 @@
 //! A crash is a copy of the directory made while the store is open: what the operating system has then is what a killed
 //! process leaves. What a failed write does is in `storage_full.rs`, which needs a process of its own.
 
-use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
+use std::{fs, io};
 
 use bytes::Bytes;
 use oort::storage::{FjallStore, OpenError, StorageOptions};
@@ -25,11 +26,16 @@ impl Directory {
         Directory(path)
     }
 
-    /// A copy of it as it is now.
+    /// A copy of it as it is now. Background threads may be writing: it is repeated until nothing changed meanwhile.
     fn copy(&self, name: &str) -> Directory {
-        let copy = Directory::new(name);
-        copy_all(&self.0, &copy.0);
-        copy
+        for _ in 0..1000 {
+            let copy = Directory::new(name);
+            let before = state(&self.0);
+            if copy_all(&self.0, &copy.0).is_ok() && before.is_some() && state(&self.0) == before {
+                return copy;
+            }
+        }
+        panic!("{} is never at rest", self.0.display());
     }
 }
 
@@ -39,28 +45,38 @@ impl Drop for Directory {
     }
 }
 
-fn copy_all(from: &Path, to: &Path) {
-    fs::create_dir_all(to).unwrap();
-    // In this order a flush that ends meanwhile leaves rows twice, in the log and in a table, and never nowhere.
-    let mut entries: Vec<_> = fs::read_dir(from).unwrap().map(|entry| entry.unwrap()).collect();
-    entries.sort_by_key(|entry| entry.file_name());
-    for entry in entries {
-        let target = to.join(entry.file_name());
-        match entry.file_type().unwrap().is_dir() {
-            true => copy_all(&entry.path(), &target),
-            false => {
-                // A background thread may have removed the file since it was listed.
-                let Ok(mut bytes) = fs::read(entry.path()) else {
-                    continue;
-                };
-                if target.extension().is_some_and(|extension| extension == "jnl" || extension == "log") {
-                    // Journals and segments are made as zeros, which mean nothing.
-                    bytes.truncate(bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1));
-                }
-                fs::write(target, bytes).unwrap();
-            }
+/// What changes when a file in it does: path, number, size and time of change of each. `None`: it changed meanwhile.
+fn state(directory: &Path) -> Option<Vec<(PathBuf, u64, u64, SystemTime)>> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(directory).ok()? {
+        let path = entry.ok()?.path();
+        let metadata = fs::symlink_metadata(&path).ok()?;
+        if metadata.is_dir() {
+            files.extend(state(&path)?);
         }
+        files.push((path, metadata.ino(), metadata.len(), metadata.modified().ok()?));
     }
+    files.sort();
+    Some(files)
+}
+
+fn copy_all(from: &Path, to: &Path) -> io::Result<()> {
+    fs::create_dir_all(to)?;
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        let target = to.join(entry.file_name());
+        if entry.file_type()?.is_dir() {
+            copy_all(&entry.path(), &target)?;
+            continue;
+        }
+        let mut bytes = fs::read(entry.path())?;
+        if target.extension().is_some_and(|extension| extension == "jnl" || extension == "log") {
+            // Journals and segments are made as zeros, which mean nothing.
+            bytes.truncate(bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1));
+        }
+        fs::write(target, bytes)?;
+    }
+    Ok(())
 }
 
 fn small() -> StorageOptions {
