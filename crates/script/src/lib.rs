@@ -44,6 +44,7 @@
 mod limits;
 mod failure;
 mod meter;
+mod raw;
 mod codec;
 mod convergent;
 mod held;

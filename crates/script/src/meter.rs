@@ -1,18 +1,12 @@
-//! Counts what a running handler uses, and stops it. The only `unsafe` code of this crate.
+//! Counts what a running handler uses, and stops it: `raw` has Luau call back at safepoints and instructions.
 //!
-//! Luau calls us back at safepoints (a loop's turn, a call, a return, each step of a string pattern) and, while a
-//! thread is single-stepped, before each instruction. mlua offers neither single steps nor a callback that costs a
-//! few nanoseconds, so both are installed by hand. The counters are the thread's: one handler runs at a time on a
-//! thread, and nothing needs to be found through the pointer that Luau has for its embedder, which is mlua's.
+//! The counters are the thread's: one handler runs at a time on a thread, and nothing needs to be found through the
+//! pointer that Luau has for its embedder, which is mlua's.
 //!
 //! A limit once reached stays reached: the error is raised again at the next safepoint or instruction, so that
 //! `pcall` in a loop cannot outlive it.
 
 use std::cell::Cell;
-use std::ffi::c_int;
-
-use mlua::ffi::{self, lua_Debug, lua_State};
-use mlua::{Lua, Thread};
 
 use oort_core::active::{Fuel, Limits};
 
@@ -80,26 +74,10 @@ impl Left {
     }
 }
 
-/// Lets a machine call back.
-pub(crate) fn install(lua: &Lua) {
-    let state = lua.current_thread().state();
-    // SAFETY: `state` is a live state of `lua`, whose callbacks live as long as the machine. The functions set are
-    // of the signatures that Luau declares. They unwind as its C++ exceptions through frames of their own only,
-    // which own nothing that is dropped.
-    unsafe {
-        let callbacks = ffi::lua_callbacks(state);
-        (*callbacks).interrupt = Some(safepoint);
-        (*callbacks).debugstep = Some(instruction);
-    }
-}
-
-/// From now until `stop`, the code of `thread` is counted.
-pub(crate) fn start(clock: Clock, limits: &Limits, left: Left, heap_bytes: usize, thread: &Thread) {
-    let exact = limits.fuel == Fuel::Exact;
-    // SAFETY: the state lives as long as `thread`; the call sets one flag of it.
-    unsafe { ffi::lua_singlestep(thread.state(), c_int::from(exact)) };
+/// From now until `stop`, the code that runs on this thread is counted.
+pub(crate) fn start(clock: Clock, limits: &Limits, left: Left, heap_bytes: usize) {
     COUNTERS.with(|c| {
-        c.exact.set(exact);
+        c.exact.set(limits.fuel == Fuel::Exact);
         c.fuel.set(left.fuel);
         c.tripped.set(None);
         c.instructions_max.set(limits.instructions);
@@ -124,6 +102,16 @@ pub(crate) fn stop() -> (Left, Option<LimitError>) {
         };
         (Left { fuel: c.fuel.get(), wall_us }, c.tripped.get())
     })
+}
+
+/// Counts an instruction. Returns whether the call must end.
+pub(crate) fn at_instruction() -> bool {
+    COUNTERS.with(Counters::at_instruction)
+}
+
+/// Counts a safepoint, where Lua's heap has this size. Returns whether the call must end.
+pub(crate) fn at_safepoint(heap_bytes: usize) -> bool {
+    COUNTERS.with(|c| c.at_safepoint(heap_bytes))
 }
 
 pub(crate) fn is_tripped() -> bool {
@@ -199,7 +187,6 @@ impl Counters {
         }
     }
 
-    /// Returns whether the call must end.
     fn at_instruction(&self) -> bool {
         if !self.on.get() {
             return false;
@@ -209,7 +196,6 @@ impl Counters {
         self.tripped.get().is_some()
     }
 
-    /// Returns whether the call must end.
     fn at_safepoint(&self, heap_bytes: usize) -> bool {
         if !self.on.get() {
             return false;
@@ -230,29 +216,4 @@ impl Counters {
         }
         self.tripped.get().is_some()
     }
-}
-
-// SAFETY of both: Luau hands them a live state.
-
-unsafe extern "C-unwind" fn instruction(state: *mut lua_State, _: *mut lua_Debug) {
-    if COUNTERS.with(Counters::at_instruction) {
-        raise(state);
-    }
-}
-
-unsafe extern "C-unwind" fn safepoint(state: *mut lua_State, gc: c_int) {
-    // The collector calls too, where no error may be raised.
-    if gc < 0 {
-        let heap_bytes = ffi::lua_totalbytes(state, -1);
-        if COUNTERS.with(|c| c.at_safepoint(heap_bytes)) {
-            raise(state);
-        }
-    }
-}
-
-/// The text does not matter: whoever started the call asks the counters. It costs no allocation after the first time.
-unsafe fn raise(state: *mut lua_State) -> ! {
-    ffi::lua_rawcheckstack(state, 1);
-    ffi::lua_pushlstring_(state, c"limit".as_ptr(), 5);
-    ffi::lua_error(state)
 }

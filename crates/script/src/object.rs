@@ -255,9 +255,7 @@ fn kept(
     hidden: &[&str],
     root: &str,
 ) -> Result<Entries, ScriptError> {
-    let is_kept = |key: &mlua::Value| {
-        let mlua::Value::String(name) = key else { return true };
-        let name = &name.as_bytes()[..];
+    let is_kept = |name: &[u8]| {
         !hidden.iter().any(|hidden| hidden.as_bytes() == name) && !matches!(made.get(name), Some(Made::Code))
     };
     taker.entries(table, is_kept).map_err(|refusal: Refusal| refusal.at(root))

@@ -1,17 +1,18 @@
 //! Values that leave and enter Lua.
 //!
 //! Lua has one number and one table; outside there are integers and floats, arrays and maps. A number without a
-//! fraction below 2^53 is an integer. A table whose keys are exactly 1 to n is an array, so is the empty table;
+//! fraction that fits 64 bits is an integer. A table whose keys are exactly 1 to n is an array, so is the empty table;
 //! every other table is a map, its entries in order of their keys: equal states have equal bytes.
 
-use std::ffi::c_void;
+use std::ffi::{c_int, c_void};
 
 use mlua::{Lua, Table};
 use oort_core::active::Value;
 
-use crate::codec::{self, number, order, unveiled, veiled, LEVELS_MAX};
+use crate::codec::{self, order, unveiled, veiled, LEVELS_MAX};
 use crate::held::{self, Gauge};
 use crate::limits::{ScriptError, Unkeepable};
+use crate::raw::{Item, Stack};
 
 /// What a table counts besides its entries: empty ones take memory too.
 const TABLE_BYTES: usize = 16;
@@ -124,23 +125,42 @@ impl Taker {
         Ok(())
     }
 
+    /// Takes a value of mlua's.
     pub fn take(&mut self, value: &mlua::Value) -> Result<Value, Refusal> {
-        self.charge(1)?;
-        Ok(match value {
+        let plain = match value {
             mlua::Value::Nil => Value::Nil,
             mlua::Value::Boolean(b) => Value::Bool(*b),
             mlua::Value::Integer(n) => Value::Integer(*n),
             mlua::Value::Number(n) => number(*n),
-            mlua::Value::String(text) => {
-                let bytes = text.as_bytes();
+            _ => {
+                let taken = Stack::with(value, |stack, at| self.take_at(stack, at));
+                return taken.unwrap_or(Err(Unkeepable::Userdata.into()));
+            }
+        };
+        self.charge(1)?;
+        Ok(plain)
+    }
+
+    /// Takes the value at an index.
+    pub fn take_at(&mut self, stack: &mut Stack, at: c_int) -> Result<Value, Refusal> {
+        self.charge(1)?;
+        Ok(match stack.item(at) {
+            Item::Nil => Value::Nil,
+            Item::Bool(b) => Value::Bool(b),
+            Item::Integer(n) => Value::Integer(n),
+            Item::Number(n) => number(n),
+            Item::Bytes(bytes) => {
                 self.charge(bytes.len() + 1)?;
                 Value::Bytes(bytes.to_vec())
             }
-            mlua::Value::Table(table) => self.table(table)?,
-            mlua::Value::Function(_) => return Err(Unkeepable::Function.into()),
-            mlua::Value::Thread(_) => return Err(Unkeepable::Thread.into()),
-            mlua::Value::UserData(data) => self.convergent(data)?,
-            _ => return Err(Unkeepable::Userdata.into()),
+            Item::Table(_) => self.table(stack, at)?,
+            Item::Function => return Err(Unkeepable::Function.into()),
+            Item::Thread => return Err(Unkeepable::Thread.into()),
+            Item::Userdata => match stack.value(at) {
+                Ok(mlua::Value::UserData(data)) => self.convergent(&data)?,
+                _ => return Err(Unkeepable::Userdata.into()),
+            },
+            Item::Other => return Err(Unkeepable::Userdata.into()),
         })
     }
 
@@ -163,23 +183,17 @@ impl Taker {
         }
     }
 
-    fn table(&mut self, table: &Table) -> Result<Value, Refusal> {
-        if self.open.contains(&table.to_pointer()) {
-            return Err(Unkeepable::Cycle.into());
-        }
-        if self.open.len() >= LEVELS_MAX {
-            return Err(Unkeepable::TooDeep { levels_max: LEVELS_MAX }.into());
-        }
+    fn table(&mut self, stack: &mut Stack, at: c_int) -> Result<Value, Refusal> {
         let mut found = Found::Array(Vec::new());
-        self.walk(table, |taker, key, value| {
+        self.walk(stack, at, |taker, stack, key_at| {
             // Most tables are arrays: their keys need not be kept.
-            match (&mut found, key) {
-                (Found::Array(items), mlua::Value::Integer(at)) if *at == items.len() as i64 + 1 => {
+            match (&mut found, stack.item(key_at)) {
+                (Found::Array(items), Item::Number(at)) if at == (items.len() + 1) as f64 => {
                     taker.charge(1)?;
-                    items.push(taker.item(|| Value::Integer(*at), value)?);
+                    items.push(taker.item(|| number(at), stack, key_at + 1)?);
                 }
                 _ => {
-                    let entry = taker.entry(key, value)?;
+                    let entry = taker.entry(stack, key_at)?;
                     found.entries().push(entry);
                 }
             }
@@ -188,68 +202,93 @@ impl Taker {
         Ok(found.into_value())
     }
 
-    /// The entries of a table whose keys `wanted` lets pass, in order of their keys.
+    /// The entries of a table, without those under names that are not `wanted`, in order of their keys.
     pub fn entries(
         &mut self,
         table: &Table,
-        mut wanted: impl FnMut(&mlua::Value) -> bool,
+        wanted: impl Fn(&[u8]) -> bool,
     ) -> Result<Vec<(Value, Value)>, Refusal> {
         let mut entries = Vec::new();
-        self.walk(table, |taker, key, value| {
-            if wanted(key) {
-                entries.push(taker.entry(key, value)?);
-            }
-            Ok(())
-        })?;
+        let walked = Stack::with(&mlua::Value::Table(table.clone()), |stack, at| {
+            self.walk(stack, at, |taker, stack, key_at| {
+                if !matches!(stack.item(key_at), Item::Bytes(name) if !wanted(name)) {
+                    entries.push(taker.entry(stack, key_at)?);
+                }
+                Ok(())
+            })
+        });
+        walked.unwrap_or(Err(Unkeepable::Userdata.into()))?;
         sort(&mut entries);
         Ok(entries)
     }
 
-    /// Visits the entries of a table, within which cycles are found.
+    /// Visits the entries of a table, within which cycles are found. `visit` gets the index of a key, above which its
+    /// value lies.
     fn walk(
         &mut self,
-        table: &Table,
-        mut visit: impl FnMut(&mut Taker, &mlua::Value, &mlua::Value) -> Result<(), Refusal>,
+        stack: &mut Stack,
+        at: c_int,
+        mut visit: impl FnMut(&mut Taker, &mut Stack, c_int) -> Result<(), Refusal>,
     ) -> Result<(), Refusal> {
-        let mut refusal = None;
-        self.charge(TABLE_BYTES)?;
-        self.open.push(table.to_pointer());
-        let walked = table.for_each(|key: mlua::Value, value: mlua::Value| {
-            visit(self, &key, &value).map_err(|refused| {
-                refusal = Some(refused);
-                mlua::Error::StackError
-            })
-        });
-        self.open.pop();
-        match (refusal, walked) {
-            (Some(refusal), _) => Err(refusal),
-            // Only our own callback errs in such a walk; were it otherwise, the value is simply not taken.
-            (None, Err(_)) => Err(Unkeepable::Userdata.into()),
-            (None, Ok(())) => Ok(()),
+        let Item::Table(place) = stack.item(at) else { return Err(Unkeepable::Userdata.into()) };
+        if self.open.contains(&place) {
+            return Err(Unkeepable::Cycle.into());
         }
+        if self.open.len() >= LEVELS_MAX {
+            return Err(Unkeepable::TooDeep { levels_max: LEVELS_MAX }.into());
+        }
+        self.charge(TABLE_BYTES)?;
+        self.open.push(place);
+        let top = stack.top();
+        let mut place = 0;
+        let walked = loop {
+            match stack.push_next(at, place) {
+                Ok(Some(next)) => place = next,
+                Ok(None) => break Ok(()),
+                // Of Lua's memory, in which there is no room to show it.
+                Err(_) => break Err(Unkeepable::TooLarge { bytes_max: self.bytes_max }.into()),
+            }
+            if let Err(refusal) = visit(self, stack, top + 1) {
+                break Err(refusal);
+            }
+            stack.truncate(top);
+        };
+        stack.truncate(top);
+        self.open.pop();
+        walked
     }
 
-    fn entry(&mut self, key: &mlua::Value, value: &mlua::Value) -> Result<(Value, Value), Refusal> {
-        let key = match key {
-            mlua::Value::Number(n) if n.is_nan() => return Err(Unkeepable::NanKey.into()),
-            mlua::Value::Boolean(_)
-            | mlua::Value::Integer(_)
-            | mlua::Value::Number(_)
-            | mlua::Value::String(_) => self.take(key)?,
+    /// Takes the key at an index, and the value above it.
+    fn entry(&mut self, stack: &mut Stack, key_at: c_int) -> Result<(Value, Value), Refusal> {
+        let key = match stack.item(key_at) {
+            Item::Number(n) if n.is_nan() => return Err(Unkeepable::NanKey.into()),
+            Item::Bool(_) | Item::Integer(_) | Item::Number(_) | Item::Bytes(_) => {
+                self.take_at(stack, key_at)?
+            }
             _ => return Err(Unkeepable::TableKey.into()),
         };
-        let item = self.item(|| key.clone(), value)?;
+        let item = self.item(|| key.clone(), stack, key_at + 1)?;
         Ok((key, item))
     }
 
-    fn item(&mut self, key: impl FnOnce() -> Value, value: &mlua::Value) -> Result<Value, Refusal> {
-        self.take(value).map_err(|mut refusal| {
+    fn item(&mut self, key: impl FnOnce() -> Value, stack: &mut Stack, at: c_int) -> Result<Value, Refusal> {
+        self.take_at(stack, at).map_err(|mut refusal| {
             // Where a bound on the whole was passed says nothing.
             if !matches!(refusal.reason, Unkeepable::TooLarge { .. }) {
                 refusal.path.push(step_to(&key()));
             }
             refusal
         })
+    }
+}
+
+/// What a number of Lua's is outside. Minus zero has no integer.
+fn number(n: f64) -> Value {
+    const END: f64 = (1u64 << 63) as f64;
+    let integer = n as i64;
+    match (-END..END).contains(&n) && (integer as f64).to_bits() == n.to_bits() {
+        true => Value::Integer(integer),
+        false => Value::Number(n),
     }
 }
 

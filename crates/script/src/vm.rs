@@ -12,10 +12,9 @@ use std::rc::Rc;
 
 use bytes::Bytes;
 use mlua::chunk::{ChunkMode, Compiler};
-use mlua::thread::ThreadStatus;
-use mlua::{Function, Lua, LuaOptions, MultiValue, StdLib, Thread};
+use mlua::{Function, Lua, LuaOptions, StdLib, Thread};
 use oort_core::active::{
-    Answer, CallerPlace, Done, Facts, HostRequest, HostResult, Invocation, Limits, Value,
+    Answer, CallerPlace, Done, Facts, Fuel, HostRequest, HostResult, Invocation, Limits, Value,
 };
 
 use crate::collector::Collector;
@@ -25,6 +24,7 @@ use crate::library::Library;
 use crate::limits::{ScriptError, WORKING_BYTES};
 use crate::meter::{self, Clock, Left};
 use crate::object::{memory_limit, Code, Object, OBJECT_NAMES};
+use crate::raw::{self, Item, Ran, Stack};
 use crate::shape::Shape;
 use crate::value::{into_lua, Convergent, Taker};
 
@@ -128,7 +128,7 @@ impl Vm {
         let libraries = StdLib::MATH | StdLib::STRING | StdLib::TABLE | StdLib::COROUTINE;
         // Without it mlua puts a pcall of its own in place, in which no handler can wait.
         let lua = Lua::new_with(libraries, LuaOptions::new().catch_rust_panics(true))?;
-        meter::install(&lua);
+        raw::install(&lua);
         let context = Rc::new(Context::new());
         let library = Library::new(&lua, &context)?;
         let collector = Collector::new(&lua);
@@ -208,7 +208,7 @@ impl Vm {
     /// Calls a function of an object.
     pub fn call(&mut self, object: &mut Object, call: &Invocation) -> Step {
         match self.begin(object, call) {
-            Ok((thread, arguments, run)) => self.drive(object, thread, arguments, run),
+            Ok((thread, run)) => self.drive(object, thread, run),
             Err(error) => Step::Failed(error),
         }
     }
@@ -231,22 +231,26 @@ impl Vm {
         }
         run.facts = facts;
         let begun = (|| -> Result<_, ScriptError> {
-            let mut arguments = MultiValue::new();
-            match &result {
-                Ok(value) => arguments.push_back(into_lua(&self.lua, value)?),
-                Err(text) => {
-                    arguments.push_back(mlua::Value::Nil);
-                    arguments.push_back(mlua::Value::String(self.lua.create_string(text)?));
-                }
-            }
             let thread = match waiting {
                 Waiting::Handler(thread) => thread,
-                Waiting::Callback(callback) => self.thread(callback)?,
+                Waiting::Callback(callback) => {
+                    let thread = self.thread()?;
+                    Stack::of(&self.lua, &thread).push(&mlua::Value::Function(callback))?;
+                    thread
+                }
             };
-            Ok((thread, arguments))
+            let mut stack = Stack::of(&self.lua, &thread);
+            match &result {
+                Ok(value) => stack.push(&into_lua(&self.lua, value)?)?,
+                Err(text) => {
+                    stack.push(&mlua::Value::Nil)?;
+                    stack.push(&mlua::Value::String(self.lua.create_string(text)?))?;
+                }
+            }
+            Ok(thread)
         })();
         match begun {
-            Ok((thread, arguments)) => self.drive(object, thread, arguments, run),
+            Ok(thread) => self.drive(object, thread, run),
             Err(error) => Step::Failed(error),
         }
     }
@@ -315,21 +319,22 @@ impl Vm {
     fn run_source(&mut self, object: &mut Object, facts: Facts) -> Result<(), ScriptError> {
         let main = object.code.main.deep_clone()?;
         main.set_environment(object.globals.clone())?;
-        let thread = self.thread(main)?;
+        let thread = self.thread()?;
+        Stack::of(&self.lua, &thread).push(&mlua::Value::Function(main))?;
         let run = Run::new(object, facts);
         self.enter(object, &run);
-        let (result, ..) = self.turn(object, &thread, run.left, MultiValue::new());
-        let returned = result?;
+        let (result, ..) = self.turn(object, &thread, run.left);
+        let ran = result?;
         object.last_dot = self.context.last_dot.get();
-        if thread.status() == ThreadStatus::Resumable || !self.context.deferred.borrow().is_empty() {
+        if ran == Ran::ToAYield || !self.context.deferred.borrow().is_empty() {
             self.context.deferred.borrow_mut().clear();
             return Err(cannot_wait_while_loading());
         }
-        self.recycle(thread);
-        let mut found = match returned {
+        let mut found = match Stack::of(&self.lua, &thread).value(1)? {
             mlua::Value::Table(table) => Some(table),
             _ => None,
         };
+        self.recycle(thread);
         for name in OBJECT_NAMES {
             let named: mlua::Value = object.globals.raw_get(name)?;
             if let (None, mlua::Value::Table(table)) = (&found, named) {
@@ -369,52 +374,49 @@ impl Vm {
         Ok(())
     }
 
-    /// Finds the function and lays out its arguments.
-    fn begin(
-        &mut self,
-        object: &Object,
-        call: &Invocation,
-    ) -> Result<(Thread, MultiValue, Run), ScriptError> {
-        let mlua::Value::Function(function) = object.fields.raw_get(call.function)? else {
+    /// Lays a function and its arguments out on a thread.
+    fn begin(&mut self, object: &Object, call: &Invocation) -> Result<(Thread, Run), ScriptError> {
+        let thread = self.thread()?;
+        let mut stack = Stack::of(&self.lua, &thread);
+        if !stack.push_function(&object.fields, call.function.as_bytes())? {
+            self.recycle(thread);
             return Err(ScriptError::NoFunction { name: call.function.to_string() });
-        };
+        }
         let signature = object.code.shape.signature(call.function.as_bytes());
-        let takes_arguments = signature.is_none_or(|signature| signature.takes_arguments);
-        let mut arguments = MultiValue::new();
         if signature.is_none_or(|signature| signature.takes_self) {
-            arguments.push_back(mlua::Value::Table(object.fields.clone()));
+            stack.push(&mlua::Value::Table(object.fields.clone()))?;
         }
         let mut run = Run::new(object, call.facts);
         if let CallerPlace::First(caller) | CallerPlace::Last(caller) = call.caller {
             run.reply_to = reply_to(caller);
         }
-        if takes_arguments {
+        if signature.is_none_or(|signature| signature.takes_arguments) {
             if let CallerPlace::First(caller) = call.caller {
-                arguments.push_back(mlua::Value::Table(caller_table(&self.lua, caller)?));
+                stack.push(&mlua::Value::Table(caller_table(&self.lua, caller)?))?;
             }
             for argument in call.arguments {
-                arguments.push_back(into_lua(&self.lua, argument)?);
+                stack.push(&into_lua(&self.lua, argument)?)?;
             }
             if let CallerPlace::Last(caller) = call.caller {
-                arguments.push_back(mlua::Value::Table(caller_table(&self.lua, caller)?));
+                stack.push(&mlua::Value::Table(caller_table(&self.lua, caller)?))?;
             }
         }
-        Ok((self.thread(function)?, arguments, run))
+        Ok((thread, run))
     }
 
     /// Runs a thread until it ends or waits, and then whatever callbacks it left.
-    fn drive(&mut self, object: &mut Object, thread: Thread, arguments: MultiValue, mut run: Run) -> Step {
+    fn drive(&mut self, object: &mut Object, thread: Thread, mut run: Run) -> Step {
         self.enter(object, &run);
         let gauge_before = self.context.gauge.bytes();
-        let (result, left, [heap_before, heap_after]) = self.turn(object, &thread, run.left, arguments);
+        let (result, left, [heap_before, heap_after]) = self.turn(object, &thread, run.left);
         self.leave(object, &mut run, left);
         let used_bytes = heap_after + self.context.gauge.bytes();
         let allocated = used_bytes.saturating_sub(heap_before + gauge_before);
         object.unmeasured_bytes += allocated;
         object.allocated_bytes += allocated;
         self.collector.pace(&self.lua, used_bytes);
-        let returned = match result {
-            Ok(returned) => returned,
+        let ran = match result {
+            Ok(ran) => ran,
             Err(error) => return Step::Failed(error),
         };
         if object.unmeasured_bytes > object.limits.memory_bytes as usize / 2 {
@@ -424,17 +426,19 @@ impl Vm {
         }
         // Handlers reach no other way to wait than a request, which may have failed behind its back.
         if let Some(request) = self.context.pending.take() {
-            if thread.status() == ThreadStatus::Resumable {
+            if ran == Ran::ToAYield {
                 let waiting = Waiting::Handler(thread);
                 return Step::Suspended(Box::new(Suspended { request, waiting, run }));
             }
         }
-        self.recycle(thread);
         if run.answer.is_none() {
-            match self.answer(object, &returned) {
+            match self.answer(object, &thread) {
                 Ok(answer) => run.answer = Some(answer),
                 Err(error) => return Step::Failed(error),
             }
+        }
+        if ran == Ran::ToItsEnd {
+            self.recycle(thread);
         }
         if let Some(Deferred { request, callback }) = run.deferred.pop_front() {
             return Step::Suspended(Box::new(Suspended {
@@ -466,11 +470,13 @@ impl Vm {
         Ok(())
     }
 
-    fn answer(&self, object: &Object, returned: &mlua::Value) -> Result<Answer, ScriptError> {
-        if matches!(returned, mlua::Value::Table(table) if table.to_pointer() == object.fields.to_pointer()) {
+    /// The first value that a handler has returned.
+    fn answer(&self, object: &Object, thread: &Thread) -> Result<Answer, ScriptError> {
+        let mut stack = Stack::of(&self.lua, thread);
+        if matches!(stack.item(1), Item::Table(place) if place == object.fields.to_pointer()) {
             return Ok(Answer::Object);
         }
-        let taken = Taker::new(object.limits.memory_bytes as usize, Convergent::Plain).take(returned);
+        let taken = Taker::new(object.limits.memory_bytes as usize, Convergent::Plain).take_at(&mut stack, 1);
         taken.map(Answer::Value).map_err(|refusal| refusal.at("the result"))
     }
 
@@ -505,21 +511,22 @@ impl Vm {
         context.object.set(std::ptr::null());
     }
 
-    /// Lets a thread run within the limits. Returns the first value it returned, what is left of the limits, and the
-    /// size of Lua's heap before and after.
+    /// Lets a thread run within the limits. Returns how far it got, what is left of the limits, and the size of Lua's
+    /// heap before and after. The thread holds what it returned.
     fn turn(
         &self,
         object: &Object,
         thread: &Thread,
         left: Left,
-        arguments: MultiValue,
-    ) -> (Result<mlua::Value, ScriptError>, Left, [usize; 2]) {
+    ) -> (Result<Ran, ScriptError>, Left, [usize; 2]) {
         let heap_bytes = self.lua.used_memory();
         let heap_bytes_max = heap_bytes + WORKING_BYTES + HEAP_SLACK_BYTES;
         // Only a machine of another owner has no limit to set.
         let _ = self.lua.set_memory_limit(heap_bytes_max);
-        meter::start(self.clock, &object.limits, left, heap_bytes, thread);
-        let result = thread.resume::<mlua::Value>(arguments);
+        let mut stack = Stack::of(&self.lua, thread);
+        stack.step_singly(object.limits.fuel == Fuel::Exact);
+        meter::start(self.clock, &object.limits, left, heap_bytes);
+        let result = stack.resume();
         if matches!(&result, Err(error) if is_memory(error)) {
             meter::trip_working_memory();
         }
@@ -531,7 +538,7 @@ impl Vm {
                 let trace = result.err().map_or(String::new(), |error| failure(&error).1);
                 Err(ScriptError::Limit { limit, trace })
             }
-            (None, Ok(returned)) => Ok(returned),
+            (None, Ok(ran)) => Ok(ran),
             (None, Err(error)) => {
                 let (message, trace) = failure(&error);
                 Err(ScriptError::Runtime { message, trace })
@@ -540,18 +547,20 @@ impl Vm {
         (result, left, [heap_bytes, heap_bytes_after])
     }
 
-    fn thread(&mut self, function: Function) -> Result<Thread, ScriptError> {
-        match self.idle.pop() {
-            Some(thread) => {
-                thread.reset(function)?;
-                Ok(thread)
-            }
-            None => Ok(self.lua.create_thread(function)?),
+    /// A thread with nothing on its stack.
+    fn thread(&mut self) -> Result<Thread, ScriptError> {
+        if let Some(thread) = self.idle.pop() {
+            return Ok(thread);
         }
+        let thread = self.lua.create_thread(self.library.wrap.clone())?;
+        Stack::of(&self.lua, &thread).truncate(0);
+        Ok(thread)
     }
 
+    /// Keeps a thread that ran to its end, or not at all.
     fn recycle(&mut self, thread: Thread) {
         if self.idle.len() < IDLE_THREADS_MAX {
+            Stack::of(&self.lua, &thread).truncate(0);
             self.idle.push(thread);
         }
     }
