@@ -437,7 +437,7 @@ impl Node {
             handoff,
             entropy: Entropy::default(),
             collector: Collector::new(config.collect_after_ms),
-            homes: Homes::new(),
+            homes: Homes::new(Rng::new(!seed).next_u64()),
             incoming: None,
             sweep: Sweep::default(),
             resume_moving_us: 0,

@@ -22,9 +22,9 @@ use crate::bucket::ActiveDurability;
 use crate::client::{ActiveError, Called, ClientError, Handler, Operation, Quorum, Reply};
 use crate::detector::Health;
 use crate::get::Needed;
+use crate::message::ReadOutcome;
 use crate::mutation::Mutation;
 use crate::object::Object;
-use crate::replica::{hash_of, Held};
 use crate::timers::interval_number;
 use crate::types::{NodeId, Now, ObjectKey};
 
@@ -116,7 +116,8 @@ impl Node {
 
     /// True if a get would ask this node alone, and find just what the object that is loaded has seen.
     fn holds_what_is_seen(&mut self, now: Now, key: &ObjectKey, needed: Needed) -> bool {
-        if needed.total.max(needed.primaries) > 1 || self.homes.seen_row(key) == 0 {
+        let seen = self.homes.seen_row(key);
+        if needed.total.max(needed.primaries) > 1 || seen == 0 {
             return false;
         }
         let primaries = &self.placed_ring().preference_at(key.position())[..self.replicas_of(key)];
@@ -124,10 +125,7 @@ impl Node {
         if !is_whole || !primaries.contains(&self.id()) {
             return false;
         }
-        match self.replica.load(key) {
-            Held::Object(bytes) => self.homes.has_seen(key, hash_of(&bytes), now),
-            Held::Missing | Held::Corrupt => false,
-        }
+        self.homes.has_seen(key, seen, now) && self.replica.compare(key, seen) == ReadOutcome::Same
     }
 
     /// A call has read the object: `read`, with its hash or 0, or just what the loaded object has seen.

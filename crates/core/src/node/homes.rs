@@ -5,6 +5,8 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
+use hashbrown::HashTable;
+use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use super::coordinate::Hop;
 use super::copies::Walk;
@@ -14,7 +16,6 @@ use crate::active::{Active, Call, Failure, HostResult, Sandbox, Value};
 use crate::causality::VersionVector;
 use crate::client::{ClientError, Quorum, Reply};
 use crate::object::Object;
-use crate::replica::key_hash;
 use crate::types::{NodeId, Now, ObjectKey};
 
 /// The most calls that wait for one object whose handler waits for its node.
@@ -136,10 +137,12 @@ pub(super) enum Outcome {
 pub(super) struct Homes {
     pub sandbox: Option<Box<dyn Sandbox>>,
     /// By slot.
-    residents: Vec<Option<Box<Resident>>>,
+    residents: Vec<Option<(ObjectKey, Box<Resident>)>>,
     free: Vec<usize>,
-    /// The slot of each object. By a hash first: keys of one slot of the ring have long beginnings in common.
-    slots: BTreeMap<(u64, ObjectKey), usize>,
+    /// The slot of each object, by its key's hash.
+    slots: HashTable<usize>,
+    /// Of that hash. Unknown to clients, or they could choose keys with one hash.
+    seed: u64,
     /// The object that was asked for last: a call asks for one many times.
     last: Option<(ObjectKey, usize)>,
     awaited: BTreeMap<u64, Awaited>,
@@ -166,13 +169,14 @@ pub(super) struct Homes {
 }
 
 impl Homes {
-    /// No object is loaded.
-    pub fn new() -> Homes {
+    /// No object is loaded. `seed`: of hashes, unknown to clients.
+    pub fn new(seed: u64) -> Homes {
         Homes {
             sandbox: None,
             residents: Vec::new(),
             free: Vec::new(),
-            slots: BTreeMap::new(),
+            slots: HashTable::new(),
+            seed,
             last: None,
             awaited: BTreeMap::new(),
             next_number: 1,
@@ -192,7 +196,7 @@ impl Homes {
 
     pub fn get(&mut self, key: &ObjectKey) -> Option<&mut Resident> {
         let slot = self.slot(key)?;
-        self.residents[slot].as_deref_mut()
+        self.residents[slot].as_mut().map(|(_, resident)| &mut **resident)
     }
 
     fn slot(&mut self, key: &ObjectKey) -> Option<usize> {
@@ -202,7 +206,7 @@ impl Homes {
         if self.slots.is_empty() {
             return None;
         }
-        let slot = *self.slots.get(&place(key))?;
+        let slot = *self.slots.find(hash_of(key, self.seed), |slot| is_of(&self.residents, *slot, key))?;
         self.last = Some((key.clone(), slot));
         Some(slot)
     }
@@ -213,9 +217,13 @@ impl Homes {
             self.residents.push(None);
             self.residents.len() - 1
         });
-        self.residents[slot] = Some(Box::new(resident));
-        let before = self.slots.insert(place(&key), slot);
-        assert!(before.is_none(), "an object is loaded twice");
+        assert!(self.slot(&key).is_none(), "an object is loaded twice");
+        let (residents, seed) = (&mut self.residents, self.seed);
+        let hash = hash_of(&key, seed);
+        residents[slot] = Some((key, Box::new(resident)));
+        self.slots.insert_unique(hash, slot, |slot| {
+            residents[*slot].as_ref().map_or(0, |(key, _)| hash_of(key, seed))
+        });
     }
 
     /// The hash of a row that the object under `key` has seen all of, 0 if none is known.
@@ -240,10 +248,12 @@ impl Homes {
 
     /// Takes an object out of the sandbox. Returns what was known of it.
     pub fn unload(&mut self, key: &ObjectKey) -> Option<Resident> {
-        let slot = self.slots.remove(&place(key))?;
+        let slot =
+            self.slots.find_entry(hash_of(key, self.seed), |slot| is_of(&self.residents, *slot, key)).ok()?;
+        let (slot, _) = slot.remove();
         self.last = None;
         self.free.push(slot);
-        let resident = *self.residents[slot].take()?;
+        let (_, resident) = self.residents[slot].take()?;
         if let Some(sandbox) = &mut self.sandbox {
             sandbox.unload(key);
         }
@@ -253,7 +263,7 @@ impl Homes {
         if let Some(run) = &resident.run {
             self.awaited.remove(&run.number);
         }
-        Some(resident)
+        Some(*resident)
     }
 
     /// Takes an object out of the sandbox if it has not been asked anything and has nothing to tell.
@@ -398,9 +408,7 @@ impl Homes {
         // Whom nobody has called for long begins anew.
         self.pauses.retain(|_, pause| now_us < pause.until_us + PAUSE_US_MAX);
         let is_clean = |one: &Resident| one.run.is_none() && one.flush_us.is_none();
-        let all =
-            self.slots.iter().filter_map(|((_, key), slot)| Some((key, self.residents[*slot].as_deref()?)));
-        let clean = all.filter(|(_, one)| is_clean(one));
+        let clean = self.residents.iter().flatten().filter(|(_, one)| is_clean(one));
         let mut clean: Vec<(u64, ObjectKey)> = clean.map(|(key, one)| (one.used_us, key.clone())).collect();
         clean.sort_unstable();
         let idle = clean.partition_point(|(used_us, _)| used_us + IDLE_US <= now_us);
@@ -441,8 +449,12 @@ impl Homes {
     }
 }
 
-fn place(key: &ObjectKey) -> (u64, ObjectKey) {
-    (key_hash(key.row()), key.clone())
+fn hash_of(key: &ObjectKey, seed: u64) -> u64 {
+    xxh3_64_with_seed(key.row(), seed)
+}
+
+fn is_of(residents: &[Option<(ObjectKey, Box<Resident>)>], slot: usize, key: &ObjectKey) -> bool {
+    residents[slot].as_ref().is_some_and(|(of, _)| of == key)
 }
 
 /// The jobs of a queue.
