@@ -42,29 +42,33 @@ struct Pause {
 }
 
 /// An object that is loaded in the sandbox.
+///
+/// In the order of the source: what each call looks at comes first. Objects are asked in any order, so that each of
+/// their cache lines has to be fetched.
+#[repr(C)]
 pub(super) struct Resident {
-    /// All writes that went into it.
-    pub seen: VersionVector,
-    /// As it was last saved, or found.
-    pub active: Active,
+    /// Hash of a row that this is all made of: who reads it again need not look into it. 0: none is known.
+    pub row_hash: u64,
     pub expires_ms: Option<u64>,
-    pub headers: Vec<(Bytes, Bytes)>,
-    /// It differs from what is stored whatever its state says: it joins several versions, or has new code.
-    pub must_save: bool,
-    /// The handler that runs has stored the object itself.
-    pub has_put: bool,
-    /// When what its handlers changed is written at the latest, in `mono_us`; `None`: nothing was run since.
-    pub flush_us: Option<u64>,
     /// Boxed, as what few objects have: those that are loaded are many.
     pub run: Option<Box<Run>>,
     /// With what the replicas hold, unless the object has seen just that.
     pub queue: VecDeque<(Job, Option<Object>)>,
-    /// Hash of a row that this is all made of: who reads it again need not look into it. 0: none is known.
-    pub row_hash: u64,
     pub used_us: u64,
     /// The timer interval for which it got its messages.
     pub refilled: u64,
+    /// When what its handlers changed is written at the latest, in `mono_us`; `None`: nothing was run since.
+    pub flush_us: Option<u64>,
     pub report: Report,
+    /// It differs from what is stored whatever its state says: it joins several versions, or has new code.
+    pub must_save: bool,
+    /// The handler that runs has stored the object itself.
+    pub has_put: bool,
+    /// As it was last saved, or found.
+    pub active: Active,
+    /// All writes that went into it.
+    pub seen: VersionVector,
+    pub headers: Vec<(Bytes, Bytes)>,
 }
 
 impl Resident {
@@ -200,7 +204,7 @@ impl Homes {
     }
 
     fn slot(&mut self, key: &ObjectKey) -> Option<usize> {
-        if let Some((_, slot)) = self.last.as_ref().filter(|(last, _)| last == key) {
+        if let Some((_, slot)) = self.last.as_ref().filter(|(last, _)| last.is_same(key)) {
             return Some(*slot);
         }
         if self.slots.is_empty() {
@@ -454,7 +458,7 @@ fn hash_of(key: &ObjectKey, seed: u64) -> u64 {
 }
 
 fn is_of(residents: &[Option<(ObjectKey, Box<Resident>)>], slot: usize, key: &ObjectKey) -> bool {
-    residents[slot].as_ref().is_some_and(|(of, _)| of == key)
+    residents[slot].as_ref().is_some_and(|(of, _)| of.is_same(key))
 }
 
 /// The jobs of a queue.
