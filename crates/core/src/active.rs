@@ -370,13 +370,18 @@ pub struct Limits {
     pub messages: u32,
 }
 
+/// Where a sandbox has an object.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Place(pub u32);
+
 /// What runs the code of active objects. One thread uses it.
 ///
 /// It keeps the objects that were loaded, by key, until they are unloaded. Of one object one run is under way at a
 /// time, those that wait included: that is for the caller to keep. Who asks for an object that is not loaded gets a
 /// [`FailureKind::Limit`], or nothing.
 pub trait Sandbox {
-    /// Makes an object from its source and, unless it is new, its state, in place of any of this key.
+    /// Makes an object from its source and, unless it is new, its state, in place of any of this key. Returns where the
+    /// sandbox has it, for as long as it is there.
     fn load(
         &mut self,
         key: &ObjectKey,
@@ -384,13 +389,13 @@ pub trait Sandbox {
         state: Option<&Bytes>,
         limits: &Limits,
         facts: Facts,
-    ) -> Result<(), Failure>;
+    ) -> Result<Place, Failure>;
 
     /// True if the object defines this function.
     fn has(&self, key: &ObjectKey, function: &str) -> bool;
 
-    /// Runs a function.
-    fn call(&mut self, key: &ObjectKey, invocation: &Invocation) -> Turn;
+    /// Runs a function. `place`: where `load` has said that the object is; with any other it is looked for.
+    fn call(&mut self, key: &ObjectKey, place: Place, invocation: &Invocation) -> Turn;
 
     /// Goes on with the run that waits.
     fn resume(&mut self, key: &ObjectKey, result: HostResult, facts: Facts) -> Turn;

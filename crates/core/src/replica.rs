@@ -101,8 +101,37 @@ pub struct Replica {
     needs_durable: bool,
     corrupt: Vec<String>,
     keeps_actor: bool,
+    changes: Changes,
     /// See [`Replica::loaded_bytes`].
     loaded_bytes: u64,
+}
+
+/// Changes of rows, for who watches them.
+struct Changes {
+    is_watched: bool,
+    keys: Vec<ObjectKey>,
+    epoch: u32,
+}
+
+/// Nobody watches any more if so many changes were not looked at.
+const CHANGES_MAX: usize = 1000;
+
+impl Changes {
+    fn note(&mut self, key: &ObjectKey) {
+        if self.is_watched {
+            self.keys.push(key.clone());
+            if self.keys.len() > CHANGES_MAX {
+                self.lose();
+            }
+        }
+    }
+
+    /// Any row may have changed.
+    fn lose(&mut self) {
+        self.keys.clear();
+        self.is_watched = false;
+        self.epoch = self.epoch.wrapping_add(1).max(1);
+    }
 }
 
 /// The most of an object's name that a log line shows.
@@ -210,6 +239,7 @@ impl Replica {
             corrupt: Vec::new(),
             keeps_actor: false,
             loaded_bytes: 0,
+            changes: Changes { is_watched: false, keys: Vec::new(), epoch: 1 },
         };
         replica.save_identity();
         replica.find_timers();
@@ -297,6 +327,14 @@ impl Replica {
         }
     }
 
+    /// Shows the keys whose rows may have changed since the last call, and returns the number of the epoch, from 1: in
+    /// each, all of them are shown.
+    pub fn watch(&mut self, show: impl FnMut(&ObjectKey)) -> u32 {
+        self.changes.is_watched = true;
+        self.changes.keys.drain(..).as_slice().iter().for_each(show);
+        self.changes.epoch
+    }
+
     /// The hash of what is held under `key`, if it is remembered.
     pub fn known_hash(&self, key: &ObjectKey) -> Option<u64> {
         self.known.hash(key)
@@ -324,6 +362,7 @@ impl Replica {
             let is_spare = is_active && !object.spare_of(self.identity.node).is_empty();
             self.note_placed(key, is_placed(&bytes), is_spare);
         }
+        self.changes.note(key);
         self.store.apply((Space::Data, key.row().clone(), Some(bytes)));
     }
 
@@ -561,6 +600,7 @@ impl Replica {
         self.note_timer(key, 0);
         self.note_placed(key, false, false);
         self.known.forget(key);
+        self.changes.note(key);
         self.store.apply((Space::Data, key.row().clone(), None));
     }
 
@@ -683,6 +723,7 @@ impl Replica {
                 self.timers.undone();
                 self.placed.undone();
                 self.known.clear();
+                self.changes.lose();
                 self.identity_is_dirty = true;
                 Err(error)
             }
@@ -706,6 +747,7 @@ impl Replica {
         // What is remembered of a row that cannot be read any more must not pass for the row. Which rows a damaged
         // block had, nobody knows.
         self.known.clear();
+        self.changes.lose();
         // Also after a restart: by then the row may have been replaced, and nothing else would tell.
         self.must_renew("a corrupt row was found");
     }

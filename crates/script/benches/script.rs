@@ -5,7 +5,7 @@
 use std::hint::black_box;
 
 use divan::Bencher;
-use oort_core::active::{Sandbox, Turn};
+use oort_core::active::{Place, Sandbox, Turn};
 use oort_core::types::ObjectKey;
 use oort_script::{
     Caller, CallerPlace, Config, Facts, Fuel, Invocation, Limits, Machine, Object, Step, Vm, COMET_LIMITS,
@@ -59,13 +59,12 @@ fn counter(bencher: Bencher, fuel: Fuel) {
 #[divan::bench(args = MODES, sample_size = 200)]
 fn counter_by_key(bencher: Bencher, fuel: Fuel) {
     let mut machine = Machine::new(|| 0).expect("a machine starts");
-    for n in 0..1000 {
-        machine.load(&key(n), &COUNTER.into(), None, &limits(fuel), FACTS).expect("the object loads");
-    }
+    let load = |n| machine.load(&key(n), &COUNTER.into(), None, &limits(fuel), FACTS);
+    let places: Vec<Place> = (0..1000).map(load).map(|place| place.expect("the object loads")).collect();
     let invocation =
         Invocation { function: "onGet", caller: CallerPlace::None, arguments: &[], facts: FACTS };
-    let key = key(7);
-    bencher.bench_local(|| match machine.call(&key, &invocation) {
+    let (key, place) = (key(7), places[7]);
+    bencher.bench_local(|| match machine.call(&key, place, &invocation) {
         Turn::Done(done) => done,
         other => panic!("{other:?}"),
     });

@@ -66,7 +66,7 @@ pub use machine::Machine;
 pub use meter::Clock;
 pub use object::Object;
 pub use oort_core::active::{
-    Answer, Caller, CallerPlace, Done, Facts, Fuel, HostRequest, HostResult, Invocation, Limits, PutData,
-    Value,
+    Answer, Caller, CallerPlace, Done, Facts, Fuel, HostRequest, HostResult, Invocation, Limits, Place,
+    PutData, Value,
 };
 pub use vm::{Config, Step, Suspended, Vm};

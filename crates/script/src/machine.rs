@@ -4,7 +4,9 @@ use std::collections::HashMap;
 use std::hash::{BuildHasher, Hasher, RandomState};
 
 use bytes::Bytes;
-use oort_core::active::{Facts, Failure, FailureKind, HostResult, Invocation, Limits, Sandbox, Turn, Value};
+use oort_core::active::{
+    Facts, Failure, FailureKind, HostResult, Invocation, Limits, Place, Sandbox, Turn, Value,
+};
 use oort_core::types::ObjectKey;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
@@ -21,11 +23,14 @@ const SPARE_MIN: usize = 64;
 /// A virtual machine with the objects that were loaded into it.
 pub struct Machine {
     vm: Vm,
-    /// Boxed: free places of the table are small.
-    objects: HashMap<ObjectKey, Box<Resident>, KeyHash>,
+    /// By place. Boxed: free places are small.
+    residents: Vec<Option<Box<Resident>>>,
+    free: Vec<Place>,
+    places: HashMap<ObjectKey, Place, KeyHash>,
 }
 
 struct Resident {
+    key: ObjectKey,
     object: Object,
     waiting: Option<Box<Suspended>>,
 }
@@ -38,7 +43,8 @@ impl Machine {
     /// Errors: `Machine`, without memory.
     pub fn new(clock: Clock) -> Result<Machine, ScriptError> {
         let vm = Vm::new(Config { clock, ..Config::default() })?;
-        Ok(Machine { vm, objects: HashMap::with_hasher(KeyHash::new()) })
+        let places = HashMap::with_hasher(KeyHash::new());
+        Ok(Machine { vm, residents: Vec::new(), free: Vec::new(), places })
     }
 
     /// Collects all garbage at once. For tests and measurements: it takes as long as the machine is large.
@@ -49,16 +55,48 @@ impl Machine {
     }
 
     fn object(&self, key: &ObjectKey) -> Option<&Object> {
-        self.objects.get(key).map(|resident| &resident.object)
+        let Place(at) = self.places.get(key)?;
+        self.residents[*at as usize].as_deref().map(|resident| &resident.object)
     }
 
     /// Errors: whoever asks for an object that is not loaded, or for a run that does not wait, has a fault of its own,
     /// which shall not end the node.
     fn resident(&mut self, key: &ObjectKey) -> Result<(&mut Vm, &mut Resident), Failure> {
-        match self.objects.get_mut(key) {
+        let place = self.places.get(key).copied();
+        self.resident_at(key, place.unwrap_or_default())
+    }
+
+    /// As `resident`, looking at a place first.
+    fn resident_at(&mut self, key: &ObjectKey, place: Place) -> Result<(&mut Vm, &mut Resident), Failure> {
+        let is_there = |place: Place| {
+            let resident = self.residents.get(place.0 as usize).and_then(Option::as_deref);
+            resident.is_some_and(|resident| resident.key.is_same(key))
+        };
+        let place = match is_there(place) {
+            true => Some(place),
+            false => self.places.get(key).copied(),
+        };
+        match place.and_then(|Place(at)| self.residents[at as usize].as_deref_mut()) {
             Some(resident) => Ok((&mut self.vm, resident)),
             None => Err(misused("the object is not loaded")),
         }
+    }
+
+    fn remove(&mut self, key: &ObjectKey) -> Option<Box<Resident>> {
+        let place = self.places.remove(key)?;
+        self.free.push(place);
+        self.residents[place.0 as usize].take()
+    }
+
+    fn insert(&mut self, key: ObjectKey, object: Object) -> Place {
+        let place = self.free.pop().unwrap_or_else(|| {
+            self.residents.push(None);
+            Place(self.residents.len() as u32 - 1)
+        });
+        self.residents[place.0 as usize] =
+            Some(Box::new(Resident { key: key.clone(), object, waiting: None }));
+        self.places.insert(key, place);
+        place
     }
 }
 
@@ -71,8 +109,8 @@ impl Sandbox for Machine {
         state: Option<&Bytes>,
         limits: &Limits,
         facts: Facts,
-    ) -> Result<(), Failure> {
-        let before = self.objects.remove(key);
+    ) -> Result<Place, Failure> {
+        let before = self.remove(key);
         let state = state.map(|state| &state[..]);
         let mut object = self.vm.load(key.key_bytes(), source, state, *limits, facts).map_err(failure)?;
         if let Some(before) = before {
@@ -80,16 +118,15 @@ impl Sandbox for Machine {
             object.last_dot = object.last_dot.max(before.object.last_dot);
             object.messages_left = object.messages_left.min(before.object.messages_left);
         }
-        self.objects.insert(key.clone(), Box::new(Resident { object, waiting: None }));
-        Ok(())
+        Ok(self.insert(key.clone(), object))
     }
 
     fn has(&self, key: &ObjectKey, function: &str) -> bool {
         self.object(key).is_some_and(|object| object.has(function))
     }
 
-    fn call(&mut self, key: &ObjectKey, invocation: &Invocation) -> Turn {
-        let (vm, resident) = match self.resident(key) {
+    fn call(&mut self, key: &ObjectKey, place: Place, invocation: &Invocation) -> Turn {
+        let (vm, resident) = match self.resident_at(key, place) {
             Ok((_, resident)) if resident.waiting.is_some() => {
                 return Turn::Failed(misused("a run of the object waits"))
             }
@@ -140,7 +177,7 @@ impl Sandbox for Machine {
     }
 
     fn refill_messages(&mut self, key: &ObjectKey) {
-        if let Some(resident) = self.objects.get_mut(key) {
+        if let Ok((_, resident)) = self.resident(key) {
             resident.object.refill_messages();
         }
     }
@@ -150,9 +187,9 @@ impl Sandbox for Machine {
     }
 
     fn unload(&mut self, key: &ObjectKey) {
-        self.objects.remove(key);
-        if self.objects.capacity() > SPARE_FACTOR * self.objects.len().max(SPARE_MIN) {
-            self.objects.shrink_to(2 * self.objects.len());
+        self.remove(key);
+        if self.places.capacity() > SPARE_FACTOR * self.places.len().max(SPARE_MIN) {
+            self.places.shrink_to(2 * self.places.len());
         }
     }
 
@@ -162,9 +199,11 @@ impl Sandbox for Machine {
 
     fn used_bytes(&self) -> usize {
         // One byte more is the table's own.
-        let entry_bytes = size_of::<(ObjectKey, Box<Resident>)>() + 1;
-        let outside_bytes =
-            self.objects.capacity() * entry_bytes + self.objects.len() * size_of::<Resident>();
+        let entry_bytes = size_of::<(ObjectKey, Place)>() + 1;
+        let place_bytes = size_of::<Option<Box<Resident>>>() + size_of::<Place>();
+        let outside_bytes = self.places.capacity() * entry_bytes
+            + self.residents.capacity() * place_bytes
+            + self.places.len() * size_of::<Resident>();
         self.vm.used_bytes() + outside_bytes
     }
 }

@@ -321,13 +321,11 @@ impl Vm {
         main.set_environment(object.globals.clone())?;
         let thread = self.thread()?;
         Stack::of(&self.lua, &thread).push(&mlua::Value::Function(main))?;
-        let run = Run::new(object, facts);
+        let mut run = Run::new(object, facts);
         self.enter(object, &run);
-        let (result, ..) = self.turn(object, &thread, run.left);
-        let ran = result?;
-        object.last_dot = self.context.last_dot.get();
-        if ran == Ran::ToAYield || !self.context.deferred.borrow().is_empty() {
-            self.context.deferred.borrow_mut().clear();
+        let (result, left, _) = self.turn(object, &thread, run.left);
+        self.leave(object, &mut run, left);
+        if result? == Ran::ToAYield || !run.deferred.is_empty() {
             return Err(cannot_wait_while_loading());
         }
         let mut found = match Stack::of(&self.lua, &thread).value(1)? {
@@ -481,13 +479,14 @@ impl Vm {
     }
 
     /// Shows the host functions this call.
-    fn enter(&self, object: &Object, run: &Run) {
+    fn enter(&self, object: &mut Object, run: &Run) {
         let context = &self.context;
         context.now_ms.set(run.facts.now_ms);
         context.actor.set(run.facts.actor);
         context.last_dot.set(object.last_dot);
         context.random.set(run.random);
-        *context.key.borrow_mut() = object.key.clone();
+        // Lent, not cloned: that would touch one more place in memory.
+        std::mem::swap(&mut *context.key.borrow_mut(), &mut object.key);
         context.object.set(object.fields.to_pointer());
         context.bytes_max.set(object.limits.memory_bytes as usize);
         context.messages_max.set(object.limits.messages);
@@ -509,6 +508,7 @@ impl Vm {
         object.messages_left = context.messages_left.get();
         object.last_dot = context.last_dot.get();
         context.object.set(std::ptr::null());
+        std::mem::swap(&mut *context.key.borrow_mut(), &mut object.key);
     }
 
     /// Lets a thread run within the limits. Returns how far it got, what is left of the limits, and the size of Lua's

@@ -5,7 +5,7 @@ mod support;
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
-use oort_core::active::{Sandbox, Turn};
+use oort_core::active::{Place, Sandbox, Turn};
 use oort_core::types::ObjectKey;
 use oort_script::{
     decode, encode, Answer, CallerPlace, Facts, Invocation, Machine, ScriptError, Value, COMET_LIMITS,
@@ -404,7 +404,7 @@ impl Replica {
     fn call(&mut self, function: &str, arguments: &[Value]) -> Value {
         let facts = Facts { now_ms: self.now_ms, seed: 0, actor: self.actor };
         let invocation = Invocation { function, caller: CallerPlace::None, arguments, facts };
-        match self.machine.call(&self.key, &invocation) {
+        match self.machine.call(&self.key, Place::default(), &invocation) {
             Turn::Done(done) => match done.answer {
                 Answer::Value(value) => value,
                 Answer::Object => Value::Nil,

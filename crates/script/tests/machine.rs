@@ -22,7 +22,8 @@ fn load(machine: &mut Machine, name: &str, source: &'static str) -> ObjectKey {
 }
 
 fn call(machine: &mut Machine, key: &ObjectKey, function: &str) -> Turn {
-    machine.call(key, &Invocation { function, caller: CallerPlace::None, arguments: &[], facts: FACTS })
+    let invocation = Invocation { function, caller: CallerPlace::None, arguments: &[], facts: FACTS };
+    machine.call(key, Place::default(), &invocation)
 }
 
 fn value(turn: Turn) -> Value {

@@ -11,12 +11,14 @@
 //!
 //! Source: DESIGN §5; Comet §3. Differs: in Comet every replica runs its own copy.
 
+use std::borrow::Cow;
+
 use super::coordinate::Hop;
 use super::homes::{Asked, Awaited, Job, Run, What, QUEUE_MAX};
 use super::{Node, Origin, Output, Purpose, Task, Work};
 use crate::active::{
-    Answer, Ask, Call, Caller, CallerPlace, Done, Facts, Failure, FailureKind, Invocation, Limits, Sandbox,
-    Turn, Value, INTERVAL_MS_DEFAULT,
+    Answer, Ask, Call, Caller, CallerPlace, Done, Facts, Failure, FailureKind, Invocation, Limits, Place,
+    Sandbox, Turn, Value, INTERVAL_MS_DEFAULT,
 };
 use crate::bucket::ActiveDurability;
 use crate::client::{ActiveError, Called, ClientError, Handler, Operation, Quorum, Reply};
@@ -125,7 +127,13 @@ impl Node {
         if !is_whole || !primaries.contains(&self.id()) {
             return false;
         }
-        self.homes.has_seen(key, seen, now) && self.replica.compare(key, seen) == ReadOutcome::Same
+        let Self { homes, replica, .. } = self;
+        let epoch = replica.watch(|changed| homes.note_change(changed));
+        if !homes.has_seen(key, seen, now) {
+            return false;
+        }
+        homes.is_unchanged(key, epoch)
+            || replica.compare(key, seen) == ReadOutcome::Same && homes.note_unchanged(key, epoch)
     }
 
     /// A call has read the object: `read`, with its hash or 0, or just what the loaded object has seen.
@@ -267,6 +275,7 @@ impl Node {
         };
         resident.used_us = now.mono_us;
         resident.has_put = false;
+        let place = resident.place;
         let interval_ms =
             if resident.active.interval_ms > 0 { resident.active.interval_ms } else { INTERVAL_MS_DEFAULT };
         let interval = interval_number(key, interval_ms, now.wall_ms);
@@ -278,43 +287,39 @@ impl Node {
         if is_new_interval {
             sandbox.refill_messages(key);
         }
-        let (name, caller, arguments) = match &job.what {
+        let nobody = Caller::default();
+        let (function, caller, arguments) = match &job.what {
             What::Call(asked) => {
                 let Call { what, arguments, caller } = &asked.call;
-                let nobody = &Caller::default();
-                let caller = caller.as_deref().unwrap_or(nobody);
-                match what {
+                let caller = caller.as_deref().unwrap_or(&nobody);
+                let function = match what {
                     Ask::Info => {
                         let info = self.info(now, key);
                         return self.answer_call(job.origin, info, false, out);
                     }
-                    Ask::Get => {
-                        let on_get = Handler::OnGet.name();
-                        let turn =
-                            call_on(sandbox, key, on_get, CallerPlace::First(caller), arguments, facts);
-                        if matches!(&turn, Turn::Failed(failure) if failure.kind == FailureKind::NoFunction) {
-                            let value = sandbox.field(key, "value");
-                            return self.answer_call(job.origin, value, false, out);
-                        }
-                        return self.take_turn(now, key, job, turn, out);
-                    }
-                    Ask::Function(name) => {
-                        let name = String::from_utf8_lossy(name).into_owned();
-                        let place = match name == Handler::OnGet.name() {
-                            true => CallerPlace::First(caller),
-                            false => CallerPlace::Last(caller),
-                        };
-                        let turn = call_on(sandbox, key, &name, place, arguments, facts);
-                        return self.take_turn(now, key, job, turn, out);
-                    }
+                    Ask::Get => Cow::Borrowed(Handler::OnGet.name()),
+                    Ask::Function(name) => String::from_utf8_lossy(name),
+                };
+                match function == Handler::OnGet.name() {
+                    true => (function, CallerPlace::First(caller), &arguments[..]),
+                    false => (function, CallerPlace::Last(caller), &arguments[..]),
                 }
             }
             What::Timer(_) | What::Place | What::Update(_) => {
-                (Handler::OnTimer.name(), CallerPlace::None, &[][..])
+                (Cow::Borrowed(Handler::OnTimer.name()), CallerPlace::None, &[][..])
             }
         };
-        let turn = call_on(sandbox, key, name, caller, arguments, facts);
-        self.take_turn(now, key, job, turn, out);
+        let turn = sandbox.call(key, place, &Invocation { function: &function, caller, arguments, facts });
+        match turn {
+            Turn::Failed(failure)
+                if failure.kind == FailureKind::NoFunction
+                    && matches!(&job.what, What::Call(asked) if asked.call.what == Ask::Get) =>
+            {
+                let value = sandbox.field(key, "value");
+                self.answer_call(job.origin, value, false, out);
+            }
+            turn => self.take_turn(now, key, job, turn, out),
+        }
     }
 
     /// Goes on with a job as far as its handler got.
@@ -420,5 +425,5 @@ pub(super) fn call_on(
     arguments: &[Value],
     facts: Facts,
 ) -> Turn {
-    sandbox.call(key, &Invocation { function, caller, arguments, facts })
+    sandbox.call(key, Place::default(), &Invocation { function, caller, arguments, facts })
 }

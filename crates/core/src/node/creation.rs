@@ -156,7 +156,7 @@ impl Node {
             if sandbox.has(key, Handler::OnUpdate.name()) {
                 let candidate = ObjectKey::new(CANDIDATE_BUCKET, key.key()).expect("it is another's key");
                 let loaded = sandbox.load(&candidate, source, None, &limits, facts);
-                let fields = loaded.and_then(|()| sandbox.fields(&candidate));
+                let fields = loaded.and_then(|_| sandbox.fields(&candidate));
                 sandbox.unload(&candidate);
                 let verdict = self.ask_on_update(now, key, fields.map_err(failed)?, caller)?;
                 if !matches!(verdict, Verdict::Accept) {
@@ -171,11 +171,14 @@ impl Node {
         }
         let queue = self.homes.unload(key).map(|resident| resident.queue).unwrap_or_default();
         let loaded = self.sandbox()?.load(key, source, None, &limits, facts);
-        if let Err(failure) = loaded {
-            self.note_failure(now, key, &failure);
-            self.homes.orphan(key, jobs(queue));
-            return Err(failed(failure));
-        }
+        let place = match loaded {
+            Ok(place) => place,
+            Err(failure) => {
+                self.note_failure(now, key, &failure);
+                self.homes.orphan(key, jobs(queue));
+                return Err(failed(failure));
+            }
+        };
         let properties = self.buckets().properties(key.bucket());
         let given = Circumstances {
             wall_ms: now.wall_ms,
@@ -190,6 +193,9 @@ impl Node {
             placement: None,
         };
         let resident = Resident {
+            key: key.clone(),
+            place,
+            unchanged: 0,
             expires_ms: expiry.resolve(&merged, given),
             seen: merged.context().clone(),
             active,
@@ -204,7 +210,7 @@ impl Node {
             refilled: 0,
             report: Report::default(),
         };
-        self.homes.insert(key.clone(), resident);
+        self.homes.insert(resident);
         let verdict = self.ask_on_put(now, key, caller);
         match verdict {
             Ok(Verdict::Keep) => {

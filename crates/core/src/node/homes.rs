@@ -12,7 +12,7 @@ use super::coordinate::Hop;
 use super::copies::Walk;
 use super::puts::Update;
 use super::Origin;
-use crate::active::{Active, Call, Failure, HostResult, Sandbox, Value};
+use crate::active::{Active, Call, Failure, HostResult, Place, Sandbox, Value};
 use crate::causality::VersionVector;
 use crate::client::{ClientError, Quorum, Reply};
 use crate::object::Object;
@@ -47,6 +47,11 @@ struct Pause {
 /// their cache lines has to be fetched.
 #[repr(C)]
 pub(super) struct Resident {
+    pub key: ObjectKey,
+    /// Where the sandbox has it.
+    pub place: Place,
+    /// The replica's epoch in which its row was last found to be the one of `row_hash`; 0: it may have changed since.
+    pub unchanged: u32,
     /// Hash of a row that this is all made of: who reads it again need not look into it. 0: none is known.
     pub row_hash: u64,
     pub expires_ms: Option<u64>,
@@ -141,7 +146,7 @@ pub(super) enum Outcome {
 pub(super) struct Homes {
     pub sandbox: Option<Box<dyn Sandbox>>,
     /// By slot.
-    residents: Vec<Option<(ObjectKey, Box<Resident>)>>,
+    residents: Vec<Option<Box<Resident>>>,
     free: Vec<usize>,
     /// The slot of each object, by its key's hash.
     slots: HashTable<usize>,
@@ -200,7 +205,7 @@ impl Homes {
 
     pub fn get(&mut self, key: &ObjectKey) -> Option<&mut Resident> {
         let slot = self.slot(key)?;
-        self.residents[slot].as_mut().map(|(_, resident)| &mut **resident)
+        self.residents[slot].as_deref_mut()
     }
 
     fn slot(&mut self, key: &ObjectKey) -> Option<usize> {
@@ -216,17 +221,17 @@ impl Homes {
     }
 
     /// Takes in an object that is not there yet.
-    pub fn insert(&mut self, key: ObjectKey, resident: Resident) {
+    pub fn insert(&mut self, resident: Resident) {
         let slot = self.free.pop().unwrap_or_else(|| {
             self.residents.push(None);
             self.residents.len() - 1
         });
-        assert!(self.slot(&key).is_none(), "an object is loaded twice");
+        assert!(self.slot(&resident.key).is_none(), "an object is loaded twice");
         let (residents, seed) = (&mut self.residents, self.seed);
-        let hash = hash_of(&key, seed);
-        residents[slot] = Some((key, Box::new(resident)));
+        let hash = hash_of(&resident.key, seed);
+        residents[slot] = Some(Box::new(resident));
         self.slots.insert_unique(hash, slot, |slot| {
-            residents[*slot].as_ref().map_or(0, |(key, _)| hash_of(key, seed))
+            residents[*slot].as_ref().map_or(0, |resident| hash_of(&resident.key, seed))
         });
     }
 
@@ -241,12 +246,34 @@ impl Homes {
         resident.is_some_and(|resident| !resident.has_expired(now))
     }
 
+    /// The row of `key` has changed.
+    pub fn note_change(&mut self, key: &ObjectKey) {
+        if let Some(resident) = self.get(key) {
+            resident.unchanged = 0;
+        }
+    }
+
+    /// True if the row of `key` was found to be the one that the object has seen, and has not changed since: in `epoch`
+    /// all changes were noted.
+    pub fn is_unchanged(&mut self, key: &ObjectKey, epoch: u32) -> bool {
+        self.get(key).is_some_and(|resident| resident.unchanged == epoch)
+    }
+
+    /// Notes that it was found to be so. True.
+    pub fn note_unchanged(&mut self, key: &ObjectKey, epoch: u32) -> bool {
+        if let Some(resident) = self.get(key) {
+            resident.unchanged = epoch;
+        }
+        true
+    }
+
     /// Notes the hash of `read`, if the object under `key` is made of all that it holds.
     pub fn note_row(&mut self, key: &ObjectKey, read: &Object, hash: u64) {
         let [(_, version)] = read.0.values() else { return };
         let Some(resident) = self.get(key) else { return };
         if resident.seen.descends(read.context()) && resident.expires_ms == version.expires_ms {
             resident.row_hash = hash;
+            resident.unchanged = 0;
         }
     }
 
@@ -257,7 +284,7 @@ impl Homes {
         let (slot, _) = slot.remove();
         self.last = None;
         self.free.push(slot);
-        let (_, resident) = self.residents[slot].take()?;
+        let resident = *self.residents[slot].take()?;
         if let Some(sandbox) = &mut self.sandbox {
             sandbox.unload(key);
         }
@@ -267,7 +294,7 @@ impl Homes {
         if let Some(run) = &resident.run {
             self.awaited.remove(&run.number);
         }
-        Some(*resident)
+        Some(resident)
     }
 
     /// Takes an object out of the sandbox if it has not been asked anything and has nothing to tell.
@@ -412,8 +439,8 @@ impl Homes {
         // Whom nobody has called for long begins anew.
         self.pauses.retain(|_, pause| now_us < pause.until_us + PAUSE_US_MAX);
         let is_clean = |one: &Resident| one.run.is_none() && one.flush_us.is_none();
-        let clean = self.residents.iter().flatten().filter(|(_, one)| is_clean(one));
-        let mut clean: Vec<(u64, ObjectKey)> = clean.map(|(key, one)| (one.used_us, key.clone())).collect();
+        let clean = self.residents.iter().flatten().filter(|one| is_clean(one));
+        let mut clean: Vec<(u64, ObjectKey)> = clean.map(|one| (one.used_us, one.key.clone())).collect();
         clean.sort_unstable();
         let idle = clean.partition_point(|(used_us, _)| used_us + IDLE_US <= now_us);
         let count = if is_crowded { idle.max(clean.len() / 2) } else { idle };
@@ -457,8 +484,8 @@ fn hash_of(key: &ObjectKey, seed: u64) -> u64 {
     xxh3_64_with_seed(key.row(), seed)
 }
 
-fn is_of(residents: &[Option<(ObjectKey, Box<Resident>)>], slot: usize, key: &ObjectKey) -> bool {
-    residents[slot].as_ref().is_some_and(|(of, _)| of.is_same(key))
+fn is_of(residents: &[Option<Box<Resident>>], slot: usize, key: &ObjectKey) -> bool {
+    residents[slot].as_ref().is_some_and(|resident| resident.key.is_same(key))
 }
 
 /// The jobs of a queue.

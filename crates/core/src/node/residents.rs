@@ -94,13 +94,19 @@ impl Node {
         };
         let (facts, limits) = (self.facts(now), self.limits(key));
         let state = Some(&active.state).filter(|state| !state.is_empty());
-        if let Err(failure) = self.sandbox()?.load(key, &active.source, state, &limits, facts) {
-            self.note_failure(now, key, &failure);
-            return Err(failed(failure));
-        }
+        let place = match self.sandbox()?.load(key, &active.source, state, &limits, facts) {
+            Ok(place) => place,
+            Err(failure) => {
+                self.note_failure(now, key, &failure);
+                return Err(failed(failure));
+            }
+        };
         let others: Vec<&Version> =
             merged.0.values().iter().filter(|(other, _)| other != dot).map(|(_, version)| version).collect();
         let resident = Resident {
+            key: key.clone(),
+            place,
+            unchanged: 0,
             seen: merged.context().clone(),
             active: (**active).clone(),
             expires_ms: version.expires_ms,
@@ -115,7 +121,7 @@ impl Node {
             refilled: 0,
             report: Report::default(),
         };
-        self.homes.insert(key.clone(), resident);
+        self.homes.insert(resident);
         #[cfg(feature = "sabotage")]
         let others = match self.config.sabotage {
             crate::config::Sabotage::KeepOneHome => Vec::new(),

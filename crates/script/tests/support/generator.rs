@@ -2,7 +2,7 @@
 //! hold, states that come back as they were, and neighbours that notice nothing.
 
 use bytes::Bytes;
-use oort_core::active::{Failure, Sandbox, Turn};
+use oort_core::active::{Failure, Place, Sandbox, Turn};
 use oort_core::types::ObjectKey;
 use oort_script::{
     decode, encode, Answer, CallerPlace, Clock, Facts, HostResult, Invocation, Machine, Value, COMET_LIMITS,
@@ -237,7 +237,7 @@ impl Run {
         Facts { now_ms: self.now_ms, seed: 7, actor: 1 }
     }
 
-    fn load(&mut self, key: &ObjectKey, source: &Bytes, state: Option<&Bytes>) -> Result<(), Failure> {
+    fn load(&mut self, key: &ObjectKey, source: &Bytes, state: Option<&Bytes>) -> Result<Place, Failure> {
         self.machine.load(key, source, state, &COMET_LIMITS, self.facts())
     }
 
@@ -247,7 +247,7 @@ impl Run {
         let facts = self.facts();
         let before = self.machine.used_bytes();
         let invocation = Invocation { function: "f", caller: CallerPlace::None, arguments, facts };
-        let mut turn = self.machine.call(key, &invocation);
+        let mut turn = self.machine.call(key, Place::default(), &invocation);
         let mut answers = 0;
         while let Turn::Waits(_) = turn {
             answers += 1;
