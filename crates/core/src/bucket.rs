@@ -257,26 +257,56 @@ pub struct BucketEntry {
 
 /// All properties ever set. Buckets that are not in it have the defaults.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "Stored", into = "Stored")]
 pub struct BucketTable {
     entries: BTreeMap<Bytes, BucketEntry>,
     defaults: BucketProperties,
+    /// Those in force for [`DEFAULT_BUCKET`]: all that Redis clients do asks for them, several times.
+    usual: BucketProperties,
+}
+
+/// A table as it is stored and sent.
+#[derive(Serialize, Deserialize)]
+struct Stored {
+    entries: BTreeMap<Bytes, BucketEntry>,
+    defaults: BucketProperties,
+}
+
+impl From<Stored> for BucketTable {
+    fn from(Stored { entries, defaults }: Stored) -> BucketTable {
+        let mut table = BucketTable { entries, usual: defaults.clone(), defaults };
+        table.note_usual();
+        table
+    }
+}
+
+impl From<BucketTable> for Stored {
+    fn from(BucketTable { entries, defaults, .. }: BucketTable) -> Stored {
+        Stored { entries, defaults }
+    }
 }
 
 impl BucketTable {
     /// An empty table whose buckets have `defaults`.
     pub fn new(defaults: BucketProperties) -> BucketTable {
-        BucketTable { entries: BTreeMap::new(), defaults }
+        BucketTable { entries: BTreeMap::new(), usual: defaults.clone(), defaults }
     }
 
     /// Changes what buckets without properties of their own have.
     pub fn set_defaults(&mut self, defaults: BucketProperties) {
         self.defaults = defaults;
+        self.note_usual();
+    }
+
+    fn note_usual(&mut self) {
+        let entry = self.entries.get(DEFAULT_BUCKET);
+        self.usual = entry.map_or(&self.defaults, |entry| &entry.properties).clone();
     }
 
     /// The properties in force for `bucket`.
     pub fn properties(&self, bucket: &[u8]) -> &BucketProperties {
-        match self.entries.is_empty() {
-            true => &self.defaults,
+        match bucket == DEFAULT_BUCKET {
+            true => &self.usual,
             false => self.entries.get(bucket).map_or(&self.defaults, |entry| &entry.properties),
         }
     }
@@ -298,6 +328,7 @@ impl BucketTable {
             None if self.entries.len() >= BUCKETS_MAX => false,
             _ => {
                 self.entries.insert(bucket, entry);
+                self.note_usual();
                 true
             }
         }

@@ -29,6 +29,8 @@ pub struct Machine {
     places: HashMap<ObjectKey, Place, KeyHash>,
 }
 
+/// At a cache line's start: objects are called in any order, so that each of their lines has to be fetched.
+#[repr(align(64))]
 struct Resident {
     key: ObjectKey,
     object: Object,

@@ -127,23 +127,27 @@ impl<'a> Stack<'a> {
         })
     }
 
-    /// Puts the function under `name` in a table on top. False: there is none, and nothing was put.
+    /// Puts the function under `name` in a table on top, and above it the table itself if that is its first argument.
+    /// False: there is none, and nothing was put.
     ///
     /// Errors: `MemoryError`.
-    pub fn push_function(&mut self, table: &Table, name: &[u8]) -> mlua::Result<bool> {
+    pub fn push_function(&mut self, table: &Table, name: &[u8], with_table: bool) -> mlua::Result<bool> {
         self.reserve(3)?;
         let top = self.top();
         self.push(&mlua::Value::Table(table.clone()))?;
-        // SAFETY: there is room for the name; the table lies below it, where the function gets in its place.
+        // SAFETY: there is room for the name, in whose place the function gets; below it lies the table.
         unsafe {
             ffi::lua_pushlstring_(self.state, name.as_ptr().cast(), name.len());
-            let is_function = ffi::lua_rawget(self.state, -2) == ffi::LUA_TFUNCTION;
-            ffi::lua_replace(self.state, -2);
-            if !is_function {
+            if ffi::lua_rawget(self.state, -2) != ffi::LUA_TFUNCTION {
                 self.truncate(top);
+                return Ok(false);
             }
-            Ok(is_function)
+            match with_table {
+                true => ffi::lua_insert(self.state, -2),
+                false => ffi::lua_replace(self.state, -2),
+            }
         }
+        Ok(true)
     }
 
     /// Whether the thread is single-stepped, so that the meter sees each instruction.

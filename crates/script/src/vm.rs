@@ -376,13 +376,11 @@ impl Vm {
     fn begin(&mut self, object: &Object, call: &Invocation) -> Result<(Thread, Run), ScriptError> {
         let thread = self.thread()?;
         let mut stack = Stack::of(&self.lua, &thread);
-        if !stack.push_function(&object.fields, call.function.as_bytes())? {
+        let signature = object.code.shape.signature(call.function.as_bytes());
+        let takes_self = signature.is_none_or(|signature| signature.takes_self);
+        if !stack.push_function(&object.fields, call.function.as_bytes(), takes_self)? {
             self.recycle(thread);
             return Err(ScriptError::NoFunction { name: call.function.to_string() });
-        }
-        let signature = object.code.shape.signature(call.function.as_bytes());
-        if signature.is_none_or(|signature| signature.takes_self) {
-            stack.push(&mlua::Value::Table(object.fields.clone()))?;
         }
         let mut run = Run::new(object, call.facts);
         if let CallerPlace::First(caller) | CallerPlace::Last(caller) = call.caller {

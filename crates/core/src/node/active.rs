@@ -18,7 +18,7 @@ use super::homes::{Asked, Awaited, Job, Run, What, QUEUE_MAX};
 use super::{Node, Origin, Output, Purpose, Task, Work};
 use crate::active::{
     Answer, Ask, Call, Caller, CallerPlace, Done, Facts, Failure, FailureKind, Invocation, Limits, Place,
-    Sandbox, Turn, Value, INTERVAL_MS_DEFAULT,
+    Sandbox, Turn, Value,
 };
 use crate::bucket::ActiveDurability;
 use crate::client::{ActiveError, Called, ClientError, Handler, Operation, Quorum, Reply};
@@ -27,7 +27,6 @@ use crate::get::Needed;
 use crate::message::ReadOutcome;
 use crate::mutation::Mutation;
 use crate::object::Object;
-use crate::timers::interval_number;
 use crate::types::{NodeId, Now, ObjectKey};
 
 pub(super) fn failed(failure: Failure) -> ClientError {
@@ -221,7 +220,7 @@ impl Node {
                 return self.finish(job.origin, Err(refused(error)), out);
             }
             let deadline_us = job.deadline_us;
-            resident.queue.push_back((job, merged));
+            resident.queue.push(job, merged);
             return self.homes.answer_by(&key, deadline_us);
         }
         self.run(now, &key, job, merged, out);
@@ -230,7 +229,7 @@ impl Node {
 
     pub(super) fn run_queue(&mut self, now: Now, key: &ObjectKey, out: &mut Vec<Output>) {
         while let Some(resident) = self.homes.get(key).filter(|resident| resident.run.is_none()) {
-            let Some((job, merged)) = resident.queue.pop_front() else { return };
+            let Some((job, merged)) = resident.queue.pop() else { return };
             match now.mono_us < job.deadline_us {
                 true => self.run(now, key, job, merged, out),
                 false => self.finish(job.origin, Err(refused(ActiveError::TimedOut)), out),
@@ -276,10 +275,7 @@ impl Node {
         resident.used_us = now.mono_us;
         resident.has_put = false;
         let place = resident.place;
-        let interval_ms =
-            if resident.active.interval_ms > 0 { resident.active.interval_ms } else { INTERVAL_MS_DEFAULT };
-        let interval = interval_number(key, interval_ms, now.wall_ms);
-        let is_new_interval = std::mem::replace(&mut resident.refilled, interval) != interval;
+        let is_new_interval = now.wall_ms >= resident.refill_ms && resident.begin_interval(now);
         let sandbox = match self.sandbox() {
             Ok(sandbox) => sandbox,
             Err(error) => return self.finish(job.origin, Err(error), out),

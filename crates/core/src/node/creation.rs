@@ -5,7 +5,7 @@
 use bytes::Bytes;
 
 use super::active::{call_on, failed, refused};
-use super::homes::{jobs, Report, Resident};
+use super::homes::{Report, Resident};
 use super::puts::Update;
 use super::{Node, Origin, Output};
 use crate::active::{Active, Answer, Caller, CallerPlace, Turn, Value, INTERVAL_MS_DEFAULT};
@@ -123,7 +123,7 @@ impl Node {
         self.write_unwritten(now, key);
         if let Err(failure) = self.sandbox()?.load(key, source, Some(&state), &limits, facts) {
             if let Some(resident) = self.homes.unload(key) {
-                self.homes.orphan(key, jobs(resident.queue));
+                self.homes.orphan(key, resident.queue.into_jobs());
             }
             return Err(failed(failure));
         }
@@ -175,7 +175,7 @@ impl Node {
             Ok(place) => place,
             Err(failure) => {
                 self.note_failure(now, key, &failure);
-                self.homes.orphan(key, jobs(queue));
+                self.homes.orphan(key, queue.into_jobs());
                 return Err(failed(failure));
             }
         };
@@ -207,6 +207,7 @@ impl Node {
             queue,
             row_hash: 0,
             used_us: now.mono_us,
+            refill_ms: 0,
             refilled: 0,
             report: Report::default(),
         };
@@ -220,7 +221,7 @@ impl Node {
             // Others that wait are for what is stored.
             _ => {
                 if let Some(resident) = self.homes.unload(key) {
-                    self.homes.orphan(key, jobs(resident.queue));
+                    self.homes.orphan(key, resident.queue.into_jobs());
                 }
             }
         }

@@ -12,10 +12,11 @@ use super::coordinate::Hop;
 use super::copies::Walk;
 use super::puts::Update;
 use super::Origin;
-use crate::active::{Active, Call, Failure, HostResult, Place, Sandbox, Value};
+use crate::active::{Active, Call, Failure, HostResult, Place, Sandbox, Value, INTERVAL_MS_DEFAULT};
 use crate::causality::VersionVector;
 use crate::client::{ClientError, Quorum, Reply};
 use crate::object::Object;
+use crate::timers::{interval_number, interval_start};
 use crate::types::{NodeId, Now, ObjectKey};
 
 /// The most calls that wait for one object whose handler waits for its node.
@@ -43,9 +44,9 @@ struct Pause {
 
 /// An object that is loaded in the sandbox.
 ///
-/// In the order of the source: what each call looks at comes first. Objects are asked in any order, so that each of
-/// their cache lines has to be fetched.
-#[repr(C)]
+/// In the order of the source: what each call looks at comes first, and makes two cache lines. Objects are asked in any
+/// order, so that each of their lines has to be fetched.
+#[repr(C, align(64))]
 pub(super) struct Resident {
     pub key: ObjectKey,
     /// Where the sandbox has it.
@@ -57,14 +58,15 @@ pub(super) struct Resident {
     pub expires_ms: Option<u64>,
     /// Boxed, as what few objects have: those that are loaded are many.
     pub run: Option<Box<Run>>,
-    /// With what the replicas hold, unless the object has seen just that.
-    pub queue: VecDeque<(Job, Option<Object>)>,
+    pub queue: Queue,
     pub used_us: u64,
-    /// The timer interval for which it got its messages.
-    pub refilled: u64,
+    /// When the timer interval ends for which it got its messages, in milliseconds since 1970; 0: to be found out.
+    pub refill_ms: u64,
     /// When what its handlers changed is written at the latest, in `mono_us`; `None`: nothing was run since.
     pub flush_us: Option<u64>,
     pub report: Report,
+    /// The number of that interval.
+    pub refilled: u64,
     /// It differs from what is stored whatever its state says: it joins several versions, or has new code.
     pub must_save: bool,
     /// The handler that runs has stored the object itself.
@@ -77,6 +79,15 @@ pub(super) struct Resident {
 }
 
 impl Resident {
+    /// Finds out which timer interval it is. True if it is another one than before.
+    pub fn begin_interval(&mut self, now: Now) -> bool {
+        let interval_ms =
+            if self.active.interval_ms > 0 { self.active.interval_ms } else { INTERVAL_MS_DEFAULT };
+        let interval = interval_number(&self.key, interval_ms, now.wall_ms);
+        self.refill_ms = interval_start(&self.key, interval_ms, interval + 1);
+        std::mem::replace(&mut self.refilled, interval) != interval
+    }
+
     pub fn has_expired(&self, now: Now) -> bool {
         self.expires_ms.is_some_and(|at| now.wall_ms >= at)
     }
@@ -112,13 +123,53 @@ pub(super) enum What {
     Update(Box<Update>),
 }
 
+/// The jobs that wait for an object, with what the replicas hold, unless the object has seen just that.
+#[derive(Default)]
+#[allow(clippy::box_collection)] // Few objects have one: it makes the others smaller.
+pub(super) struct Queue(Option<Box<VecDeque<QueuedJob>>>);
+
+type QueuedJob = (Job, Option<Object>);
+
+impl Queue {
+    pub fn len(&self) -> usize {
+        self.0.as_ref().map_or(0, |jobs| jobs.len())
+    }
+
+    pub fn push(&mut self, job: Job, merged: Option<Object>) {
+        self.0.get_or_insert_default().push_back((job, merged));
+    }
+
+    pub fn pop(&mut self) -> Option<QueuedJob> {
+        let jobs = self.0.as_mut()?;
+        let first = jobs.pop_front();
+        if jobs.is_empty() {
+            self.0 = None;
+        }
+        first
+    }
+
+    /// Takes out the jobs whose time is up at `now_us`.
+    fn take_late(&mut self, now_us: u64) -> Vec<Job> {
+        let is_late = |(job, _): &QueuedJob| job.deadline_us <= now_us;
+        let jobs = self.0.take().map_or(VecDeque::new(), |jobs| *jobs);
+        let (late, left): (VecDeque<_>, VecDeque<_>) = jobs.into_iter().partition(is_late);
+        self.0 = Some(left).filter(|left| !left.is_empty()).map(Box::new);
+        late.into_iter().map(|(job, _)| job).collect()
+    }
+
+    pub fn into_jobs(self) -> impl Iterator<Item = Job> {
+        self.0.into_iter().flat_map(|jobs| *jobs).map(|(job, _)| job)
+    }
+}
+
 /// What `ASO.INFO` tells of an object beside its state: since it was loaded here.
 #[derive(Default)]
+#[repr(C)]
 pub(super) struct Report {
     pub calls: u64,
-    pub failures: u64,
     pub instructions_last: u32,
     pub instructions_max: u32,
+    pub failures: u64,
     pub timer_runs: u64,
     pub timer_ms: Option<u64>,
     pub merges: u64,
@@ -301,7 +352,7 @@ impl Homes {
     pub fn unload_unused(&mut self, key: &ObjectKey) {
         let is_unused = |one: &mut Resident| {
             let Report { calls, failures, timer_runs, merges, .. } = one.report;
-            let is_idle = one.run.is_none() && one.queue.is_empty() && one.flush_us.is_none();
+            let is_idle = one.run.is_none() && one.queue.len() == 0 && one.flush_us.is_none();
             is_idle && !one.must_save && calls + failures + timer_runs + merges == 0
         };
         if self.get(key).is_some_and(is_unused) {
@@ -326,7 +377,7 @@ impl Homes {
         for key in std::mem::take(&mut self.written) {
             let Some(resident) = self.unload(&key) else { continue };
             all.extend(resident.run.map(|run| (run.job, true)));
-            all.extend(jobs(resident.queue).map(|job| (job, false)));
+            all.extend(resident.queue.into_jobs().map(|job| (job, false)));
         }
         all
     }
@@ -404,13 +455,7 @@ impl Homes {
             if let Some(run) = resident.run.as_mut().filter(|run| run.job.deadline_us <= now_us) {
                 overdue.push(std::mem::replace(&mut run.job.origin, Origin::Nobody));
             }
-            resident.queue.retain(|(job, _)| {
-                let is_late = job.deadline_us <= now_us;
-                if is_late {
-                    overdue.push(job.origin);
-                }
-                !is_late
-            });
+            overdue.extend(resident.queue.take_late(now_us).into_iter().map(|job| job.origin));
         }
         overdue
     }
@@ -486,11 +531,6 @@ fn hash_of(key: &ObjectKey, seed: u64) -> u64 {
 
 fn is_of(residents: &[Option<Box<Resident>>], slot: usize, key: &ObjectKey) -> bool {
     residents[slot].as_ref().is_some_and(|resident| resident.key.is_same(key))
-}
-
-/// The jobs of a queue.
-pub(super) fn jobs(queue: VecDeque<(Job, Option<Object>)>) -> impl Iterator<Item = Job> {
-    queue.into_iter().map(|(job, _)| job)
 }
 
 /// A map of named values, without those that are not there.

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 
 use super::active::{call_on, failed, refused};
-use super::homes::{jobs, Report, Resident, Run};
+use super::homes::{Report, Resident, Run};
 use super::{Node, Origin, Output};
 use crate::active::{
     Active, CallerPlace, Failure, FailureKind, Sandbox, Turn, Value, INTERVAL_MS_DEFAULT, INTERVAL_MS_MAX,
@@ -75,7 +75,7 @@ impl Node {
                     resident.queue = queue;
                 }
             }
-            (Err(_), Some(queue)) => self.homes.orphan(key, jobs(queue)),
+            (Err(_), Some(queue)) => self.homes.orphan(key, queue.into_jobs()),
             (_, None) => {}
         }
         result
@@ -118,6 +118,7 @@ impl Node {
             queue: Default::default(),
             row_hash: 0,
             used_us: now.mono_us,
+            refill_ms: 0,
             refilled: 0,
             report: Report::default(),
         };
@@ -265,6 +266,8 @@ impl Node {
         let (expires_ms, headers) = (resident.expires_ms, resident.headers.clone());
         resident.active = active.clone();
         resident.must_save = false;
+        // It may have another interval now.
+        resident.refill_ms = 0;
         let value = object::Value::Active(Box::new(active));
         let version = Version { value, expires_ms, headers };
         let written = self.write_version(now, key, (held, held_bytes), seen, version, lww);
@@ -316,7 +319,7 @@ impl Node {
         if let Some(run) = resident.run {
             self.finish(run.job.origin, Err(refused(ActiveError::Replaced)), out);
         }
-        self.homes.orphan(key, jobs(resident.queue));
+        self.homes.orphan(key, resident.queue.into_jobs());
     }
 
     /// What the object has become cannot be kept: it goes back to what is saved, and with it the handler that waits for
@@ -348,7 +351,7 @@ impl Node {
         if resident.must_save {
             // It was never saved as a whole: what it was joined from stands in the stores.
             if let Some(resident) = self.homes.unload(key) {
-                self.homes.orphan(key, jobs(resident.queue));
+                self.homes.orphan(key, resident.queue.into_jobs());
             }
             return;
         }
@@ -364,7 +367,7 @@ impl Node {
         let Ok(sandbox) = self.sandbox() else { return };
         if sandbox.load(key, &active.source, state, &limits, facts).is_err() {
             if let Some(resident) = self.homes.unload(key) {
-                self.homes.orphan(key, jobs(resident.queue));
+                self.homes.orphan(key, resident.queue.into_jobs());
             }
         }
     }
