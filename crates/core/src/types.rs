@@ -210,12 +210,6 @@ impl ObjectKey {
         Ok(ObjectKey(row))
     }
 
-    /// As `==`, and faster for clones of one another.
-    pub fn is_same(&self, other: &ObjectKey) -> bool {
-        let is_clone = self.0.as_ptr() == other.0.as_ptr() && self.0.len() == other.0.len();
-        is_clone || self == other
-    }
-
     /// The row's bytes.
     pub fn row(&self) -> &Bytes {
         &self.0

@@ -72,7 +72,7 @@ impl Machine {
     fn resident_at(&mut self, key: &ObjectKey, place: Place) -> Result<(&mut Vm, &mut Resident), Failure> {
         let is_there = |place: Place| {
             let resident = self.residents.get(place.0 as usize).and_then(Option::as_deref);
-            resident.is_some_and(|resident| resident.key.is_same(key))
+            resident.is_some_and(|resident| resident.key == *key)
         };
         let place = match is_there(place) {
             true => Some(place),

@@ -14,7 +14,7 @@
 use std::borrow::Cow;
 
 use super::coordinate::Hop;
-use super::homes::{Asked, Awaited, Job, Run, What, QUEUE_MAX};
+use super::homes::{Asked, Awaited, Job, Resident, Run, What, QUEUE_MAX};
 use super::{Node, Origin, Output, Purpose, Task, Work};
 use crate::active::{
     Answer, Ask, Call, Caller, CallerPlace, Done, Facts, Failure, FailureKind, Invocation, Limits, Place,
@@ -117,8 +117,7 @@ impl Node {
 
     /// True if a get would ask this node alone, and find just what the object that is loaded has seen.
     fn holds_what_is_seen(&mut self, now: Now, key: &ObjectKey, needed: Needed) -> bool {
-        let seen = self.homes.seen_row(key);
-        if needed.total.max(needed.primaries) > 1 || seen == 0 {
+        if needed.total.max(needed.primaries) > 1 || self.homes.len() == 0 {
             return false;
         }
         let primaries = &self.placed_ring().preference_at(key.position())[..self.replicas_of(key)];
@@ -128,11 +127,12 @@ impl Node {
         }
         let Self { homes, replica, .. } = self;
         let epoch = replica.watch(|changed| homes.note_change(changed));
-        if !homes.has_seen(key, seen, now) {
-            return false;
+        let seen = |one: &&mut Resident| one.row_hash != 0 && !one.has_expired(now);
+        let Some(resident) = homes.get(key).filter(seen) else { return false };
+        if resident.unchanged != epoch && replica.compare(key, resident.row_hash) == ReadOutcome::Same {
+            resident.unchanged = epoch;
         }
-        homes.is_unchanged(key, epoch)
-            || replica.compare(key, seen) == ReadOutcome::Same && homes.note_unchanged(key, epoch)
+        resident.unchanged == epoch
     }
 
     /// A call has read the object: `read`, with its hash or 0, or just what the loaded object has seen.

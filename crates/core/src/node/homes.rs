@@ -203,8 +203,8 @@ pub(super) struct Homes {
     slots: HashTable<usize>,
     /// Of that hash. Unknown to clients, or they could choose keys with one hash.
     seed: u64,
-    /// The object that was asked for last: a call asks for one many times.
-    last: Option<(ObjectKey, usize)>,
+    /// The slot of the object that was asked for last: a call asks for one many times.
+    last: usize,
     awaited: BTreeMap<u64, Awaited>,
     next_number: u64,
     /// Answers that came in this step.
@@ -237,7 +237,7 @@ impl Homes {
             free: Vec::new(),
             slots: HashTable::new(),
             seed,
-            last: None,
+            last: 0,
             awaited: BTreeMap::new(),
             next_number: 1,
             outcomes: VecDeque::new(),
@@ -260,14 +260,14 @@ impl Homes {
     }
 
     fn slot(&mut self, key: &ObjectKey) -> Option<usize> {
-        if let Some((_, slot)) = self.last.as_ref().filter(|(last, _)| last.is_same(key)) {
-            return Some(*slot);
-        }
         if self.slots.is_empty() {
             return None;
         }
+        if is_of(&self.residents, self.last, key) {
+            return Some(self.last);
+        }
         let slot = *self.slots.find(hash_of(key, self.seed), |slot| is_of(&self.residents, *slot, key))?;
-        self.last = Some((key.clone(), slot));
+        self.last = slot;
         Some(slot)
     }
 
@@ -304,20 +304,6 @@ impl Homes {
         }
     }
 
-    /// True if the row of `key` was found to be the one that the object has seen, and has not changed since: in `epoch`
-    /// all changes were noted.
-    pub fn is_unchanged(&mut self, key: &ObjectKey, epoch: u32) -> bool {
-        self.get(key).is_some_and(|resident| resident.unchanged == epoch)
-    }
-
-    /// Notes that it was found to be so. True.
-    pub fn note_unchanged(&mut self, key: &ObjectKey, epoch: u32) -> bool {
-        if let Some(resident) = self.get(key) {
-            resident.unchanged = epoch;
-        }
-        true
-    }
-
     /// Notes the hash of `read`, if the object under `key` is made of all that it holds.
     pub fn note_row(&mut self, key: &ObjectKey, read: &Object, hash: u64) {
         let [(_, version)] = read.0.values() else { return };
@@ -333,7 +319,6 @@ impl Homes {
         let slot =
             self.slots.find_entry(hash_of(key, self.seed), |slot| is_of(&self.residents, *slot, key)).ok()?;
         let (slot, _) = slot.remove();
-        self.last = None;
         self.free.push(slot);
         let resident = *self.residents[slot].take()?;
         if let Some(sandbox) = &mut self.sandbox {
@@ -530,7 +515,8 @@ fn hash_of(key: &ObjectKey, seed: u64) -> u64 {
 }
 
 fn is_of(residents: &[Option<Box<Resident>>], slot: usize, key: &ObjectKey) -> bool {
-    residents[slot].as_ref().is_some_and(|resident| resident.key.is_same(key))
+    let resident = residents.get(slot).and_then(Option::as_ref);
+    resident.is_some_and(|resident| resident.key == *key)
 }
 
 /// A map of named values, without those that are not there.
