@@ -391,6 +391,16 @@ pub trait Sandbox {
         facts: Facts,
     ) -> Result<Place, Failure>;
 
+    /// Gives an object that is loaded new code: its fields stay, and those that it has not are as the code makes them.
+    /// An object whose code cannot be loaded is gone.
+    fn reload(
+        &mut self,
+        key: &ObjectKey,
+        source: &Bytes,
+        limits: &Limits,
+        facts: Facts,
+    ) -> Result<(), Failure>;
+
     /// True if the object defines this function.
     fn has(&self, key: &ObjectKey, function: &str) -> bool;
 

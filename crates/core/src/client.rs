@@ -295,7 +295,7 @@ impl fmt::Display for ActiveError {
                 write!(f, "{waiting} calls wait for this object: try again later")
             }
             ActiveError::Rests { for_ms } => {
-                write!(f, "the object reached a limit and rests for {for_ms} ms")
+                write!(f, "the object reached a limit and rests for {for_ms} ms: ASO.INFO has the limit")
             }
             ActiveError::Replaced => write!(f, "the object was written by others while the call waited"),
             ActiveError::TimedOut => write!(f, "the call waited for its node until its time was up"),

@@ -90,6 +90,18 @@ impl Machine {
         self.residents[place.0 as usize].take()
     }
 
+    /// Takes an object in, in place of any that is there, which goes in any case.
+    fn replace(&mut self, key: &ObjectKey, object: Result<Object, Failure>) -> Result<Place, Failure> {
+        let before = self.remove(key);
+        let mut object = object?;
+        if let Some(before) = before {
+            // What went back to an earlier state reuses no dots that it has left behind, and gets no new messages.
+            object.last_dot = object.last_dot.max(before.object.last_dot);
+            object.messages_left = object.messages_left.min(before.object.messages_left);
+        }
+        Ok(self.insert(key.clone(), object))
+    }
+
     fn insert(&mut self, key: ObjectKey, object: Object) -> Place {
         let place = self.free.pop().unwrap_or_else(|| {
             self.residents.push(None);
@@ -112,15 +124,22 @@ impl Sandbox for Machine {
         limits: &Limits,
         facts: Facts,
     ) -> Result<Place, Failure> {
-        let before = self.remove(key);
         let state = state.map(|state| &state[..]);
-        let mut object = self.vm.load(key.key_bytes(), source, state, *limits, facts).map_err(failure)?;
-        if let Some(before) = before {
-            // What went back to an earlier state reuses no dots that it has left behind, and gets no new messages.
-            object.last_dot = object.last_dot.max(before.object.last_dot);
-            object.messages_left = object.messages_left.min(before.object.messages_left);
-        }
-        Ok(self.insert(key.clone(), object))
+        let object = self.vm.load(key.key_bytes(), source, state, *limits, facts).map_err(failure);
+        self.replace(key, object)
+    }
+
+    fn reload(
+        &mut self,
+        key: &ObjectKey,
+        source: &Bytes,
+        limits: &Limits,
+        facts: Facts,
+    ) -> Result<(), Failure> {
+        let (vm, resident) = self.resident(key)?;
+        let object = vm.reload(&mut resident.object, source, *limits, facts).map_err(failure);
+        self.replace(key, object)?;
+        Ok(())
     }
 
     fn has(&self, key: &ObjectKey, function: &str) -> bool {

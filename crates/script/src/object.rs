@@ -44,6 +44,15 @@ enum Made {
     Data(Value),
 }
 
+/// What becomes of fields that the source makes and a state has not.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fresh {
+    /// The object has taken them away.
+    Dropped,
+    /// They are new.
+    Kept,
+}
+
 /// An active object in memory.
 pub struct Object {
     pub(crate) code: Rc<Code>,
@@ -170,7 +179,13 @@ impl Object {
     /// Puts the fields and globals of a state in place of those that the source made.
     ///
     /// Errors: `BadState`.
-    pub(crate) fn restore(&self, lua: &Lua, gauge: &Gauge, state: &[u8]) -> Result<(), ScriptError> {
+    pub(crate) fn restore(
+        &self,
+        lua: &Lua,
+        gauge: &Gauge,
+        state: &[u8],
+        fresh: Fresh,
+    ) -> Result<(), ScriptError> {
         let [fields, globals] = parts(decode_veiled(state)?)?;
         let made_code = |name: &mlua::Value| match (name, self.code.baseline.get()) {
             (mlua::Value::String(name), Some(baseline)) => {
@@ -180,7 +195,7 @@ impl Object {
         };
         let mut stale = Vec::new();
         self.fields.for_each(|name: mlua::Value, _: mlua::Value| {
-            if !made_code(&name) {
+            if fresh == Fresh::Dropped && !made_code(&name) {
                 stale.push(name);
             }
             Ok(())

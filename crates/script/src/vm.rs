@@ -23,7 +23,7 @@ use crate::host::{caller_table, cannot_wait_while_loading, reply_to, Context, De
 use crate::library::Library;
 use crate::limits::{ScriptError, WORKING_BYTES};
 use crate::meter::{self, Clock, Left};
-use crate::object::{memory_limit, Code, Object, OBJECT_NAMES};
+use crate::object::{memory_limit, Code, Fresh, Object, OBJECT_NAMES};
 use crate::raw::{self, Item, Ran, Stack};
 use crate::shape::Shape;
 use crate::value::{into_lua, Convergent, Taker};
@@ -164,7 +164,32 @@ impl Vm {
         limits: Limits,
         facts: Facts,
     ) -> Result<Object, ScriptError> {
-        let bytes = source.len() + state.map_or(0, <[u8]>::len);
+        self.make(key, source, state.map(|state| (state, Fresh::Dropped)), limits, facts)
+    }
+
+    /// Makes an object of new code with the state of another: fields that the state has not are as the code makes them.
+    ///
+    /// Errors: as `load`, and `Unkeepable`.
+    pub fn reload(
+        &mut self,
+        object: &mut Object,
+        source: &[u8],
+        limits: Limits,
+        facts: Facts,
+    ) -> Result<Object, ScriptError> {
+        let state = object.encode()?;
+        self.make(object.key.clone(), source, Some((&state, Fresh::Kept)), limits, facts)
+    }
+
+    fn make(
+        &mut self,
+        key: Bytes,
+        source: &[u8],
+        state: Option<(&[u8], Fresh)>,
+        limits: Limits,
+        facts: Facts,
+    ) -> Result<Object, ScriptError> {
+        let bytes = source.len() + state.map_or(0, |(state, _)| state.len());
         if bytes > limits.memory_bytes as usize {
             return Err(memory_limit(&limits));
         }
@@ -197,7 +222,7 @@ impl Vm {
         self.adopt_functions(&object)?;
         object.note_baseline()?;
         match state {
-            Some(state) => object.restore(&self.lua, &self.context.gauge, state)?,
+            Some((state, fresh)) => object.restore(&self.lua, &self.context.gauge, state, fresh)?,
             // What is new may be too large already.
             None => object.measure()?,
         }

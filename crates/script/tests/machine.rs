@@ -41,6 +41,30 @@ fn failed(turn: Turn) -> Failure {
 }
 
 #[test]
+fn new_code_keeps_fields_and_brings_its_own() {
+    let mut machine = machine();
+    let key = load(
+        &mut machine,
+        "a",
+        "aso.n = 1 aso.gone = 1 aso.limit = 5 function onGet() self.n = 7 self.gone = nil end",
+    );
+    call(&mut machine, &key, "onGet");
+    let source =
+        "aso.n = 2 aso.limit = 3 aso.new = 4 local factor = 10 function onGet() return self.n * factor end";
+    machine.reload(&key, &source.into(), &COMET_LIMITS, FACTS).unwrap();
+    assert_eq!(value(call(&mut machine, &key, "onGet")), 70.into());
+    for (name, expected) in [("n", 7.into()), ("limit", 5.into()), ("new", 4.into()), ("gone", Value::Nil)] {
+        assert_eq!(machine.field(&key, name), expected, "{name}");
+    }
+    // Loaded from its state, it has what it had.
+    let state = machine.save(&key).unwrap();
+    machine.load(&key, &source.into(), Some(&state), &COMET_LIMITS, FACTS).unwrap();
+    assert_eq!(machine.field(&key, "new"), 4.into());
+    assert!(machine.reload(&key, &"function (".into(), &COMET_LIMITS, FACTS).is_err());
+    assert_eq!(failed(call(&mut machine, &key, "onGet")).kind, FailureKind::Limit);
+}
+
+#[test]
 fn objects_are_told_apart_by_their_whole_key() {
     let mut machine = machine();
     let source = "aso.n = 0 function onGet() self.n = self.n + 1 return comet.key() .. self.n end";

@@ -119,9 +119,8 @@ impl Node {
         }
         self.make_resident(now, key, Some(merged))?;
         let (facts, limits) = (self.facts(now), self.limits(key));
-        let state = self.sandbox()?.save(key).map_err(failed)?;
         self.write_unwritten(now, key);
-        if let Err(failure) = self.sandbox()?.load(key, source, Some(&state), &limits, facts) {
+        if let Err(failure) = self.sandbox()?.reload(key, source, &limits, facts) {
             if let Some(resident) = self.homes.unload(key) {
                 self.homes.orphan(key, resident.queue.into_jobs());
             }

@@ -31,7 +31,7 @@ pub struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Store an active object, made by running Lua source
+    /// Store an active object, made by running Lua source; one that is there begins anew
     Put {
         #[command(flatten)]
         at: KeyArguments,
@@ -45,7 +45,7 @@ enum Command {
         #[arg(long, value_name = "COUNT")]
         w: Option<u8>,
     },
-    /// Give an active object new code; its state stays
+    /// Give an active object new code; its fields stay, those that are new are added
     Reload {
         #[command(flatten)]
         at: KeyArguments,

@@ -318,7 +318,7 @@ const ACTIVE: [Spec; 6] = [
     spec("aso.call", "ASO.CALL key function [argument ...]", -3, WRITE, KEY_1, active::call, "Calls a function of an active object."),
     spec("aso.caller", "ASO.CALLER [COORDINATE number [number ...]] [REPLYKEY key]", -1, FAST, NO_KEYS, active::caller, "Says what active objects see of this connection."),
     spec("aso.info", "ASO.INFO key", 2, READ | FAST, KEY_1, active::info, "What an active object uses, its timer, and its last error."),
-    spec("aso.reload", "ASO.RELOAD key source [W n]", -3, WRITE | GROWS, KEY_1, active::reload, "Gives an active object new code; its state stays."),
+    spec("aso.reload", "ASO.RELOAD key source [W n]", -3, WRITE | GROWS, KEY_1, active::reload, "Gives an active object new code; its fields stay, those that are new are added."),
     spec("aso.source", "ASO.SOURCE key", 2, READ | FAST, KEY_1, active::source, "The source of an active object."),
 ];
 

@@ -221,7 +221,8 @@ fn arguments(body: &[u8]) -> Result<Vec<Lua>, Refusal> {
         return Ok(Vec::new());
     }
     let items: Vec<Value> = serde_json::from_slice(body).map_err(|error| {
-        Refusal::bad_request(format!("the body must be a JSON array of arguments: {error}"))
+        let text = format!("the body must be a JSON array of arguments, such as [\"alice\", 7]: {error}");
+        Refusal::bad_request(text)
     })?;
     items.iter().map(|item| from_json(item, 0)).collect()
 }

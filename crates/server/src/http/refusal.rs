@@ -41,7 +41,7 @@ impl Refusal {
             allow: Some(allow),
             ..Refusal::new(
                 StatusCode::METHOD_NOT_ALLOWED,
-                format!("{} is not served here: use one of {allow}", shortened(method.as_str())),
+                format!("{} is not served here: use {allow}", shortened(method.as_str())),
             )
         }
     }

@@ -23,6 +23,9 @@ Oort: a leaderless key-value store. Paths:
 /buckets/B/keys             POST a value under a new key; GET ?keys=true or ?keys=stream
 /buckets/B/props            GET PUT DELETE a bucket's properties
 /buckets?buckets=true       GET the buckets
+/aso/B/K                    GET what ASO.INFO tells, PUT an active object: its Lua source
+/aso/B/K/source             GET the source, PUT new code
+/aso/B/K/call/FUNCTION      POST a JSON array of arguments
 /ping /health               GET whether the process runs, and whether it can serve
 /stats /metrics             GET counters, as JSON and for Prometheus
 /cluster/status             GET members, ring and buckets as this node sees them

@@ -162,12 +162,19 @@ fn the_programs_of_the_manual_run() {
     ok(node, &["ASO.PUT", "limiter", blocks[0]]);
     let mut client = node.client();
     client.call(&["HELLO", "3"]).unwrap();
+    let mut hit = |who: &[&str]| {
+        let answer = client.call(&[&["ASO.CALL", "limiter", "hit"], who].concat()).unwrap();
+        let answer = text(&answer);
+        answer.split_once(" $8 reset_ms").map_or(answer.clone(), |(counted, _)| counted.to_string())
+    };
     for left in [4, 3, 2, 1, 0] {
-        let answer = client.call(&["ASO.CALL", "limiter", "hit", "alice"]).unwrap();
-        assert_eq!(text(&answer), format!("%2 $7 allowed #t $4 left :{left}"));
+        assert_eq!(hit(&["alice"]), format!("%3 $7 allowed #t $4 left :{left}"));
     }
-    let answer = client.call(&["ASO.CALL", "limiter", "hit", "alice"]).unwrap();
-    assert_eq!(text(&answer), "%2 $7 allowed #f $4 left :0");
+    assert_eq!(hit(&["alice"]), "%3 $7 allowed #f $4 left :0");
+    assert!(hit(&[]).contains("hit needs a name"), "{}", hit(&[]));
+    assert_eq!(hit(&["bob"]), "%3 $7 allowed #t $4 left :4");
+    ok(node, &["ASO.RELOAD", "limiter", &blocks[0].replace("limit = 5", "limit = 3")]);
+    assert_eq!(hit(&["bob"]), "%3 $7 allowed #t $4 left :1");
     for (i, block) in blocks.iter().enumerate() {
         let programs = block.split("\n\n").filter(|program| !program.trim().is_empty());
         for program in programs.filter(|_| i > 1) {

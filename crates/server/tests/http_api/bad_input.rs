@@ -42,7 +42,7 @@ fn wrong_requests_get_precise_answers() {
         ("PUT", "/buckets/b/keys/k", &[("x-riak-index-age_int", "7")], 400, "secondary indexes"),
         ("PUT", "/buckets/b/keys/k", &[("If-Match", "\"a")], 400, "malformed if-match"),
         ("PATCH", "/buckets/b/keys/k", &[], 405, "PATCH is not served here"),
-        ("DELETE", "/stats", &[], 405, "use one of GET, HEAD"),
+        ("DELETE", "/stats", &[], 405, "use GET, HEAD"),
         ("OPTIONS", "/buckets/b/props", &[], 405, "GET, HEAD, PUT, DELETE"),
         ("BREW", "/ping", &[], 405, "BREW"),
         ("GET", "/buckets/b/keys?keys=maybe", &[], 400, "keys is 'maybe'"),
