@@ -82,11 +82,13 @@ class OneRedis(System):
     """One Redis that keeps nothing on disk."""
 
     name = "redis, one node"
+    offset = 30
+    keeps = ["--appendonly", "no"]
 
     def plan(self, options):
-        port, directory = options.port + 30, self.node_directory("redis")
+        port, directory = options.port + self.offset, self.node_directory("redis")
         command = [options.redis_server, "--port", str(port), "--bind", HOST, "--dir", directory,
-                   "--appendonly", "no", "--save", ""]
+                   "--save", "", *self.keeps]
         return [Node("redis", command, port, directory)]
 
     def wait_until_ready(self):
@@ -96,6 +98,14 @@ class OneRedis(System):
         self.wait_for("an answer", ready)
         with Client(self.nodes[0].port) as client:
             client.ask("FUNCTION", "LOAD", FUNCTION)
+
+
+class OneRedisLog(OneRedis):
+    """One Redis that writes what changes into a file, as the node of Oort does, and leaves it to the system to sync."""
+
+    name = "redis, one node, log"
+    offset = 31
+    keeps = ["--appendonly", "yes", "--appendfsync", "no"]
 
 
 def measure(options, loader, say):
@@ -137,17 +147,18 @@ def measure_calls(options, say):
                           ["GET", "{a}count"]))
         if "redis" not in options.systems:
             return results + run_works(options, works, say)
-        with OneRedis(options, options.dir) as redis:
-            with Client(redis.nodes[0].port) as client:
-                for number in range(OBJECTS):
-                    client.ask("SET", f"{{a}}plain:{number:012}", PLAIN)
-                    client.ask("HSET", f"{{a}}count:{number:012}", "value", "Hello world!", "getCount", 0)
+        with OneRedis(options, options.dir) as redis, OneRedisLog(options, options.dir) as log:
+            for system in (redis, log):
+                with Client(system.nodes[0].port) as client:
+                    for number in range(OBJECTS):
+                        client.ask("SET", f"{{a}}plain:{number:012}", PLAIN)
+                        client.ask("HSET", f"{{a}}count:{number:012}", "value", "Hello world!", "getCount", 0)
             for pipeline in (1, PIPELINE):
-                works.append((redis, "redis, one node", "GET plain", "at the home", 0, pipeline,
-                              ["GET", "{a}plain"]))
-                for what, name in ((FCALL, "count"), (FCALL_FIXED, "count_fixed")):
-                    works.append((redis, "redis, one node", what, "at the home", 0, pipeline,
-                                  ["FCALL", name, "1", "{a}count"]))
+                for system, what, *command in (
+                        (redis, "GET plain", "GET", "{a}plain"), (redis, FCALL, "FCALL", "count", "1", "{a}count"),
+                        (redis, FCALL_FIXED, "FCALL", "count_fixed", "1", "{a}count"),
+                        (log, FCALL, "FCALL", "count", "1", "{a}count")):
+                    works.append((system, system.name, what, "at the home", 0, pipeline, command))
             # Those that are compared stand side by side.
             results += run_works(options, sorted(works, key=lambda work: work[5]), say)
     return results
@@ -449,8 +460,9 @@ def ratios(calls):
     count = (one, "GET getCount, async", home)
     line("getCount / plain GET, one node", count, (one, "GET plain", home), "")
     line("Redis FCALL / Redis GET", (redis, FCALL, home), (redis, "GET plain", home), "")
-    line("Redis FCALL / getCount, one node", (redis, FCALL, home), count, "≥ 1.5")
-    line("the same, value in the code of the function", (redis, FCALL_FIXED, home), count, "")
+    line("Redis FCALL / getCount, one node, both write what changed", (OneRedisLog.name, FCALL, home), count, "≥ 1.5")
+    line("the same, Redis in memory only", (redis, FCALL, home), count, "")
+    line("the same, and the value in the code of the function", (redis, FCALL_FIXED, home), count, "")
     return "\n".join(lines)
 
 

@@ -119,7 +119,8 @@ const CHANGES_MAX: usize = 1000;
 impl Changes {
     fn note(&mut self, key: &ObjectKey) {
         if self.is_watched {
-            self.keys.push(key.clone());
+            // A clone would keep the message that it came in.
+            self.keys.extend(ObjectKey::from_row(Bytes::copy_from_slice(key.row())));
             if self.keys.len() > CHANGES_MAX {
                 self.lose();
             }

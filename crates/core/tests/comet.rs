@@ -399,6 +399,21 @@ fn failures_are_told_and_leave_the_object_as_it_was_saved() {
 }
 
 #[test]
+fn messages_come_again_after_the_clock_was_set_back() {
+    let mut cluster = Cluster::new(3);
+    create(&mut cluster, 0, "talker", "function talk() comet.lookup() return 'said' end").unwrap();
+    let talk = |cluster: &mut Cluster| call(cluster, 0, "talker", "talk", &[]);
+    while talk(&mut cluster).is_ok() {}
+    cluster.machines.iter_mut().for_each(|machine| machine.wall_ahead_ms = -3_600_000);
+    // Asked again and again, so that it stays loaded.
+    let has_talked = (0..7).any(|_| {
+        cluster.advance(10_000);
+        talk(&mut cluster).is_ok()
+    });
+    assert!(has_talked, "{:?}", talk(&mut cluster));
+}
+
+#[test]
 fn new_code_keeps_the_state_and_expiry_ends_the_object() {
     let mut cluster = Cluster::new(3);
     create(&mut cluster, 0, "greeting", GET_COUNT).unwrap();

@@ -182,21 +182,27 @@ impl<'a> Stack<'a> {
 
     /// The error that lies on top, with the thread's trace.
     fn error(&mut self) -> mlua::Error {
+        let value = match self.take_top() {
+            // Errors of mlua's own hold more than their text.
+            Ok(mlua::Value::Error(error)) => return *error,
+            Ok(value) => value,
+            Err(error) => return error,
+        };
         let thread = self.state;
-        // SAFETY: `exec_raw` leaves room for three values, and catches what is raised in it. The thread has an error
-        // on top. Luau raises through a frame that owns nothing that is dropped.
-        let raised = unsafe {
-            self.lua.exec_raw::<()>((), |state| {
-                ffi::lua_xmove(thread, state, 1);
-                // Errors of mlua's own are userdata, and hold more than their text.
-                if ffi::lua_type(state, -1) != ffi::LUA_TUSERDATA {
-                    let text = ffi::luaL_tolstring(state, -1, std::ptr::null_mut());
-                    ffi::luaL_traceback(state, thread, text, 0);
-                }
-                ffi::lua_error(state)
+        // SAFETY: `exec_raw` leaves room for three values beside its argument, and catches what is raised in it, where
+        // nothing is owned that is dropped. The thread is live.
+        let text = unsafe {
+            self.lua.exec_raw::<mlua::LuaString>(value, |state| {
+                let text = ffi::luaL_tolstring(state, 1, std::ptr::null_mut());
+                ffi::luaL_traceback(state, thread, text, 0);
+                ffi::lua_replace(state, 1);
+                ffi::lua_settop(state, 1);
             })
         };
-        raised.err().unwrap_or_else(out_of_memory)
+        match text {
+            Ok(text) => mlua::Error::RuntimeError(text.to_string_lossy()),
+            Err(error) => error,
+        }
     }
 
     /// The value at an index.
@@ -248,13 +254,23 @@ impl<'a> Stack<'a> {
             return Ok(mlua::Value::Nil);
         }
         self.reserve(1)?;
+        // SAFETY: there is a value at the index, and room for it.
+        unsafe { ffi::lua_pushvalue(self.state, at) };
+        self.take_top()
+    }
+
+    /// Takes the value on top away, as one of mlua's. Errors: `MemoryError`, or mlua has no room for it.
+    fn take_top(&mut self) -> mlua::Result<mlua::Value> {
         self.lua.exec_raw_lua(|raw| {
-            // SAFETY: there is a value at the index, and both states have room for it.
+            // SAFETY: there is a value on top, and where it goes there is room for it. What mlua does not take stays.
             unsafe {
                 make_room(raw.state(), 2)?;
-                ffi::lua_pushvalue(self.state, at);
                 ffi::lua_xmove(self.state, raw.state(), 1);
-                Ok(raw.pop_value())
+                let value = raw.pop();
+                if value.is_err() {
+                    ffi::lua_settop(raw.state(), -2);
+                }
+                value
             }
         })
     }

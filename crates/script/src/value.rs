@@ -156,6 +156,9 @@ impl Taker {
             Item::Table(_) => self.table(stack, at)?,
             Item::Function => return Err(Unkeepable::Function.into()),
             Item::Thread => return Err(Unkeepable::Thread.into()),
+            Item::Userdata if self.convergent == Convergent::Refused => {
+                return Err(Unkeepable::Userdata.into())
+            }
             Item::Userdata => match stack.value(at) {
                 Ok(mlua::Value::UserData(data)) => self.convergent(&data)?,
                 _ => return Err(Unkeepable::Userdata.into()),

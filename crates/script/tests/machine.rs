@@ -65,6 +65,21 @@ fn new_code_keeps_fields_and_brings_its_own() {
 }
 
 #[test]
+fn whatever_is_raised_comes_with_its_trace() {
+    let mut machine = machine();
+    let source = "aso.hits = comet.counter() function raise() error(self.hits) end
+        function text() error('no') end function host() comet.counter(1, 2).x() end";
+    let key = load(&mut machine, "a", source);
+    for (function, message, line) in
+        [("raise", "counter", 1), ("text", "aso:2: no", 2), ("host", "aso:2: ", 2)]
+    {
+        let failure = failed(call(&mut machine, &key, function));
+        assert!(failure.message.starts_with(message), "{failure:?}");
+        assert!(failure.trace.contains(&format!("aso:{line}")), "{failure:?}");
+    }
+}
+
+#[test]
 fn objects_are_told_apart_by_their_whole_key() {
     let mut machine = machine();
     let source = "aso.n = 0 function onGet() self.n = self.n + 1 return comet.key() .. self.n end";

@@ -269,6 +269,7 @@ impl Node {
                 return self.finish(job.origin, Err(error), out);
             }
         }
+        self.homes.note_clock(now.wall_ms);
         let Some(resident) = self.homes.get(key) else {
             return self.finish(job.origin, Err(refused(ActiveError::Replaced)), out);
         };

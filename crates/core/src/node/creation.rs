@@ -119,6 +119,8 @@ impl Node {
         }
         self.make_resident(now, key, Some(merged))?;
         let (facts, limits) = (self.facts(now), self.limits(key));
+        // What cannot be kept stays loaded as it is.
+        self.sandbox()?.save(key).map_err(failed)?;
         self.write_unwritten(now, key);
         if let Err(failure) = self.sandbox()?.reload(key, source, &limits, facts) {
             if let Some(resident) = self.homes.unload(key) {

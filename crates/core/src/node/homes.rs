@@ -218,6 +218,8 @@ pub(super) struct Homes {
     /// When the time of a job that waits is up.
     deadlines: BTreeSet<(u64, ObjectKey)>,
     sweep_us: u64,
+    /// The wall clock when a handler last ran.
+    wall_ms: u64,
     /// The ring and the peers that were down when homes were last looked at.
     pub view: (u64, usize),
     /// Objects that may have to choose their holders anew.
@@ -247,6 +249,7 @@ impl Homes {
             pauses: BTreeMap::new(),
             deadlines: BTreeSet::new(),
             sweep_us: 0,
+            wall_ms: 0,
             view: (0, 0),
             walk: None,
             spares_us: 0,
@@ -295,6 +298,14 @@ impl Homes {
     pub fn has_seen(&mut self, key: &ObjectKey, hash: u64, now: Now) -> bool {
         let resident = self.get(key).filter(|resident| resident.row_hash == hash && hash != 0);
         resident.is_some_and(|resident| !resident.has_expired(now))
+    }
+
+    /// A handler runs now. If the wall clock was set back, no interval that was worked out before is to be believed.
+    pub fn note_clock(&mut self, wall_ms: u64) {
+        if wall_ms < self.wall_ms {
+            self.residents.iter_mut().flatten().for_each(|resident| resident.refill_ms = 0);
+        }
+        self.wall_ms = wall_ms;
     }
 
     /// The row of `key` has changed.
