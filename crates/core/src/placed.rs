@@ -4,8 +4,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 
-use bytes::Bytes;
-
 use crate::types::ObjectKey;
 
 /// Keys of objects whose copies are at some of their owners only. Takes about 100 bytes for each.
@@ -25,9 +23,7 @@ impl PlacedKeys {
         if self.keys.contains(key) == is_placed {
             return false;
         }
-        // A key is often part of a message, all of which it would keep in memory.
-        let row = Bytes::copy_from_slice(key.row());
-        let key = ObjectKey::from_row(row).expect("it is the row of a key");
+        let key = key.detached();
         self.unsynced.push((key.clone(), !is_placed));
         self.put(key, is_placed);
         true
@@ -60,8 +56,7 @@ impl PlacedKeys {
     /// The object under `key` may be here without need.
     pub fn look_at(&mut self, key: &ObjectKey) {
         if !self.looks.contains_key(key) {
-            let row = Bytes::copy_from_slice(key.row());
-            self.look_again(ObjectKey::from_row(row).expect("it is the row of a key"), 0);
+            self.look_again(key.detached(), 0);
         }
     }
 

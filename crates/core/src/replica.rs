@@ -119,8 +119,7 @@ const CHANGES_MAX: usize = 1000;
 impl Changes {
     fn note(&mut self, key: &ObjectKey) {
         if self.is_watched {
-            // A clone would keep the message that it came in.
-            self.keys.extend(ObjectKey::from_row(Bytes::copy_from_slice(key.row())));
+            self.keys.push(key.detached());
             if self.keys.len() > CHANGES_MAX {
                 self.lose();
             }

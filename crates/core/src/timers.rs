@@ -6,7 +6,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use bytes::Bytes;
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::types::ObjectKey;
@@ -48,9 +47,7 @@ impl Timers {
         if held == interval_ms {
             return false;
         }
-        // A key is often part of a message, all of which it would keep in memory.
-        let row = Bytes::copy_from_slice(key.row());
-        let key = ObjectKey::from_row(row).expect("it is the row of a key");
+        let key = key.detached();
         self.unsynced.push((key.clone(), held));
         self.put(key, interval_ms);
         true

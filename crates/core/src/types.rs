@@ -210,6 +210,11 @@ impl ObjectKey {
         Ok(ObjectKey(row))
     }
 
+    /// A copy with bytes of its own. A key is often part of a message, all of which a clone would keep in memory.
+    pub fn detached(&self) -> ObjectKey {
+        ObjectKey(Bytes::copy_from_slice(&self.0))
+    }
+
     /// The row's bytes.
     pub fn row(&self) -> &Bytes {
         &self.0

@@ -64,8 +64,7 @@ impl Machine {
     /// Errors: whoever asks for an object that is not loaded, or for a run that does not wait, has a fault of its own,
     /// which shall not end the node.
     fn resident(&mut self, key: &ObjectKey) -> Result<(&mut Vm, &mut Resident), Failure> {
-        let place = self.places.get(key).copied();
-        self.resident_at(key, place.unwrap_or_default())
+        self.resident_at(key, Place::default())
     }
 
     /// As `resident`, looking at a place first.

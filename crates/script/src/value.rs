@@ -131,7 +131,7 @@ impl Taker {
             mlua::Value::Nil => Value::Nil,
             mlua::Value::Boolean(b) => Value::Bool(*b),
             mlua::Value::Integer(n) => Value::Integer(*n),
-            mlua::Value::Number(n) => number(*n),
+            mlua::Value::Number(n) => number_outside(*n),
             _ => {
                 let taken = Stack::with(value, |stack, at| self.take_at(stack, at));
                 return taken.unwrap_or(Err(Unkeepable::Userdata.into()));
@@ -148,7 +148,7 @@ impl Taker {
             Item::Nil => Value::Nil,
             Item::Bool(b) => Value::Bool(b),
             Item::Integer(n) => Value::Integer(n),
-            Item::Number(n) => number(n),
+            Item::Number(n) => number_outside(n),
             Item::Bytes(bytes) => {
                 self.charge(bytes.len() + 1)?;
                 Value::Bytes(bytes.to_vec())
@@ -193,7 +193,7 @@ impl Taker {
             match (&mut found, stack.item(key_at)) {
                 (Found::Array(items), Item::Number(at)) if at == (items.len() + 1) as f64 => {
                     taker.charge(1)?;
-                    items.push(taker.item(|| number(at), stack, key_at + 1)?);
+                    items.push(taker.item(|| number_outside(at), stack, key_at + 1)?);
                 }
                 _ => {
                     let entry = taker.entry(stack, key_at)?;
@@ -285,8 +285,9 @@ impl Taker {
     }
 }
 
-/// What a number of Lua's is outside. Minus zero has no integer.
-fn number(n: f64) -> Value {
+/// What a number of Lua's is outside, exact or not; `codec::number` is for those that are counted with. Minus zero has
+/// no integer.
+fn number_outside(n: f64) -> Value {
     const END: f64 = (1u64 << 63) as f64;
     let integer = n as i64;
     match (-END..END).contains(&n) && (integer as f64).to_bits() == n.to_bits() {
