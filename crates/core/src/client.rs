@@ -47,8 +47,9 @@ pub enum Operation {
     Scan(Scan),
     /// Sets a bucket's properties on all nodes.
     SetBucket { bucket: Bytes, properties: BucketProperties },
-    /// Changes which nodes hold what, or says what a change would move.
-    ChangeRing { change: RingChange, plan_only: bool },
+    /// Changes which nodes hold what, or says what a change would move. What `guard` refuses is refused whoever asks;
+    /// `force` carries out a removal all the same that may lose data.
+    ChangeRing { change: RingChange, plan_only: bool, force: bool },
 }
 
 impl Operation {

@@ -56,6 +56,8 @@ pub enum Sabotage {
     KeepOneHome,
     /// Deleted objects are forgotten when they are found.
     ForgetUnasked,
+    /// A node is given up though others reach it.
+    AskNoOpinion,
 }
 
 /// A node's configuration. The defaults suit a cluster in one data centre.

@@ -19,6 +19,7 @@ pub mod config;
 pub mod detector;
 pub mod vivaldi;
 pub mod membership;
+pub mod guard;
 pub mod message;
 pub mod metrics;
 pub mod known;

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::client::{ClientError, Operation, Reply, Scan};
 use crate::codec::{DecodeError, Reader, Writer};
+use crate::detector::Health;
 use crate::membership::Gossip;
 use crate::types::{NodeId, ObjectKey};
 
@@ -174,6 +175,16 @@ pub enum Control {
     RangeRows {
         task: TaskId,
         page: RangePage,
+    },
+    /// An operator wants to give `node` up: can you reach it?
+    AskOpinion {
+        task: TaskId,
+        node: NodeId,
+    },
+    /// The answer.
+    Opinion {
+        task: TaskId,
+        health: Health,
     },
 }
 

@@ -5,7 +5,7 @@
 //! of a put become durable on all replicas at the same time, not one after the other.
 //!
 //! The submodules are one `impl Node` in parts: `coordinate` takes requests, `gets` and `puts` run them, `listing`
-//! scans, `overdue` goes on without what came too late, `serve` answers other coordinators, `background` gossips and
+//! scans, `operators` takes operators' changes of the ring, `overdue` goes on without what came too late, `serve` answers other coordinators, `background` gossips and
 //! hands hints over, `entropy` compares partitions and mends what differs, `collect` forgets deleted objects, `moving`
 //! changes the ring; `active` runs objects that carry code, with `homes`, `residents`, `creation` and `hosting`. Follow
 //! a put from `puts::start_update`.
@@ -22,6 +22,7 @@ mod homes;
 mod hosting;
 mod listing;
 mod moving;
+mod operators;
 mod overdue;
 mod puts;
 mod residents;
@@ -39,6 +40,7 @@ use crate::config::{NodeConfig, SyncMode};
 use crate::detector::{Detector, Health};
 use crate::entropy::Entropy;
 use crate::get::Get;
+use crate::guard::Opinions;
 use crate::handoff::{Delivery, Handoff};
 use crate::membership::{Gossip, Hello, Member, Membership, Refusal, PROTOCOL};
 use crate::message::{Control, Message, ReadOutcome, TaskId, WriteOutcome};
@@ -294,6 +296,8 @@ enum Work {
     Compare {
         owner: NodeId,
     },
+    /// What the others think of a node that an operator gives up.
+    Opinions(Opinions),
 }
 
 #[derive(Clone, Debug)]

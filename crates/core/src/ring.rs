@@ -54,8 +54,9 @@ pub enum RingChange {
     /// A node is gone for good: its share, if it has one, is made anew from the other replicas, and it is no member
     /// any more.
     Remove { node: NodeId },
-    /// `new` takes the place of `old`, which leaves. If it is gone, remove it too: then nobody waits for it.
-    Replace { old: NodeId, new: RingNode },
+    /// `new` takes the place of `old`, which leaves. `gone`: `old` is gone for good and is removed in the same step, so
+    /// nobody waits for it.
+    Replace { old: NodeId, new: RingNode, gone: bool },
     /// The node's share changes.
     Weight { node: NodeId, weight: u16 },
     /// The node's zone changes.
@@ -79,6 +80,45 @@ pub enum RingError {
     InvalidZone { bytes: usize },
     /// The ring is as it is wanted.
     NoChange,
+    /// The node that was asked has been removed from the ring itself.
+    Outcast,
+    /// No member has this id.
+    Unknown { node: NodeId },
+    /// The node is to hold data and cannot be reached.
+    Down { node: NodeId },
+    /// The node is to be given up, and the asked node or the peer `by` reaches it, or did a moment ago.
+    Alive { node: NodeId, by: Option<NodeId> },
+    /// Too few nodes of the ring have said that the node to be given up is down: it may be the others that are cut off.
+    Unconfirmed { node: NodeId, confirmed: usize, needed: usize, nodes: usize },
+    /// The share of another removed node is still being made anew, from the copies that this removal would take away.
+    RemovalUnderway { node: NodeId, other: NodeId },
+    /// No node that can be reached holds another copy of some partitions of buckets with `n` replicas.
+    SoleCopies { node: NodeId, n: usize, partitions: usize, of: usize },
+}
+
+impl RingChange {
+    /// The node that the change gives up without asking for its data.
+    pub fn given_up(&self) -> Option<NodeId> {
+        match self {
+            RingChange::Remove { node } => Some(*node),
+            RingChange::Replace { old, gone, .. } => gone.then_some(*old),
+            RingChange::Join { .. }
+            | RingChange::Leave { .. }
+            | RingChange::Weight { .. }
+            | RingChange::Zone { .. } => None,
+        }
+    }
+
+    /// The node that begins to hold data.
+    pub fn newcomer(&self) -> Option<NodeId> {
+        match self {
+            RingChange::Join { node } | RingChange::Replace { new: node, .. } => Some(node.id),
+            RingChange::Leave { .. }
+            | RingChange::Remove { .. }
+            | RingChange::Weight { .. }
+            | RingChange::Zone { .. } => None,
+        }
+    }
 }
 
 impl fmt::Display for RingError {
@@ -97,6 +137,36 @@ impl fmt::Display for RingError {
                 write!(f, "the zone's name has {bytes} bytes: at most {ZONE_BYTES_MAX} are allowed")
             }
             RingError::NoChange => write!(f, "the ring is like that already"),
+            RingError::Outcast => {
+                write!(f, "an operator has removed this node: ask a node that is in the ring")
+            }
+            RingError::Unknown { node } => write!(f, "node {node} is no member of this cluster"),
+            RingError::Down { node } => {
+                write!(f, "node {node} cannot be reached: start it before it is to hold data")
+            }
+            RingError::Alive { node, by: None } => {
+                write!(f, "node {node} is alive: only a node that is gone for good is given up. Stop it, or use 'leave'")
+            }
+            RingError::Alive { node, by: Some(by) } => write!(
+                f,
+                "node {node} is alive: this node cannot reach it, but node {by} can. Only a node that is gone for good \
+                 is given up"
+            ),
+            RingError::Unconfirmed { node, confirmed, needed, nodes } => write!(
+                f,
+                "{confirmed} of {nodes} nodes of the ring say that node {node} is down, {needed} must: it may be this \
+                 node that is cut off. If the others are gone for good too, force it"
+            ),
+            RingError::RemovalUnderway { node, other } => write!(
+                f,
+                "the copies that node {other} held are still being made anew: wait, or if node {node} is gone for good \
+                 and holds that up, force it"
+            ),
+            RingError::SoleCopies { node, n, partitions, of } => write!(
+                f,
+                "no other node that can be reached holds {partitions} of {of} partitions of buckets with n = {n}: \
+                 without node {node} what they hold is lost. Start the nodes that are down, or force it"
+            ),
         }
     }
 }
@@ -180,10 +250,13 @@ impl RingState {
                     false => self.layout.change(nodes),
                 }
             }
-            RingChange::Replace { old, new } => {
+            RingChange::Replace { old, new, gone } => {
                 must_be_in(*old)?;
                 must_be_out(new.id)?;
                 removed.remove(&new.id);
+                if *gone {
+                    removed.insert(*old);
+                }
                 self.layout.replace(*old, new.clone())
             }
             RingChange::Weight { node, .. } | RingChange::Zone { node, .. } => {
@@ -446,11 +519,13 @@ mod tests {
 
     #[test]
     fn a_dead_node_is_replaced_and_then_removed() {
-        let replace = RingChange::Replace { old: NodeId(2), new: RingNode::new(NodeId(4)) };
-        let moving = state(3).change(&replace).unwrap();
+        let replace = |gone| RingChange::Replace { old: NodeId(2), new: RingNode::new(NodeId(4)), gone };
+        let moving = state(3).change(&replace(false)).unwrap();
         let without = moving.change(&RingChange::Remove { node: NodeId(2) }).unwrap();
         assert_eq!((&without.layout, &without.old), (&moving.layout, &moving.old), "nothing else moves");
         assert_eq!(without.removed, BTreeSet::from([NodeId(2)]));
+        let at_once = state(3).change(&replace(true)).unwrap();
+        assert_eq!((at_once.layout, at_once.removed), (without.layout, without.removed), "in one step");
     }
 
     #[test]

@@ -83,9 +83,8 @@ impl Node {
                 };
                 self.finish(origin, result, out);
             }
-            Operation::ChangeRing { change, plan_only } => {
-                let result = self.change_ring(now, change, plan_only, out);
-                self.finish(origin, result, out);
+            Operation::ChangeRing { change, plan_only, force } => {
+                self.start_ring_change(now, origin, change, plan_only, force, deadline_us, out)
             }
         }
     }

@@ -8,12 +8,12 @@ use bytes::Bytes;
 
 use super::serve::end_of;
 use super::{Event, Node, Origin, Output, Task, Work};
-use crate::client::{ClientError, NodePlan, Reply, RingPlan};
+use crate::client::{NodePlan, RingPlan};
 use crate::detector::Health;
 use crate::membership::Gossip;
 use crate::message::{Control, Message, RangePage, TaskId};
 use crate::replica::{hash_of, row_hash};
-use crate::ring::{Ring, RingChange, RingError, RingState};
+use crate::ring::{Ring, RingState};
 use crate::store::Space;
 use crate::transfer::{awaited, Incoming, Range, SweepPage, Worked, PAGE_ROWS, VERIFIED_MAX};
 use crate::types::{NodeId, Now, ObjectKey, Position, SLOTS};
@@ -40,35 +40,8 @@ impl Node {
         self.ring.as_ref().map_or(0, Ring::stamp)
     }
 
-    /// An operator's change, or what it would move.
-    pub(super) fn change_ring(
-        &mut self,
-        now: Now,
-        change: RingChange,
-        plan_only: bool,
-        out: &mut Vec<Output>,
-    ) -> Result<Reply, ClientError> {
-        match change {
-            RingChange::Remove { node } if !self.is_known(node) => {
-                return Err(ClientError::Ring(RingError::NotInRing { node }))
-            }
-            _ => {}
-        }
-        let state = self.placed_ring().state().change(&change).map_err(ClientError::Ring)?;
-        let ring = Ring::new(state.clone());
-        let plan = self.plan(&ring);
-        if !plan_only {
-            self.install_ring(now, state, out);
-        }
-        Ok(Reply::RingPlan(plan))
-    }
-
-    /// Whether `node` is a member, or in the ring.
-    fn is_known(&self, node: NodeId) -> bool {
-        self.membership.members.contains_key(&node) || self.placed_ring().state().contains(node)
-    }
-
-    fn plan(&self, ring: &Ring) -> RingPlan {
+    /// What a ring that is about to be taken over moves.
+    pub(super) fn plan(&self, ring: &Ring) -> RingPlan {
         let n = self.buckets().properties(b"").n as usize;
         let mut nodes: BTreeMap<NodeId, NodePlan> = BTreeMap::new();
         let mut slots_moved = 0;
@@ -136,7 +109,7 @@ impl Node {
     }
 
     /// The numbers of replicas that buckets have.
-    fn sizes(&self) -> Vec<usize> {
+    pub(super) fn sizes(&self) -> Vec<usize> {
         let mut sizes: Vec<usize> = self.quorums().into_iter().map(|(n, _)| n).collect();
         sizes.dedup();
         sizes

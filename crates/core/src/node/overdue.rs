@@ -36,6 +36,7 @@ impl Node {
             Work::Forward { .. } => self.expire_forward(id, out),
             Work::Scan(_) => self.fail_scan(now, id, out),
             Work::Deliver(_) => self.delivery_lost(id),
+            Work::Opinions(_) => self.weigh_opinions(now, id, true, out),
             Work::Fetch { .. } | Work::Compare { .. } => self.rows_are_late(id),
         }
     }

@@ -85,6 +85,11 @@ impl Node {
                 self.serve_list_range(now, from, task, first, to, stamp, out)
             }
             Control::RangeRows { task, page } => self.range_rows(now, from, task, page, out),
+            Control::AskOpinion { task, node } => {
+                let opinion = Control::Opinion { task, health: self.health(node) };
+                self.send(now, from, Message::Control(opinion), out);
+            }
+            Control::Opinion { task, health } => self.opinion(now, from, task, health, out),
         }
     }
 

@@ -468,7 +468,16 @@ impl Cluster {
     }
 
     pub fn change_ring(&mut self, i: usize, change: RingChange) -> Result<Reply, ClientError> {
-        self.run(i, Operation::ChangeRing { change, plan_only: false })
+        self.change_ring_by(i, change, false)
+    }
+
+    pub fn change_ring_by(
+        &mut self,
+        i: usize,
+        change: RingChange,
+        force: bool,
+    ) -> Result<Reply, ClientError> {
+        self.run(i, Operation::ChangeRing { change, plan_only: false, force })
     }
 
     pub fn set_bucket(&mut self, i: usize, bucket: &'static [u8], properties: BucketProperties) {

@@ -66,6 +66,9 @@ enum Command {
         /// The node's name, or its id
         #[arg(value_name = "NODE")]
         name: String,
+        /// Do so although other nodes cannot confirm that it is gone, or data may be lost that only it holds
+        #[arg(long)]
+        force: bool,
         #[command(flatten)]
         how: How,
     },
@@ -78,6 +81,9 @@ enum Command {
         /// OLD is gone for good: make its copies anew from the others'
         #[arg(long)]
         gone: bool,
+        /// With --gone: as with 'remove'
+        #[arg(long, requires = "gone")]
+        force: bool,
         #[command(flatten)]
         how: How,
     },
@@ -129,14 +135,14 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
                 false => print(report(&status).as_bytes()),
             }
         }
-        Command::Join { name, how } => change(&["JOIN", &name], None, &how),
-        Command::Leave { name, how } => change(&["LEAVE", &name], None, &how),
-        Command::Remove { name, how } => change(&["REMOVE", &name], Some(&name), &how),
-        Command::Replace { old, new, gone, how } => {
-            change(&["REPLACE", &old, &new], gone.then_some(&old), &how)
+        Command::Join { name, how } => change(&["JOIN", &name], &[], &how),
+        Command::Leave { name, how } => change(&["LEAVE", &name], &[], &how),
+        Command::Remove { name, force, how } => change(&["REMOVE", &name], &[(force, "FORCE")], &how),
+        Command::Replace { old, new, gone, force, how } => {
+            change(&["REPLACE", &old, &new], &[(gone, "GONE"), (force, "FORCE")], &how)
         }
-        Command::Weight { name, weight, how } => change(&["WEIGHT", &name, &weight.to_string()], None, &how),
-        Command::Zone { name, zone, how } => change(&["ZONE", &name, &zone], None, &how),
+        Command::Weight { name, weight, how } => change(&["WEIGHT", &name, &weight.to_string()], &[], &how),
+        Command::Zone { name, zone, how } => change(&["ZONE", &name, &zone], &[], &how),
         Command::Wait { node } => {
             let mut node = node.connect()?;
             let before = moved(&status(&mut node)?);
@@ -152,16 +158,14 @@ fn status(node: &mut Node) -> Result<Json, Failure> {
     serde_json::from_slice(&text).map_err(|_| node.unexpected("CLUSTER STATUS"))
 }
 
-/// Plans a change of the ring, or carries it out and waits for the data. `gone`: the node that will never be back.
-fn change(words: &[&str], gone: Option<&str>, how: &How) -> Result<(), Failure> {
+/// Plans a change of the ring, or carries it out and waits for the data. Of `options` those that are true are given.
+fn change(words: &[&str], options: &[(bool, &str)], how: &How) -> Result<(), Failure> {
     let mut node = how.node.connect()?;
     let before = status(&mut node)?;
     let is_in_effect = is_in_effect(words, &before);
-    if let Some(name) = gone.filter(|_| !is_in_effect) {
-        refuse_if_up(name, &before)?;
-    }
     let mut command = vec!["RING"];
     command.extend(words);
+    command.extend(options.iter().filter(|(is_given, _)| *is_given).map(|(_, word)| word));
     command.extend(how.plan.then_some("PLAN"));
     match node.call(&command) {
         Ok(reply) => print(plan(&reply, &before).ok_or_else(|| node.unexpected("RING"))?.as_bytes())?,
@@ -174,24 +178,10 @@ fn change(words: &[&str], gone: Option<&str>, how: &How) -> Result<(), Failure> 
     if how.plan {
         return Ok(());
     }
-    let is_lost = |member: &Json, name| is_called(member, name) && is_in_ring(member) && is_down(member);
-    let lost = gone.and_then(|name| members(&before).find(|member| is_lost(member, name)));
-    if let (["REPLACE", ..], Some(lost)) = (words, lost) {
-        node.call(&["RING", "REMOVE", &text(&lost["id"])])?;
-    }
     match how.no_wait {
         true => Ok(()),
         false => wait(&mut node, moved(&before)),
     }
-}
-
-/// Only what is gone for good is given up without being asked for its data.
-fn refuse_if_up(name: &str, status: &Json) -> Result<(), Failure> {
-    let named = || members(status).filter(|member| is_called(member, name));
-    let Some(up) = named().next().filter(|_| !named().any(is_down)) else { return Ok(()) };
-    let (name, health) = (text(&up["name"]), text(&up["health"]));
-    let text = format!("{name} is {health}: only what is gone for good is given up. Stop it, or use 'leave'");
-    Err(Failure::Failed { text })
 }
 
 fn is_down(member: &Json) -> bool {
@@ -231,10 +221,6 @@ fn members(status: &Json) -> impl Iterator<Item = &Json> {
 
 fn is_called(member: &Json, name: &str) -> bool {
     member["name"] == name || member["id"] == name
-}
-
-fn is_in_ring(member: &Json) -> bool {
-    member["in_ring"] == "yes" || member["in_ring"] == "leaving"
 }
 
 /// A node's refusal, with the names of the nodes whose ids it has.

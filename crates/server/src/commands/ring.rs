@@ -1,8 +1,9 @@
 //! `RING`: changing which nodes hold what.
 //!
 //! A node is named by its id, or by its name: if several members are called so, the one is meant that is in the ring,
-//! and where a node is to come into the ring, the one that is not. With `PLAN` at the end nothing is changed. The
-//! answer is what moves; the move itself goes on in the background, see `CLUSTER STATUS`.
+//! and where a node is to come into the ring, the one that is not. With `PLAN` at the end nothing is changed; with
+//! `FORCE` a node is given up although that may lose data. The answer is what moves; the move itself goes on in the
+//! background, see `CLUSTER STATUS`. What may be changed is decided by the core (`guard`), not here.
 
 use oort_core::client::{NodePlan, Operation, Reply, RingPlan};
 use oort_core::membership::Member;
@@ -26,16 +27,17 @@ pub fn leave(call: &mut Call) -> Outcome {
     change(call, 3, RingChange::Leave { node })
 }
 
-/// `RING REMOVE node [PLAN]`
+/// `RING REMOVE node [PLAN] [FORCE]`
 pub fn remove(call: &mut Call) -> Outcome {
     let node = node(call, 2)?;
     change(call, 3, RingChange::Remove { node })
 }
 
-/// `RING REPLACE old new [PLAN]`
+/// `RING REPLACE old new [GONE [FORCE]] [PLAN]`
 pub fn replace(call: &mut Call) -> Outcome {
     let (old, new) = (node(call, 2)?, member(call, 3, Place::Outside)?.ring_node());
-    change(call, 4, RingChange::Replace { old, new })
+    let gone = (4..call.count()).any(|index| call.arg(index).eq_ignore_ascii_case(b"gone"));
+    change(call, 4, RingChange::Replace { old, new, gone })
 }
 
 /// `RING WEIGHT node weight [PLAN]`
@@ -58,14 +60,18 @@ pub fn zone(call: &mut Call) -> Outcome {
     change(call, 4, RingChange::Zone { node, zone })
 }
 
-/// Carries the change out, or plans it if that is what stands after the first `arity` arguments.
+/// Carries the change out, or plans it, as the words behind the first `arity` arguments say.
 fn change(call: &Call, arity: usize, change: RingChange) -> Outcome {
-    let plan_only = match call.count() - arity {
-        0 => false,
-        1 if call.arg(arity).eq_ignore_ascii_case(b"plan") => true,
-        _ => return Err(wrong_arity(call.container, call.spec)),
-    };
-    one(Operation::ChangeRing { change, plan_only }, Finish::new(|reply: Reply, _: Given| show(reply)))
+    let (mut plan_only, mut force) = (false, false);
+    for index in arity..call.count() {
+        match &call.arg(index).to_ascii_lowercase()[..] {
+            b"plan" => plan_only = true,
+            b"force" if change.given_up().is_some() => force = true,
+            b"gone" if matches!(change, RingChange::Replace { .. }) => {}
+            _ => return Err(wrong_arity(call.container, call.spec)),
+        }
+    }
+    one(Operation::ChangeRing { change, plan_only, force }, Finish::new(|reply: Reply, _: Given| show(reply)))
 }
 
 fn show(reply: Reply) -> Value {

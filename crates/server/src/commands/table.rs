@@ -291,8 +291,8 @@ const CLUSTER: [Spec; 10] = [
 const RING: [Spec; 6] = [
     spec("join", "RING JOIN node [PLAN]", -3, ADMIN, NO_KEYS, ring::join, "Has a member hold data."),
     spec("leave", "RING LEAVE node [PLAN]", -3, ADMIN, NO_KEYS, ring::leave, "Has a node hand over its data and hold none."),
-    spec("remove", "RING REMOVE node [PLAN]", -3, ADMIN, NO_KEYS, ring::remove, "Makes the copies of a node that is gone for good anew."),
-    spec("replace", "RING REPLACE old new [PLAN]", -4, ADMIN, NO_KEYS, ring::replace, "Has a member take the place of another node."),
+    spec("remove", "RING REMOVE node [PLAN] [FORCE]", -3, ADMIN, NO_KEYS, ring::remove, "Makes the copies of a node that is gone for good anew."),
+    spec("replace", "RING REPLACE old new [GONE [FORCE]] [PLAN]", -4, ADMIN, NO_KEYS, ring::replace, "Has a member take the place of another node."),
     spec("weight", "RING WEIGHT node weight [PLAN]", -4, ADMIN, NO_KEYS, ring::weight, "Changes a node's share of the data, 1 to 1000."),
     spec("zone", "RING ZONE node zone [PLAN]", -4, ADMIN, NO_KEYS, ring::zone, "Changes what a node fails together with."),
 ];

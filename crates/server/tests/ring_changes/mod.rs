@@ -99,7 +99,7 @@ fn a_node_joins_and_another_leaves_under_load() {
     cluster.nodes[0].start();
     eventually("it is linked again", || (member(&cluster.nodes[1], &first)["health"] == "up").then_some(()));
     let why = refused(&cluster, 1, &["remove", "node1"]);
-    assert!(why.contains("node1 is up: only what is gone for good is given up"), "{why}");
+    assert!(why.contains("is alive: only a node that is gone for good is given up"), "{why}");
     assert!(cluster.nodes[0].terminate().success());
     eventually("it is down", || (member(&cluster.nodes[1], &first)["health"] == "down").then_some(()));
     succeed(&cluster, 1, &["remove", "node1"]);
@@ -108,6 +108,40 @@ fn a_node_joins_and_another_leaves_under_load() {
     });
     let why = refused(&cluster, 1, &["remove", "node1"]);
     assert!(why.contains("unknown node 'node1': the members are node2, node3, node4"), "{why}");
+}
+
+#[test]
+fn nodes_refuse_by_themselves_what_would_lose_data() {
+    let mut cluster = Cluster::start(4, &[]);
+    let acknowledged = fill(&cluster.nodes[0], 100, 10);
+    for name in ["node3", "node4", "node1"] {
+        for words in [&["RING", "REMOVE", name][..], &["RING", "REMOVE", name, "FORCE"]] {
+            let why = error(cluster.nodes[0].call(words));
+            assert!(
+                why.starts_with("ERR node ") && why.contains("is alive: only a node that is gone"),
+                "{why}"
+            );
+        }
+    }
+    let why = error(cluster.nodes[0].call(&["RING", "REMOVE", "node3", "NOW"]));
+    assert!(why.contains("wrong number of arguments"), "{why}");
+    cluster.nodes[0].call(&["BUCKET", "SET", "single", "n", "1", "r", "1", "w", "1"]);
+    eventually("the ring has settled", || {
+        (cluster.nodes[0].status()["ring"]["moving"] == false).then_some(())
+    });
+    cluster.nodes[3].kill();
+    let fourth = id_in(&cluster.nodes[0], "node4");
+    eventually("all know that it is down", || {
+        let knows = |node: &Node| member(node, &fourth)["health"] == "down";
+        cluster.nodes[..3].iter().all(knows).then_some(())
+    });
+    let why = error(cluster.nodes[0].call(&["RING", "REMOVE", "node4"]));
+    assert!(why.contains("partitions of buckets with n = 1"), "{why}");
+    assert!(!cluster.nodes[0].call(&["RING", "REMOVE", "node4", "FORCE"]).is_error());
+    eventually("the ring has settled", || {
+        (cluster.nodes[0].status()["ring"]["moving"] == false).then_some(())
+    });
+    cluster.nodes[..3].iter().for_each(|node| assert_readable(node, &acknowledged));
 }
 
 fn id_in(node: &Node, name: &str) -> String {

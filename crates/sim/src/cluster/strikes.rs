@@ -211,6 +211,7 @@ impl Cluster {
             2 if !outside.is_empty() => RingChange::Replace {
                 old: pick(&inside, &mut self.rng),
                 new: RingNode::new(pick(&outside, &mut self.rng)),
+                gone: false,
             },
             0..=2 if inside.len() > 3 => RingChange::Leave { node: pick(&inside, &mut self.rng) },
             _ => RingChange::Weight {
@@ -218,7 +219,7 @@ impl Cluster {
                 weight: [50, 100, 200][self.rng.below(3) as usize],
             },
         };
-        self.operator(machine, Operation::ChangeRing { change, plan_only: false });
+        self.operator(machine, Operation::ChangeRing { change, plan_only: false, force: false });
         true
     }
 
