@@ -680,3 +680,26 @@ fn a_stopped_node_keeps_its_hash_tree_and_a_killed_one_does_not() {
     let replica = open();
     assert_eq!(replica.tree().uncounted(&all), Some(all), "nobody stopped it");
 }
+
+/// Source: DESIGN §4, "W counts copies that are durable": of a cluster of one node, one.
+#[test]
+fn a_quorum_asked_for_by_a_request_counts_copies_that_can_exist() {
+    let quorum = |w, primary_w| Quorum { w, primary_w, ..Quorum::default() };
+    let store = || Mutation::store("value");
+    for nodes in 1..=3 {
+        let mut cluster = Cluster::new(nodes);
+        cluster
+            .update_with(0, key("plain"), store(), Quorum::default())
+            .expect("a bucket's w is all there are");
+        for asked in 1..=3u8 {
+            for quorum in [quorum(Some(asked), 0), quorum(None, asked)] {
+                let result = cluster.update_with(0, key("asked"), store(), quorum);
+                let too_few = ClientError::TooFewReachable { reachable: nodes as u8, needed: asked };
+                match asked as usize <= nodes {
+                    true => assert!(result.is_ok(), "{asked} of {nodes}: {result:?}"),
+                    false => assert_eq!(result.err(), Some(too_few), "{asked} of {nodes}"),
+                }
+            }
+        }
+    }
+}

@@ -116,8 +116,16 @@ fn thread_us() -> u64 {
     time.tv_sec as u64 * 1_000_000 + time.tv_nsec as u64 / 1000
 }
 
+/// How many connections may wait to be accepted; the system may allow fewer (`net.core.somaxconn`). Fewer: the clients
+/// of a whole site that all come back at once wait a second and longer for another try.
+const BACKLOG: i32 = 4096;
+
 fn listen(what: &'static str, address: &str) -> Result<TcpListener, RunError> {
-    TcpListener::bind(address).map_err(|error| RunError::Listen { what, address: address.to_owned(), error })
+    let refused = |error| RunError::Listen { what, address: address.to_owned(), error };
+    let listener = TcpListener::bind(address).map_err(refused)?;
+    // The standard library asks for 128; asking again changes it.
+    rustix::net::listen(&listener, BACKLOG).map_err(|error| refused(error.into()))?;
+    Ok(listener)
 }
 
 /// Names the machine's current boot; a fresh number where the system does not tell, as if it had just booted.

@@ -5,12 +5,13 @@
 //! it is durable. `endpoint` has the sockets, `connection` the order of a client's commands, `links` whom to dial when.
 
 mod clients;
+mod closing;
 mod endpoint;
 mod links;
 
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
 use std::io;
-use std::net::Shutdown;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -29,6 +30,7 @@ use oort_core::types::{NodeId, Now, Rng};
 use tokio::sync::oneshot;
 use tracing::{debug, error, info, warn};
 
+use crate::commands::knobs::Knobs;
 use crate::commands::session::Session;
 use crate::commands::view::{ServerStats, View};
 use crate::handle::{channel, Command, Handle, Inbox, Inside};
@@ -36,6 +38,7 @@ use crate::resp::request::Limits;
 use crate::status;
 use crate::storage::FjallStore;
 use crate::wire;
+use closing::Closing;
 use endpoint::{Endpoint, Flow, Inbound, Kind, Outbound};
 use links::Links;
 
@@ -97,6 +100,8 @@ pub struct Shard {
     unread: Vec<usize>,
     /// Clients that are to be read from again.
     resumed: Vec<usize>,
+    /// Clients that are closed at a time, the first first.
+    closing: BTreeSet<Closing>,
     /// Memory that clients take, in bytes.
     client_bytes: usize,
     links: Links,
@@ -115,6 +120,8 @@ pub struct Shard {
     is_admitting: bool,
     /// Requests of other threads that wait for that.
     early: Vec<Command>,
+    /// Settings that clients may change, to no effect.
+    knobs: Knobs,
 }
 
 /// Counters for `INFO`.
@@ -189,6 +196,7 @@ impl Shard {
             dirty: Vec::new(),
             unread: Vec::new(),
             resumed: Vec::new(),
+            closing: BTreeSet::new(),
             client_bytes: 0,
             links,
             owners: Tasks::new(1),
@@ -208,6 +216,7 @@ impl Shard {
             has_told_former: false,
             is_admitting: false,
             early: Vec::new(),
+            knobs: Knobs::default(),
         };
         Ok((shard, handle))
     }
@@ -232,6 +241,7 @@ impl Shard {
             self.admit();
             self.drain_inbox();
             self.dial();
+            self.close_overdue();
             if self.clocks.now.get().mono_us >= self.node.next_wakeup() {
                 self.step(Input::Tick);
             }
@@ -295,7 +305,7 @@ impl Shard {
         if !self.unread.is_empty() {
             return Duration::ZERO;
         }
-        let mut wakeup = self.node.next_wakeup().min(self.links.next_dial_us());
+        let mut wakeup = self.node.next_wakeup().min(self.links.next_dial_us()).min(self.next_close_us());
         if !self.is_admitting {
             wakeup = wakeup.min(SETTLE_US);
         }
@@ -682,10 +692,6 @@ impl Shard {
         match &mut endpoint.kind {
             Kind::Client(client) => {
                 is_broken |= client.is_over();
-                if client.is_refused && client.is_idle() {
-                    // It may have gone away already.
-                    let _ = endpoint.stream.shutdown(Shutdown::Write);
-                }
                 if client.has_unread() && client.is_ready() {
                     self.unread.push(slot);
                 }
@@ -698,7 +704,11 @@ impl Shard {
             _ => {}
         }
         if is_broken {
-            self.close(slot);
+            return self.close(slot);
+        }
+        if let Some((due, before)) = Shard::part_with(endpoint, slot, self.clocks.now.get().mono_us) {
+            before.map(|before| self.closing.remove(&before));
+            self.closing.insert(due);
         }
     }
 
@@ -711,6 +721,9 @@ impl Shard {
             Kind::Client(client) => {
                 self.numbers.clients -= 1;
                 self.client_bytes -= client.charged;
+                if let Some(at_us) = client.closed_at_us {
+                    self.closing.remove(&(at_us, slot, client.session.id));
+                }
             }
             Kind::Inbound(inbound) => {
                 if let Some(peer) = inbound.peer.filter(|&peer| self.links.inbound_closed(peer)) {
@@ -798,6 +811,9 @@ impl View for Inspector<'_> {
                 visit(&client.session);
             }
         }
+    }
+    fn knobs(&self) -> &Knobs {
+        &self.shard.knobs
     }
     fn random(&self) -> u64 {
         self.shard.numbers.random.borrow_mut().next_u64()

@@ -46,7 +46,10 @@ impl Shard {
             let reach = |request: &Request| reach_of(request, |key| node.coordinates(key));
             let submission = match client.release(reach) {
                 Some(submission) => Some(submission),
-                None if !client.is_ready() => break,
+                None if !client.is_ready() => match client.gathered(reach) {
+                    None => break,
+                    gathered => gathered,
+                },
                 None => match client.next_command() {
                     Ok(Some(command)) => {
                         self.numbers.commands += 1;
@@ -55,11 +58,11 @@ impl Shard {
                             crate::commands::start(&mut client.session, command, &view, now.wall_ms);
                         client.accept(started, reach)
                     }
-                    Ok(None) => break,
-                    Err(error) => {
-                        client.refuse(error);
-                        break;
-                    }
+                    Ok(None) => match client.gathered(reach) {
+                        None => break,
+                        gathered => gathered,
+                    },
+                    Err(error) => client.refuse(error, reach),
                 },
             };
             if let Some(submission) = submission {
