@@ -33,6 +33,7 @@ use tracing::{debug, error, info, warn};
 use crate::commands::knobs::Knobs;
 use crate::commands::session::Session;
 use crate::commands::view::{ServerStats, View};
+use crate::errno::{cause, is_exhaustion};
 use crate::handle::{channel, Command, Handle, Inbox, Inside};
 use crate::resp::request::Limits;
 use crate::status;
@@ -49,6 +50,8 @@ const FIRST_ENDPOINT: usize = 3;
 
 /// The most new connections accepted in one turn.
 const ACCEPTS_MAX: usize = 64;
+/// How long accepting pauses when no descriptor is left, in microseconds, unless a connection is closed before.
+const ACCEPT_PAUSE_US: u64 = 100_000;
 /// The most rounds of polling in one turn. Fewer: smaller batches; more: the first request of a turn waits longer.
 const GATHER_ROUNDS_MAX: usize = 8;
 /// Questions to peers leave when a turn has brought so many more outputs. Fewer: more system calls; more: peers idle.
@@ -122,6 +125,10 @@ pub struct Shard {
     early: Vec<Command>,
     /// Settings that clients may change, to no effect.
     knobs: Knobs,
+    /// When connections are accepted that could not be for want of descriptors; `u64::MAX`: none wait.
+    accept_at_us: u64,
+    /// The log says that connections cannot be accepted.
+    accept_failing: bool,
 }
 
 /// Counters for `INFO`.
@@ -129,6 +136,10 @@ struct Numbers {
     clients: usize,
     accepted: u64,
     evicted: u64,
+    /// Connections refused because there were too many.
+    rejected: u64,
+    /// Times when a connection could not be accepted for want of descriptors.
+    accept_failures: u64,
     commands: u64,
     next_session: u64,
     random: RefCell<Rng>,
@@ -208,6 +219,8 @@ impl Shard {
                 clients: 0,
                 accepted: 0,
                 evicted: 0,
+                rejected: 0,
+                accept_failures: 0,
                 commands: 0,
                 next_session: 1,
                 random: RefCell::new(Rng::new(random_seed)),
@@ -217,6 +230,8 @@ impl Shard {
             is_admitting: false,
             early: Vec::new(),
             knobs: Knobs::default(),
+            accept_at_us: u64::MAX,
+            accept_failing: false,
         };
         Ok((shard, handle))
     }
@@ -242,6 +257,7 @@ impl Shard {
             self.drain_inbox();
             self.dial();
             self.close_overdue();
+            self.accept_again();
             if self.clocks.now.get().mono_us >= self.node.next_wakeup() {
                 self.step(Input::Tick);
             }
@@ -306,6 +322,7 @@ impl Shard {
             return Duration::ZERO;
         }
         let mut wakeup = self.node.next_wakeup().min(self.links.next_dial_us()).min(self.next_close_us());
+        wakeup = wakeup.min(self.accept_at_us);
         if !self.is_admitting {
             wakeup = wakeup.min(SETTLE_US);
         }
@@ -529,12 +546,14 @@ impl Shard {
             let (stream, address) = match listener.accept() {
                 Ok(accepted) => accepted,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(error) if is_exhaustion(&error) => return self.pause_accepting(&error),
+                // That one connection has gone wrong; others may wait behind it.
                 Err(error) => {
-                    // Out of descriptors, say: the next connection that closes makes room.
-                    warn!(%error, "cannot accept a connection");
-                    return;
+                    debug!(%error, "a connection was gone before it was accepted");
+                    continue;
                 }
             };
+            self.accept_failing = false;
             match is_redis {
                 true => self.accept_client(stream, address),
                 false => {
@@ -548,6 +567,26 @@ impl Shard {
             if let Err(error) = self.poll.registry().reregister(listener, token, Interest::READABLE) {
                 error!(%error, "cannot watch a listener");
             }
+        }
+    }
+
+    /// There is no descriptor for one more connection: those that wait are accepted when there may be room again.
+    fn pause_accepting(&mut self, error: &io::Error) {
+        self.numbers.accept_failures += 1;
+        if !std::mem::replace(&mut self.accept_failing, true) {
+            warn!(why = cause(error), "connections cannot be accepted now: they wait");
+        }
+        self.accept_at_us = self.clocks.now.get().mono_us + ACCEPT_PAUSE_US;
+    }
+
+    /// Accepts what waits, if that was put off until now. Readiness is told only once, so nothing else would.
+    fn accept_again(&mut self) {
+        if self.clocks.now.get().mono_us >= self.accept_at_us {
+            self.accept_at_us = u64::MAX;
+            if self.is_admitting {
+                self.accept(true);
+            }
+            self.accept(false);
         }
     }
 
@@ -715,6 +754,10 @@ impl Shard {
     fn close(&mut self, slot: usize) {
         let Some(mut endpoint) = self.endpoints.get_mut(slot).and_then(Option::take) else { return };
         self.closed.push(slot);
+        if self.accept_at_us != u64::MAX {
+            // Its descriptor is free when this turn is over.
+            self.accept_at_us = 0;
+        }
         // A socket that is gone is no longer watched anyway.
         let _ = self.poll.registry().deregister(&mut endpoint.stream);
         match endpoint.kind {
@@ -797,6 +840,8 @@ impl View for Inspector<'_> {
             connections_max: self.shard.options.connections_max as u64,
             connections_accepted: self.shard.numbers.accepted,
             connections_evicted: self.shard.numbers.evicted,
+            connections_rejected: self.shard.numbers.rejected,
+            accept_failures: self.shard.numbers.accept_failures,
             client_bytes: self.shard.client_bytes as u64,
             client_bytes_max: self.shard.options.client_bytes_max as u64,
             commands: self.shard.numbers.commands,
@@ -845,7 +890,7 @@ fn log(event: &Event) {
             info!(id = %member.id, name = member.name, address, stopped, "member")
         }
         Event::HealthChanged { peer, from, to } => info!(%peer, ?from, ?to, "health"),
-        Event::CorruptRow { detail } => error!(detail, "corrupt data: repairing from other replicas"),
+        Event::CorruptRow { detail } => error!(detail, "a row cannot be read: it is repaired from other replicas"),
         Event::ActorRenewed { why } => warn!(why, "writing under a new actor"),
         Event::StoreRefuses { detail } => error!(detail, "writes are refused"),
         Event::StoreAccepts => info!("writes are accepted again"),

@@ -102,7 +102,9 @@ fn stats_section(call: &Call, text: &mut String) {
     let stats = call.view.server();
     field(text, "total_connections_received", stats.connections_accepted);
     field(text, "total_commands_processed", stats.commands);
+    field(text, "rejected_connections", stats.connections_rejected);
     field(text, "evicted_clients", stats.connections_evicted);
+    field(text, "accept_failures", stats.accept_failures);
 }
 
 /// Each node is a primary of some keys and a replica of others; to Redis clients it is a master.

@@ -48,6 +48,10 @@ pub struct ServerStats {
     pub connections_accepted: u64,
     /// Connections cut off because clients took too much memory.
     pub connections_evicted: u64,
+    /// Connections refused because there were too many.
+    pub connections_rejected: u64,
+    /// Times when a connection could not be accepted for want of descriptors.
+    pub accept_failures: u64,
     /// Memory that Redis clients take: what they have sent and not been answered, and replies they have not read.
     pub client_bytes: u64,
     /// The most of it.

@@ -16,6 +16,7 @@ use crate::connection::{reach_of, Connection, Requests, Submission};
 impl Shard {
     pub(super) fn accept_client(&mut self, stream: TcpStream, address: SocketAddr) {
         if self.numbers.clients >= self.options.connections_max {
+            self.numbers.rejected += 1;
             // Best effort: a client that cannot take one line is told nothing.
             let _ = io::Write::write(&mut &stream, b"-ERR max number of clients reached\r\n");
             return;
