@@ -61,6 +61,16 @@ impl Writer<'_> {
         self.varint((value << 1 ^ value >> 63) as u64);
     }
 
+    /// As [`Writer::signed`], which writes the same bytes for what it can write.
+    pub fn signed_wide(&mut self, value: i128) {
+        let mut zigzag = (value << 1 ^ value >> 127) as u128;
+        while zigzag >= 0x80 {
+            self.0.push(zigzag as u8 | 0x80);
+            zigzag >>= 7;
+        }
+        self.0.push(zigzag as u8);
+    }
+
     pub fn bytes(&mut self, value: &[u8]) {
         self.varint(value.len() as u64);
         self.0.extend_from_slice(value);
@@ -114,6 +124,22 @@ impl<'a> Reader<'a> {
     pub fn signed(&mut self, field: &'static str) -> Result<i64, DecodeError> {
         let zigzag = self.varint(field)?;
         Ok((zigzag >> 1) as i64 ^ -((zigzag & 1) as i64))
+    }
+
+    /// What [`Writer::signed_wide`] or [`Writer::signed`] wrote.
+    pub fn signed_wide(&mut self, field: &'static str) -> Result<i128, DecodeError> {
+        let mut zigzag = 0u128;
+        for shift in (0..128).step_by(7) {
+            let byte = self.u8(field)?;
+            if shift == 126 && byte > 3 || shift > 0 && byte == 0 {
+                break;
+            }
+            zigzag |= ((byte & 0x7f) as u128) << shift;
+            if byte < 0x80 {
+                return Ok((zigzag >> 1) as i128 ^ -((zigzag & 1) as i128));
+            }
+        }
+        Err(DecodeError::Invalid { field })
     }
 
     pub fn bytes(&mut self, field: &'static str) -> Result<Bytes, DecodeError> {
@@ -174,6 +200,30 @@ mod tests {
             assert_eq!(reader.signed("s"), Ok(value as i64));
             assert_eq!(reader.end(), Ok(()));
         }
+    }
+
+    #[test]
+    fn wide_numbers_come_back_and_narrow_ones_have_one_form() {
+        let narrow = [0, 1, -1, 63, -64, 64, i64::MAX as i128, i64::MIN as i128];
+        for value in
+            narrow.into_iter().chain([i64::MAX as i128 + 1, i64::MIN as i128 * 5, i128::MAX, i128::MIN])
+        {
+            let mut bytes = Vec::new();
+            Writer(&mut bytes).signed_wide(value);
+            if let Ok(narrow) = i64::try_from(value) {
+                let mut same = Vec::new();
+                Writer(&mut same).signed(narrow);
+                assert_eq!(bytes, same, "{value}");
+            }
+            let bytes = Bytes::from(bytes);
+            let mut reader = Reader::new(&bytes);
+            assert_eq!((reader.signed_wide("w"), reader.left()), (Ok(value), 0), "{value}");
+        }
+        for endless in [[0xff; 20], [0x80; 20]] {
+            let endless = Bytes::copy_from_slice(&endless);
+            assert_eq!(Reader::new(&endless).signed_wide("w"), Err(DecodeError::Invalid { field: "w" }));
+        }
+        assert!(Reader::new(&Bytes::from_static(&[0x80, 0])).signed_wide("w").is_err(), "longer than needed");
     }
 
     #[test]

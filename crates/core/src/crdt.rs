@@ -28,7 +28,8 @@ pub struct Counter {
 struct Total {
     actor: ActorId,
     last: u64, // the dot counter of the actor's last addition
-    sum: i64,
+    /// Wider than the number itself: what one actor added and another took away again still counts here.
+    sum: i128,
 }
 
 impl Counter {
@@ -39,14 +40,24 @@ impl Counter {
 
     /// The current number. Concurrent additions beyond the range of `i64` stop at its end.
     pub fn value(&self) -> i64 {
-        let sum: i128 = self.base as i128 + self.totals.iter().map(|t| t.sum as i128).sum::<i128>();
-        sum.clamp(i64::MIN as i128, i64::MAX as i128) as i64
+        self.sum().clamp(i64::MIN as i128, i64::MAX as i128) as i64
     }
 
-    /// Adds `delta` as the write `dot`; `None` if the number would leave the range of `i64`.
+    fn sum(&self) -> i128 {
+        // Shares of forged bytes may be anything.
+        self.totals.iter().fold(self.base as i128, |sum, total| sum.saturating_add(total.sum))
+    }
+
+    /// Adds `delta` as the write `dot`; `None` if the number would leave the range of `i64`, whatever an actor's share.
+    ///
+    /// A number that concurrent additions have driven out of the range may come back towards it.
     #[must_use]
     pub fn add(&mut self, dot: Dot, delta: i64) -> Option<()> {
-        self.value().checked_add(delta)?;
+        let sum = self.sum().saturating_add(delta as i128);
+        if sum > i64::MAX as i128 && delta > 0 || sum < i64::MIN as i128 && delta < 0 {
+            return None;
+        }
+        let delta = delta as i128;
         match self.totals.binary_search_by_key(&dot.actor, |t| t.actor) {
             Ok(i) => {
                 let total = &mut self.totals[i];
@@ -90,7 +101,7 @@ impl Counter {
         for total in &self.totals {
             out.fixed(total.actor.0);
             out.fixed(total.last);
-            out.signed(total.sum);
+            out.signed_wide(total.sum);
         }
     }
 
@@ -108,7 +119,7 @@ impl Counter {
             let total = Total {
                 actor: ActorId(input.fixed("total actor")?),
                 last: input.fixed("total dot")?,
-                sum: input.signed("total sum")?,
+                sum: input.signed_wide("total sum")?,
             };
             if totals.last().is_some_and(|last| last.actor >= total.actor) {
                 return Err(DecodeError::Invalid { field: "counter order" });
@@ -151,5 +162,36 @@ mod tests {
         let mut b = Counter::new(None, i64::MAX);
         b.add(dot(2, 1), i64::MIN).unwrap();
         assert_eq!(b.value(), -1);
+    }
+
+    #[test]
+    fn only_the_sum_has_a_range_not_an_actors_share() {
+        let mut a = Counter::new(None, 0);
+        for (counter, (actor, delta)) in
+            [(1, i64::MAX), (2, -i64::MAX), (1, i64::MAX), (2, -i64::MAX), (1, 5)].into_iter().enumerate()
+        {
+            assert_eq!(a.add(dot(actor, counter as u64 + 1), delta), Some(()), "{actor} adds {delta}");
+        }
+        assert_eq!(a.value(), 5);
+        assert_eq!(a.add(dot(2, 9), i64::MIN), Some(()));
+        assert_eq!(a.add(dot(1, 9), -6), None);
+        let mut bytes = Vec::new();
+        a.encode(&mut Writer(&mut bytes));
+        let bytes = bytes::Bytes::from(bytes);
+        assert_eq!(Counter::decode(&mut Reader::new(&bytes)), Ok(a));
+    }
+
+    #[test]
+    fn concurrent_additions_beyond_the_range_lead_back_into_it() {
+        let mut a = Counter::new(None, i64::MAX - 1);
+        let mut b = a.clone();
+        a.add(dot(1, 1), 1).unwrap();
+        b.add(dot(2, 1), 1).unwrap();
+        a.merge(&b);
+        assert_eq!(a.value(), i64::MAX);
+        assert_eq!(a.add(dot(1, 2), 1), None);
+        assert_eq!(a.add(dot(1, 2), -1), Some(()));
+        assert_eq!(a.add(dot(1, 3), -1), Some(()));
+        assert_eq!(a.value(), i64::MAX - 1);
     }
 }

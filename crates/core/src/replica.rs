@@ -277,9 +277,19 @@ impl Replica {
             }
             Ok(None) => Held::Missing,
             Err(error) => {
-                self.note_corruption(key, error);
+                self.note_unread(key, error);
                 Held::Corrupt
             }
+        }
+    }
+
+    /// Records that a row could not be read: if it is damaged, what the actor wrote there may be forgotten.
+    ///
+    /// A row that just cannot be read now is still there. The store refuses what is written in the same turn.
+    pub fn note_unread(&mut self, key: &ObjectKey, error: StoreError) {
+        match error {
+            StoreError::Corrupt { .. } => self.note_corruption(key, error),
+            StoreError::Unreadable { .. } | StoreError::ReadOnly { .. } => {}
         }
     }
 

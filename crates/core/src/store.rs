@@ -20,11 +20,14 @@ pub enum Space {
     Meta,
 }
 
-/// Why the engine could not do it. Texts are the operating system's or the engine's.
+/// Why the engine could not do it. Texts are the operating system's or the engine's. Only checksums say damage.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum StoreError {
     /// A row's checksum does not match: it must come from another replica.
     Corrupt { detail: String },
+    /// A row cannot be read now, for want of descriptors, say. Nothing is damaged, and it may be read later; what was
+    /// written in the same turn is refused, since it may have been made without the row.
+    Unreadable { detail: String },
     /// The disk refuses writes; everything since the last sync is undone and reads still work.
     ReadOnly { detail: String },
 }
@@ -33,6 +36,7 @@ impl fmt::Display for StoreError {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         match self {
             StoreError::Corrupt { detail } => write!(f, "stored data are corrupt: {detail}"),
+            StoreError::Unreadable { detail } => write!(f, "a row cannot be read now: {detail}"),
             StoreError::ReadOnly { detail } => write!(f, "the store refuses writes: {detail}"),
         }
     }
@@ -54,7 +58,8 @@ pub type Change = (Space, Bytes, Option<Bytes>);
 
 /// A storage engine. One thread uses it.
 pub trait Store: Send {
-    /// The value under `key`, or `None`. Sees everything applied. Errors: [`StoreError::Corrupt`].
+    /// The value under `key`, or `None`. Sees everything applied. Errors: [`StoreError::Corrupt`],
+    /// [`StoreError::Unreadable`].
     fn get(&mut self, space: Space, key: &[u8]) -> Result<Option<Bytes>, StoreError>;
 
     /// Applies `change`: visible at once, durable with the next [`Store::sync`], atomically with all others since
@@ -69,7 +74,8 @@ pub trait Store: Send {
 
     /// Visits rows with `from <= key <= to` in ascending order, until `visit` returns false.
     ///
-    /// Sees everything applied. A corrupt row is handed over as `Err`, and the scan goes on where that is possible.
+    /// Sees everything applied. A corrupt row is handed over as `Err`, and the scan goes on where that is possible; after
+    /// [`StoreError::Unreadable`] it ends.
     fn scan(&mut self, space: Space, from: &[u8], to: &[u8], visit: &mut Visit);
 
     /// Deletes all rows with `from <= key <= to`; durable with the next sync.
@@ -106,6 +112,9 @@ pub struct MemoryStore {
     /// The same since the last sync of either kind, for a refused sync.
     undo_turn: BTreeMap<(Space, Bytes), Option<Bytes>>,
     is_full: bool,
+    is_exhausted: bool,
+    /// A row could not be read since the last sync.
+    has_unread: bool,
 }
 
 impl MemoryStore {
@@ -127,6 +136,11 @@ impl MemoryStore {
     /// From now on every sync fails (true), or works again (false).
     pub fn set_full(&mut self, is_full: bool) {
         self.is_full = is_full;
+    }
+
+    /// From now on no row can be read although none is damaged (true), as without a descriptor, or all can (false).
+    pub fn set_exhausted(&mut self, is_exhausted: bool) {
+        self.is_exhausted = is_exhausted;
     }
 
     /// Flips a bit of a row: reading it fails until it is written again. False if there is no such row.
@@ -154,6 +168,10 @@ impl MemoryStore {
     fn corruption() -> StoreError {
         StoreError::Corrupt { detail: "checksum mismatch".into() }
     }
+
+    fn exhaustion() -> StoreError {
+        StoreError::Unreadable { detail: "too many open files (EMFILE)".into() }
+    }
 }
 
 impl Store for MemoryStore {
@@ -161,6 +179,10 @@ impl Store for MemoryStore {
         let key = (space, Bytes::copy_from_slice(key));
         if self.corrupt.contains_key(&key) {
             return Err(MemoryStore::corruption());
+        }
+        if self.is_exhausted {
+            self.has_unread = true;
+            return Err(MemoryStore::exhaustion());
         }
         Ok(self.rows.get(&key).cloned())
     }
@@ -176,11 +198,15 @@ impl Store for MemoryStore {
     }
 
     fn sync(&mut self, durability: Durability) -> Result<(), StoreError> {
-        if self.is_full {
+        let has_unread = std::mem::take(&mut self.has_unread) && !self.undo_turn.is_empty();
+        if self.is_full || has_unread {
             for (key, before) in std::mem::take(&mut self.undo_turn) {
                 self.restore(key, before);
             }
-            return Err(StoreError::ReadOnly { detail: "no space left on device".into() });
+            return Err(match self.is_full {
+                true => StoreError::ReadOnly { detail: "no space left on device".into() },
+                false => StoreError::ReadOnly { detail: MemoryStore::exhaustion().to_string() },
+            });
         }
         for (key, before) in std::mem::take(&mut self.undo_turn) {
             self.undo.entry(key).or_insert(before);
@@ -196,6 +222,11 @@ impl Store for MemoryStore {
             return;
         }
         let range = (space, Bytes::copy_from_slice(from))..=(space, Bytes::copy_from_slice(to));
+        if self.is_exhausted {
+            self.has_unread = true;
+            visit(from, Err(MemoryStore::exhaustion()));
+            return;
+        }
         for (key, value) in self.rows.range(range) {
             let row = match self.corrupt.contains_key(key) {
                 true => Err(MemoryStore::corruption()),

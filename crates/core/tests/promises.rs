@@ -230,6 +230,38 @@ fn a_put_on_a_corrupt_row_is_evaluated_on_what_another_replica_holds() {
     cluster.assert_converged("log", 3);
 }
 
+/// Source: issue 12, "running out is never reported as a damaged disk"; DESIGN §1.2.
+#[test]
+fn a_row_that_cannot_be_read_now_is_neither_damaged_nor_written_over() {
+    let mut cluster = Cluster::with(3, |config| config.entropy_ms = 250);
+    for name in ["count", "log", "cart"] {
+        cluster.put(0, name, "1").unwrap();
+    }
+    let held: Vec<_> = (0..3).map(|i| cluster.held(i, "cart")).collect();
+    for i in 0..3 {
+        cluster.machines[i].disk.lock().set_exhausted(true);
+        for at in 0..3 {
+            // Whatever they are answered: nothing may be lost by them.
+            let _ = cluster.update(at, "count", Mutation::Add { delta: 1 });
+            let _ = cluster.update(at, "log", store("2", Basis::Unseen, Condition::Always));
+            let _ = cluster.get(at, "cart");
+        }
+        cluster.advance(3_000);
+        cluster.machines[i].disk.lock().set_exhausted(false);
+        cluster.advance(3_000);
+    }
+    assert_eq!(cluster.total("corrupt_rows"), 0, "nothing is damaged");
+    assert_eq!(cluster.total("actor_renewals"), 0, "and nothing forgotten");
+    for (i, held) in held.into_iter().enumerate() {
+        assert_eq!(cluster.held(i, "cart"), held);
+        assert!(cluster.values(i, "log").contains(&"1".to_string()), "the first value was not written over");
+    }
+    cluster.update(0, "count", Mutation::Add { delta: 1 }).expect("it counts on");
+    for name in ["count", "log", "cart"] {
+        cluster.assert_converged(name, 3);
+    }
+}
+
 /// Source: issue 2, "a full disk makes the node refuse writes with a clear error, stay readable, and recover".
 #[test]
 fn a_full_disk_refuses_writes_stays_readable_and_recovers() {
@@ -679,4 +711,27 @@ fn a_stopped_node_keeps_its_hash_tree_and_a_killed_one_does_not() {
 
     let replica = open();
     assert_eq!(replica.tree().uncounted(&all), Some(all), "nobody stopped it");
+}
+
+/// Source: DESIGN §4, "W counts copies that are durable": of a cluster of one node, one.
+#[test]
+fn a_quorum_asked_for_by_a_request_counts_copies_that_can_exist() {
+    let quorum = |w, primary_w| Quorum { w, primary_w, ..Quorum::default() };
+    let store = || Mutation::store("value");
+    for nodes in 1..=3 {
+        let mut cluster = Cluster::new(nodes);
+        cluster
+            .update_with(0, key("plain"), store(), Quorum::default())
+            .expect("a bucket's w is all there are");
+        for asked in 1..=3u8 {
+            for quorum in [quorum(Some(asked), 0), quorum(None, asked)] {
+                let result = cluster.update_with(0, key("asked"), store(), quorum);
+                let too_few = ClientError::TooFewReachable { reachable: nodes as u8, needed: asked };
+                match asked as usize <= nodes {
+                    true => assert!(result.is_ok(), "{asked} of {nodes}: {result:?}"),
+                    false => assert_eq!(result.err(), Some(too_few), "{asked} of {nodes}"),
+                }
+            }
+        }
+    }
 }

@@ -9,6 +9,7 @@
 //! Read [`table`] for what there is, then [`strings`] for the pattern that every command follows.
 
 pub mod session;
+pub mod knobs;
 pub mod view;
 pub mod errors;
 pub mod plan;
@@ -24,6 +25,8 @@ pub mod versions;
 pub mod buckets;
 pub mod ring;
 pub mod connection;
+pub mod transactions;
+pub mod scripting;
 pub mod clients;
 pub mod server;
 pub mod cluster;
@@ -82,12 +85,18 @@ pub fn start(session: &mut Session, command: Command, view: &dyn View, now_ms: u
         None => unknown(&command),
         Some(spec) if !spec.accepts(command.len()) => Started::Reply(errors::wrong_arity(None, spec)),
         Some(spec) => {
+            if let Some(refusal) = transactions::refused(session.is_refusing, spec) {
+                return silenced(session, Started::Reply(refusal));
+            }
             session.note_command(spec.name, now_ms);
             let mut call = Call { session: &mut *session, command, view, now_ms, spec, container: None };
             (spec.run)(&mut call).unwrap_or_else(Started::Reply)
         }
     };
-    let started = introduce(session, started);
+    silenced(session, introduce(session, started))
+}
+
+fn silenced(session: &Session, started: Started) -> Started {
     match session.is_silent() {
         false => started,
         true => silence(started),

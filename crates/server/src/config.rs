@@ -18,9 +18,9 @@ use oort_core::bucket::PropertyError;
 use oort_core::config::{Addresses, NodeConfig, SyncMode};
 use toml::de::{DeTable, DeValue};
 
+pub use crate::errno::words;
 use crate::storage::StorageOptions;
 use options::{ConfigOption, OPTIONS};
-pub use text::words;
 
 /// A node's whole configuration, checked.
 #[derive(Clone, Debug)]

@@ -4,6 +4,8 @@
 //! takes effect at once and in order. What must go elsewhere or take several steps could be overtaken, so a command on
 //! the same key waits for it, and a command of many steps waits for everything and everything for it.
 
+mod counting;
+
 use std::collections::VecDeque;
 
 use bytes::BytesMut;
@@ -16,6 +18,7 @@ use crate::commands::session::Session;
 use crate::commands::Started;
 use crate::resp::request::{Command, Limits, ProtocolError, RequestParser};
 use crate::resp::{Protocol, Value};
+use counting::Sum;
 
 /// The most commands of one connection in flight; more stay unread. Fewer: less in one sync of the disk. More: if other
 /// nodes turn out to have long replies to all of them, they take so much more memory at once.
@@ -31,6 +34,10 @@ enum Slot {
     /// With the bytes that were charged for it.
     Ready(Value, Protocol, usize),
     One(Finish, Protocol),
+    /// Several additions to one counter, with the places behind it.
+    Sum(Box<Sum>),
+    /// Its reply comes with that of the sum before it.
+    Part,
     Many {
         plan: Box<dyn Plan>,
         answers: Vec<Option<Answer>>,
@@ -65,8 +72,13 @@ pub struct Connection {
     pub output: Vec<u8>,
     /// No more commands are read.
     pub is_closing: bool,
-    /// What it sent was no command: what else it sends is thrown away, so that it can read why.
+    /// What it sent was no command: what else it sends is thrown away for a moment, so that it can read why.
     pub is_refused: bool,
+    /// When it is closed whatever it does, in microseconds of the monotonic clock. `None`: it is not closing, or waits
+    /// for replies.
+    pub closed_at_us: Option<u64>,
+    /// How many bytes it had not taken when that time was set.
+    pub unread_when_parting: Option<usize>,
     /// The client sends no more; closed when what it sent is answered.
     pub has_ended: bool,
     /// It may have sent more than was read: it is not read from while its commands wait.
@@ -80,6 +92,8 @@ pub struct Connection {
     first_sequence: u64,
     in_flight: Vec<InFlight>,
     in_flight_bytes: usize,
+    /// Additions that are made together, before what is held: more of them may follow.
+    sum: Option<Sum>,
     held: Option<Started>,
     /// The length of the command that was started last.
     started_bytes: usize,
@@ -107,6 +121,8 @@ impl Connection {
             output: Vec::new(),
             is_closing: false,
             is_refused: false,
+            closed_at_us: None,
+            unread_when_parting: None,
             has_ended: false,
             is_paused: false,
             charged: 0,
@@ -116,6 +132,7 @@ impl Connection {
             first_sequence: 0,
             in_flight: Vec::new(),
             in_flight_bytes: 0,
+            sum: None,
             held: None,
             started_bytes: 0,
             reply_bytes: 0,
@@ -124,10 +141,12 @@ impl Connection {
 
     /// True if another command may be started now.
     pub fn is_ready(&self) -> bool {
-        let expected = self.in_flight_bytes + self.output.len() + self.slots.len() * self.reply_bytes;
+        let gathered = self.sum.as_ref().map_or(0, |sum| sum.bytes);
+        let expected =
+            self.in_flight_bytes + gathered + self.output.len() + self.slots.len() * self.reply_bytes;
         !self.is_closing
             && self.held.is_none()
-            && self.slots.len() < PIPELINE_MAX
+            && self.slots.len() + self.sum.as_ref().map_or(0, Sum::len) < PIPELINE_MAX
             // One may always run, however long its reply.
             && (expected < IN_FLIGHT_BYTES_MAX || self.slots.is_empty() && self.output.is_empty())
     }
@@ -149,12 +168,13 @@ impl Connection {
 
     /// True if commands it has sent wait for others to end.
     pub fn is_waiting(&self) -> bool {
-        self.held.is_some() || self.has_unread()
+        self.held.is_some() || self.sum.is_some() || self.has_unread()
     }
 
     /// Sees how much memory the client makes this node hold, and corrects the sum over all clients.
     pub fn charge(&mut self, all_bytes: &mut usize) {
         let held = if self.held.is_some() { self.started_bytes } else { 0 };
+        let held = held + self.sum.as_ref().map_or(0, |sum| sum.bytes);
         let bytes = self.input.len() + self.output.len() + self.in_flight_bytes + held;
         *all_bytes = *all_bytes + bytes - self.charged;
         self.charged = bytes;
@@ -163,9 +183,23 @@ impl Connection {
     /// Takes a started command: answers it, or returns what to submit, or holds it until it may run.
     pub fn accept(&mut self, started: Started, reach: impl Fn(&Request) -> Reach) -> Option<Submission> {
         let protocol = self.session.protocol;
+        if let Some(sum) = &mut self.sum {
+            if let Started::One { request, finish } = &started {
+                if sum.join(request, *finish, protocol, self.started_bytes) {
+                    return None;
+                }
+            }
+            // The sum is complete, and goes first.
+            self.held = Some(started);
+            return self.gathered(reach);
+        }
         match started {
+            Started::One { request, finish } if Sum::is_addition(&request) => {
+                self.sum = Sum::new(request, finish, protocol, self.started_bytes);
+            }
             Started::Reply(value) => self.reply(value, protocol),
             Started::Close(value) => {
+                self.is_refused = matches!(value, Value::Error(_));
                 self.reply(value, protocol);
                 self.is_closing = true;
             }
@@ -175,7 +209,7 @@ impl Connection {
                     self.held = Some(Started::One { request, finish });
                     return None;
                 }
-                let sequence = self.push(Slot::One(finish, protocol), reach);
+                let sequence = self.push(Slot::One(finish, protocol), reach, self.started_bytes);
                 return Some(Submission { sequence, requests: Requests::One(request) });
             }
             Started::Many { requests, plan } => {
@@ -190,7 +224,7 @@ impl Connection {
                 let answers = requests.iter().map(|_| None).collect();
                 let slot = Slot::Many { plan, answers, missing: requests.len(), protocol };
                 // Its later rounds are not known yet, so nothing may overtake it.
-                let sequence = self.push(slot, Reach::Everything);
+                let sequence = self.push(slot, Reach::Everything, self.started_bytes);
                 return Some(Submission { sequence, requests: Requests::Many(requests) });
             }
         }
@@ -199,15 +233,41 @@ impl Connection {
 
     /// The command that was held up, if it may run now.
     pub fn release(&mut self, reach: impl Fn(&Request) -> Reach) -> Option<Submission> {
+        if self.sum.is_some() {
+            return match self.held.is_some() {
+                true => self.gathered(reach),
+                false => None,
+            };
+        }
         let held = self.held.take()?;
         self.accept(held, reach)
     }
 
+    /// The additions that were gathered, if they may be made now: to be asked for when no more can join them.
+    pub fn gathered(&mut self, reach: impl Fn(&Request) -> Reach) -> Option<Submission> {
+        let reach = reach(self.sum.as_ref()?.request());
+        if self.must_wait(reach) {
+            return None;
+        }
+        let sum = self.sum.take()?;
+        let (bytes, parts) = (sum.bytes, sum.len());
+        if parts == 1 {
+            let (request, finish, protocol) = sum.into_one();
+            let sequence = self.push(Slot::One(finish, protocol), reach, bytes);
+            return Some(Submission { sequence, requests: Requests::One(request) });
+        }
+        let request = sum.request().clone();
+        let sequence = self.push(Slot::Sum(Box::new(sum)), reach, bytes);
+        self.slots.extend((1..parts).map(|_| Slot::Part));
+        Some(Submission { sequence, requests: Requests::One(request) })
+    }
+
     /// Ends the connection with an error, after the replies before it.
-    pub fn refuse(&mut self, error: ProtocolError) {
-        self.reply(Value::Error(format!("ERR {error}").into()), self.session.protocol);
-        (self.is_closing, self.is_refused) = (true, true);
+    pub fn refuse(&mut self, error: ProtocolError, reach: impl Fn(&Request) -> Reach) -> Option<Submission> {
         self.input = BytesMut::new();
+        self.unfinished = Some(0);
+        self.started_bytes = 0;
+        self.accept(Started::Close(Value::Error(format!("ERR {error}").into())), reach)
     }
 
     /// Takes the answer to request `index` of the command at `sequence`. Returns its next round of requests, if any.
@@ -215,7 +275,22 @@ impl Connection {
         let place = sequence.checked_sub(self.first_sequence)? as usize;
         let slot = self.slots.get_mut(place)?;
         let (value, protocol) = match slot {
-            Slot::Ready(..) => return None,
+            Slot::Ready(..) | Slot::Part => return None,
+            Slot::Sum(sum) => match sum.answer(answer, now_ms) {
+                counting::Next::Done(replies) => {
+                    let bytes = self.land(sequence);
+                    for (i, (value, protocol)) in replies.into_iter().enumerate() {
+                        // The bytes of all are charged to the first.
+                        let bytes = if i == 0 { bytes } else { 0 };
+                        self.slots[place + i] = Slot::Ready(value, protocol, bytes);
+                    }
+                    self.encode_ready();
+                    return None;
+                }
+                counting::Next::Ask(request) => {
+                    return Some(Submission { sequence, requests: Requests::One(request) });
+                }
+            },
             Slot::One(finish, protocol) => (finish.reply(answer, now_ms), *protocol),
             Slot::Many { plan, answers, missing, protocol } => {
                 let free = answers.get_mut(index).filter(|free| free.is_none())?;
@@ -235,11 +310,16 @@ impl Connection {
                 }
             }
         };
-        let at = self.in_flight.iter().position(|one| one.sequence == sequence);
-        let bytes = at.map_or(0, |at| self.in_flight.swap_remove(at).bytes);
-        *slot = Slot::Ready(value, protocol, bytes);
+        let bytes = self.land(sequence);
+        self.slots[place] = Slot::Ready(value, protocol, bytes);
         self.encode_ready();
         None
+    }
+
+    /// The command at `sequence` is in flight no more; returns the bytes charged for it.
+    fn land(&mut self, sequence: u64) -> usize {
+        let at = self.in_flight.iter().position(|one| one.sequence == sequence);
+        at.map_or(0, |at| self.in_flight.swap_remove(at).bytes)
     }
 
     /// Notes that `bytes` were loaded to answer the command at `sequence`.
@@ -253,7 +333,8 @@ impl Connection {
     /// True if the connection has served its purpose.
     pub fn is_over(&self) -> bool {
         let is_done = match self.is_closing {
-            // Closing the socket before it was read empty would throw the error away on its way to the client.
+            // Closing the socket before it was read empty would throw the error away on its way to the client, so that
+            // waits a moment: see `shard::closing`.
             true => !self.is_refused || self.has_ended,
             false => self.has_ended && !self.has_unread(),
         };
@@ -262,7 +343,12 @@ impl Connection {
 
     /// True if nothing is in flight, held or unwritten.
     pub fn is_idle(&self) -> bool {
-        self.slots.is_empty() && self.held.is_none() && self.output.is_empty()
+        self.is_answered() && self.output.is_empty()
+    }
+
+    /// True if nothing is in flight or held: all replies are in the output.
+    pub fn is_answered(&self) -> bool {
+        self.slots.is_empty() && self.sum.is_none() && self.held.is_none()
     }
 
     fn reply(&mut self, value: Value, protocol: Protocol) {
@@ -272,11 +358,11 @@ impl Connection {
         }
     }
 
-    fn push(&mut self, slot: Slot, reach: Reach) -> u64 {
+    fn push(&mut self, slot: Slot, reach: Reach, bytes: usize) -> u64 {
         let sequence = self.first_sequence + self.slots.len() as u64;
         self.slots.push_back(slot);
-        self.in_flight.push(InFlight { sequence, reach, bytes: self.started_bytes });
-        self.in_flight_bytes += self.started_bytes;
+        self.in_flight.push(InFlight { sequence, reach, bytes });
+        self.in_flight_bytes += bytes;
         sequence
     }
 

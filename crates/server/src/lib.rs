@@ -2,6 +2,8 @@
 //!
 //! The modules stand in reading order; each uses only modules above it.
 
+pub mod errno;
+pub mod descriptors;
 pub mod token;
 pub mod resp;
 pub mod handle;

@@ -5,12 +5,13 @@
 //! it is durable. `endpoint` has the sockets, `connection` the order of a client's commands, `links` whom to dial when.
 
 mod clients;
+mod closing;
 mod endpoint;
 mod links;
 
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
 use std::io;
-use std::net::Shutdown;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -29,13 +30,16 @@ use oort_core::types::{NodeId, Now, Rng};
 use tokio::sync::oneshot;
 use tracing::{debug, error, info, warn};
 
+use crate::commands::knobs::Knobs;
 use crate::commands::session::Session;
 use crate::commands::view::{ServerStats, View};
+use crate::errno::{cause, is_exhaustion};
 use crate::handle::{channel, Command, Handle, Inbox, Inside};
 use crate::resp::request::Limits;
 use crate::status;
 use crate::storage::FjallStore;
 use crate::wire;
+use closing::Closing;
 use endpoint::{Endpoint, Flow, Inbound, Kind, Outbound};
 use links::Links;
 
@@ -46,6 +50,8 @@ const FIRST_ENDPOINT: usize = 3;
 
 /// The most new connections accepted in one turn.
 const ACCEPTS_MAX: usize = 64;
+/// How long accepting pauses when no descriptor is left, in microseconds, unless a connection is closed before.
+const ACCEPT_PAUSE_US: u64 = 100_000;
 /// The most rounds of polling in one turn. Fewer: smaller batches; more: the first request of a turn waits longer.
 const GATHER_ROUNDS_MAX: usize = 8;
 /// Questions to peers leave when a turn has brought so many more outputs. Fewer: more system calls; more: peers idle.
@@ -97,6 +103,8 @@ pub struct Shard {
     unread: Vec<usize>,
     /// Clients that are to be read from again.
     resumed: Vec<usize>,
+    /// Clients that are closed at a time, the first first.
+    closing: BTreeSet<Closing>,
     /// Memory that clients take, in bytes.
     client_bytes: usize,
     links: Links,
@@ -115,6 +123,12 @@ pub struct Shard {
     is_admitting: bool,
     /// Requests of other threads that wait for that.
     early: Vec<Command>,
+    /// Settings that clients may change, to no effect.
+    knobs: Knobs,
+    /// When connections are accepted that could not be for want of descriptors; `u64::MAX`: none wait.
+    accept_at_us: u64,
+    /// The log says that connections cannot be accepted.
+    accept_failing: bool,
 }
 
 /// Counters for `INFO`.
@@ -122,6 +136,10 @@ struct Numbers {
     clients: usize,
     accepted: u64,
     evicted: u64,
+    /// Connections refused because there were too many.
+    rejected: u64,
+    /// Times when a connection could not be accepted for want of descriptors.
+    accept_failures: u64,
     commands: u64,
     next_session: u64,
     random: RefCell<Rng>,
@@ -189,6 +207,7 @@ impl Shard {
             dirty: Vec::new(),
             unread: Vec::new(),
             resumed: Vec::new(),
+            closing: BTreeSet::new(),
             client_bytes: 0,
             links,
             owners: Tasks::new(1),
@@ -200,6 +219,8 @@ impl Shard {
                 clients: 0,
                 accepted: 0,
                 evicted: 0,
+                rejected: 0,
+                accept_failures: 0,
                 commands: 0,
                 next_session: 1,
                 random: RefCell::new(Rng::new(random_seed)),
@@ -208,6 +229,9 @@ impl Shard {
             has_told_former: false,
             is_admitting: false,
             early: Vec::new(),
+            knobs: Knobs::default(),
+            accept_at_us: u64::MAX,
+            accept_failing: false,
         };
         Ok((shard, handle))
     }
@@ -232,6 +256,8 @@ impl Shard {
             self.admit();
             self.drain_inbox();
             self.dial();
+            self.close_overdue();
+            self.accept_again();
             if self.clocks.now.get().mono_us >= self.node.next_wakeup() {
                 self.step(Input::Tick);
             }
@@ -295,7 +321,8 @@ impl Shard {
         if !self.unread.is_empty() {
             return Duration::ZERO;
         }
-        let mut wakeup = self.node.next_wakeup().min(self.links.next_dial_us());
+        let mut wakeup = self.node.next_wakeup().min(self.links.next_dial_us()).min(self.next_close_us());
+        wakeup = wakeup.min(self.accept_at_us);
         if !self.is_admitting {
             wakeup = wakeup.min(SETTLE_US);
         }
@@ -519,12 +546,14 @@ impl Shard {
             let (stream, address) = match listener.accept() {
                 Ok(accepted) => accepted,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(error) if is_exhaustion(&error) => return self.pause_accepting(&error),
+                // That one connection has gone wrong; others may wait behind it.
                 Err(error) => {
-                    // Out of descriptors, say: the next connection that closes makes room.
-                    warn!(%error, "cannot accept a connection");
-                    return;
+                    debug!(%error, "a connection was gone before it was accepted");
+                    continue;
                 }
             };
+            self.accept_failing = false;
             match is_redis {
                 true => self.accept_client(stream, address),
                 false => {
@@ -538,6 +567,26 @@ impl Shard {
             if let Err(error) = self.poll.registry().reregister(listener, token, Interest::READABLE) {
                 error!(%error, "cannot watch a listener");
             }
+        }
+    }
+
+    /// There is no descriptor for one more connection: those that wait are accepted when there may be room again.
+    fn pause_accepting(&mut self, error: &io::Error) {
+        self.numbers.accept_failures += 1;
+        if !std::mem::replace(&mut self.accept_failing, true) {
+            warn!(why = cause(error), "connections cannot be accepted now: they wait");
+        }
+        self.accept_at_us = self.clocks.now.get().mono_us + ACCEPT_PAUSE_US;
+    }
+
+    /// Accepts what waits, if that was put off until now. Readiness is told only once, so nothing else would.
+    fn accept_again(&mut self) {
+        if self.clocks.now.get().mono_us >= self.accept_at_us {
+            self.accept_at_us = u64::MAX;
+            if self.is_admitting {
+                self.accept(true);
+            }
+            self.accept(false);
         }
     }
 
@@ -682,10 +731,6 @@ impl Shard {
         match &mut endpoint.kind {
             Kind::Client(client) => {
                 is_broken |= client.is_over();
-                if client.is_refused && client.is_idle() {
-                    // It may have gone away already.
-                    let _ = endpoint.stream.shutdown(Shutdown::Write);
-                }
                 if client.has_unread() && client.is_ready() {
                     self.unread.push(slot);
                 }
@@ -698,19 +743,30 @@ impl Shard {
             _ => {}
         }
         if is_broken {
-            self.close(slot);
+            return self.close(slot);
+        }
+        if let Some((due, before)) = Shard::part_with(endpoint, slot, self.clocks.now.get().mono_us) {
+            before.map(|before| self.closing.remove(&before));
+            self.closing.insert(due);
         }
     }
 
     fn close(&mut self, slot: usize) {
         let Some(mut endpoint) = self.endpoints.get_mut(slot).and_then(Option::take) else { return };
         self.closed.push(slot);
+        if self.accept_at_us != u64::MAX {
+            // Its descriptor is free when this turn is over.
+            self.accept_at_us = 0;
+        }
         // A socket that is gone is no longer watched anyway.
         let _ = self.poll.registry().deregister(&mut endpoint.stream);
         match endpoint.kind {
             Kind::Client(client) => {
                 self.numbers.clients -= 1;
                 self.client_bytes -= client.charged;
+                if let Some(at_us) = client.closed_at_us {
+                    self.closing.remove(&(at_us, slot, client.session.id));
+                }
             }
             Kind::Inbound(inbound) => {
                 if let Some(peer) = inbound.peer.filter(|&peer| self.links.inbound_closed(peer)) {
@@ -784,6 +840,8 @@ impl View for Inspector<'_> {
             connections_max: self.shard.options.connections_max as u64,
             connections_accepted: self.shard.numbers.accepted,
             connections_evicted: self.shard.numbers.evicted,
+            connections_rejected: self.shard.numbers.rejected,
+            accept_failures: self.shard.numbers.accept_failures,
             client_bytes: self.shard.client_bytes as u64,
             client_bytes_max: self.shard.options.client_bytes_max as u64,
             commands: self.shard.numbers.commands,
@@ -798,6 +856,9 @@ impl View for Inspector<'_> {
                 visit(&client.session);
             }
         }
+    }
+    fn knobs(&self) -> &Knobs {
+        &self.shard.knobs
     }
     fn random(&self) -> u64 {
         self.shard.numbers.random.borrow_mut().next_u64()
@@ -829,7 +890,7 @@ fn log(event: &Event) {
             info!(id = %member.id, name = member.name, address, stopped, "member")
         }
         Event::HealthChanged { peer, from, to } => info!(%peer, ?from, ?to, "health"),
-        Event::CorruptRow { detail } => error!(detail, "corrupt data: repairing from other replicas"),
+        Event::CorruptRow { detail } => error!(detail, "a row cannot be read: it is repaired from other replicas"),
         Event::ActorRenewed { why } => warn!(why, "writing under a new actor"),
         Event::StoreRefuses { detail } => error!(detail, "writes are refused"),
         Event::StoreAccepts => info!("writes are accepted again"),

@@ -50,10 +50,12 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use oort_core::store::{Change, Durability, Space, Store, StoreError, Visit};
 
+use crate::errno::cause;
+
 use engine::{Engine, EngineError};
 use flusher::{Done, Flusher};
 use log::{Record, Segment, SegmentNumber};
-pub use open::OpenError;
+pub use open::{OpenError, WAY_OUT};
 use row::Row;
 use rows::Rows;
 use space::SpaceGuard;
@@ -73,6 +75,8 @@ pub struct StorageOptions {
     pub reserve_bytes: u64,
     /// Time between attempts to mend the store after an I/O error. Too small: a broken disk keeps the node busy.
     pub retry_interval: Duration,
+    /// Tables that are kept open. Too few: each read opens one; too many: clients run out of descriptors.
+    pub open_tables: usize,
 }
 
 impl Default for StorageOptions {
@@ -83,6 +87,7 @@ impl Default for StorageOptions {
             segment_bytes: 32 << 20,
             reserve_bytes: 64 << 20,
             retry_interval: Duration::from_secs(1),
+            open_tables: 512,
         }
     }
 }
@@ -112,6 +117,9 @@ pub struct FjallStore {
     /// When a merge of tables last failed.
     merge_failed: Option<Instant>,
     lost: Option<String>,
+    /// Why a row could not be read since the last sync, though nothing is damaged. What was written meanwhile may have
+    /// been made without it, and is refused.
+    unread: Option<String>,
     _lock: File,
 }
 
@@ -186,15 +194,12 @@ impl FjallStore {
     fn engine(&self) -> Result<&Engine, StoreError> {
         self.engine.as_ref().ok_or_else(|| {
             let detail = self.trouble.as_ref().map_or("", |trouble| &trouble.detail);
-            read_only(detail.to_string())
+            StoreError::Unreadable { detail: detail.to_string() }
         })
     }
 
     fn read(&mut self, space: Space, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
-        let stored = self
-            .engine()?
-            .get(space, key)
-            .map_err(|error| StoreError::Corrupt { detail: engine::detail(&error) })?;
+        let stored = self.engine()?.get(space, key).map_err(|error| engine::read_error(&error))?;
         let row = match stored {
             Some(stored) => Row::from_stored(key, &stored).ok_or_else(engine::mismatch)?,
             None => Row::absent(key),
@@ -207,6 +212,9 @@ impl FjallStore {
     fn try_sync(&mut self, durability: Durability) -> Result<(), String> {
         self.hear_flusher();
         self.recover()?;
+        if let Some(detail) = self.unread.take().filter(|_| self.rows.has_pending()) {
+            return Err(format!("a row could not be read: {detail}"));
+        }
         if self.rows.has_pending() {
             self.append()?;
         }
@@ -297,7 +305,7 @@ impl FjallStore {
             Done::Made(Ok(segment)) => self.spare = Some(segment),
             Done::Made(Err(error)) => {
                 tracing::error!(%error, "the next segment of the log cannot be made");
-                self.spare_failure = Some((Instant::now(), error.to_string()));
+                self.spare_failure = Some((Instant::now(), cause(&error)));
             }
             Done::Flushed(segment) => self.rows.set_flushed(segment),
             Done::Failed(error) => self.stop_flushing(&error),
@@ -348,13 +356,13 @@ impl FjallStore {
 
     fn reopen(&mut self, damaged: Option<SegmentNumber>) -> Result<(), String> {
         if let Some(number) = damaged {
-            self.replace_segment(number).map_err(|error| error.to_string())?;
+            self.replace_segment(number).map_err(|error| cause(&error))?;
         }
         self.flusher = None;
         self.engine = None;
         let engine = open::open_engine(&self.directory, &self.options).map_err(|error| error.to_string())?;
         self.engine = Some(engine);
-        self.start_flusher().map_err(|error| error.to_string())
+        self.start_flusher().map_err(|error| cause(&error))
     }
 
     /// Gives a new flusher all there is to do.
@@ -377,7 +385,7 @@ impl FjallStore {
 
     /// Notes that the log refused, and returns why in words.
     fn fail_log(&mut self, error: &io::Error) -> String {
-        let detail = error.to_string();
+        let detail = cause(error);
         tracing::error!(detail, "the disk refuses writes");
         self.failure = Some(Failure { detail: detail.clone(), kind: FailureKind::Log { attempted: None } });
         detail
@@ -399,7 +407,7 @@ impl FjallStore {
             match result {
                 Ok(segment) => self.active = segment,
                 Err(error) => {
-                    let detail = error.to_string();
+                    let detail = cause(&error);
                     if let Some(failure) = &mut self.failure {
                         failure.detail.clone_from(&detail);
                     }
@@ -419,7 +427,7 @@ impl Store for FjallStore {
         match self.rows.get(space, key) {
             Some(row) => Ok(row.value()),
             None if key.is_empty() => Ok(None),
-            None => self.read(space, key),
+            None => self.read(space, key).inspect_err(|error| note_unread(&mut self.unread, error)),
         }
     }
 
@@ -440,6 +448,7 @@ impl Store for FjallStore {
     fn scan(&mut self, space: Space, from: &[u8], to: &[u8], visit: &mut Visit) {
         let Some(engine) = &self.engine else {
             if let Err(error) = self.engine() {
+                note_unread(&mut self.unread, &error);
                 visit(from, Err(error));
             }
             return;
@@ -466,7 +475,10 @@ impl Store for FjallStore {
             };
             let goes_on = match next {
                 Some((key, Ok(row))) => row.value().is_none_or(|value| visit(&key, Ok(&value))),
-                Some((key, Err(error))) => visit(&key, Err(error)),
+                Some((key, Err(error))) => {
+                    note_unread(&mut self.unread, &error);
+                    visit(&key, Err(error))
+                }
                 None => return,
             };
             if !goes_on {
@@ -505,6 +517,13 @@ fn probe(directory: &Path) -> io::Result<()> {
     // It may not exist, and what the probe found matters more.
     let _ = fs::remove_file(&path);
     result
+}
+
+/// Keeps why a row could not be read, unless it is damaged: then nothing can be lost by writing it anew.
+fn note_unread(unread: &mut Option<String>, error: &StoreError) {
+    if let StoreError::Unreadable { detail } = error {
+        *unread = Some(detail.clone());
+    }
 }
 
 fn read_only(detail: String) -> StoreError {

@@ -305,8 +305,10 @@ fn foreign_and_newer_directories_are_refused_and_left_alone() {
     let format = directory.0.join("FORMAT");
     assert_eq!(fs::read_to_string(&format).unwrap(), "oort-store 2\n");
     for (text, expected) in [
-        ("oort-store 9\n", "has on-disk format 9, this program reads format 2"),
-        ("oort-store 9 making\n", "has on-disk format 9, this program reads format 2"),
+        ("oort-store 9\n", "its FORMAT file is damaged and should read 'oort-store 2'"),
+        ("oort-store 9 making\n", "its FORMAT file is damaged and should read 'oort-store 2'"),
+        ("oort-ctore 2\n", "the other nodes have copies of what this one held"),
+        ("oort-store 2\u{b}", "the other nodes have copies of what this one held"),
         ("oort-store 2", "is not an oort data directory: its FORMAT file is not ours"),
         ("riak\n", "is not an oort data directory: its FORMAT file is not ours"),
         ("\u{0}\u{0}", "is not an oort data directory: its FORMAT file is not ours"),
@@ -605,4 +607,52 @@ fn no_flipped_byte_of_a_table_is_believed_or_fatal() {
             }
         }
     }
+}
+
+/// All files below `directory` of at most `bytes_max` bytes.
+fn small_files(directory: &std::path::Path, bytes_max: u64) -> Vec<std::path::PathBuf> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(directory).unwrap() {
+        let path = entry.unwrap().path();
+        match path.is_dir() {
+            true => files.extend(small_files(&path, bytes_max)),
+            false if path.metadata().unwrap().len() <= bytes_max => files.push(path),
+            false => {}
+        }
+    }
+    files.sort();
+    files
+}
+
+#[test]
+fn a_flipped_bit_in_a_small_file_never_advises_to_empty_the_directory() {
+    let directory = Directory::new("flipped");
+    let mut store = open(&directory);
+    for i in 0..50 {
+        put(&mut store, &format!("key{i}"), "value");
+    }
+    store.close().unwrap();
+    let files = small_files(&directory.0, 64 << 10);
+    assert!(files.iter().any(|path| path.ends_with("FORMAT")), "{files:?}");
+    let mut refused = 0;
+    for path in files {
+        let whole = fs::read(&path).unwrap();
+        for at in [0, 1, whole.len() / 2, whole.len().saturating_sub(1)] {
+            let Some(byte) = whole.get(at) else { continue };
+            let mut flipped = whole.clone();
+            flipped[at] = byte ^ 4;
+            fs::write(&path, flipped).unwrap();
+            let opened = FjallStore::open(&directory.0, small());
+            if let Err(error) = opened {
+                let text = error.to_string();
+                assert!(!text.contains("empty"), "{text}");
+                let is_named = text.contains("FORMAT") || text.contains("/rows") || text.contains("/log");
+                assert!(is_named, "{}: {text}", path.display());
+                refused += 1;
+            }
+            fs::write(&path, &whole).unwrap();
+        }
+    }
+    assert!(refused > 0, "some of them cannot be read past");
+    fs::write(directory.0.join("FORMAT"), "oort-store 2\n").unwrap();
 }

@@ -106,9 +106,16 @@ impl Node {
         self.needed(key, (QuorumName::R, total), (QuorumName::PrimaryR, quorum.primary_r))
     }
 
+    /// Errors too if a request asks for more copies than the cluster can make; a bucket's `w` means all of them then.
     pub(super) fn write_quorum(&self, key: &ObjectKey, quorum: Quorum) -> Result<Needed, ClientError> {
         let total = quorum.w.unwrap_or(self.buckets().properties(key.bucket()).w);
-        self.needed(key, (QuorumName::W, total), (QuorumName::PrimaryW, quorum.primary_w))
+        let needed = self.needed(key, (QuorumName::W, total), (QuorumName::PrimaryW, quorum.primary_w))?;
+        let asked = quorum.w.unwrap_or(0).max(quorum.primary_w);
+        if asked > 1 && asked as usize > self.replicas_of(key) {
+            let reachable = self.replicas_of(key) as u8;
+            return Err(ClientError::TooFewReachable { reachable, needed: asked });
+        }
+        Ok(needed)
     }
 
     /// Checks quorum numbers against the bucket's `n`. A cluster smaller than `n` will be asked for as many as it has.

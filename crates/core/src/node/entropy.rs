@@ -119,6 +119,7 @@ impl Node {
         let (first, last) = (from.0.to_be_bytes(), end_of(to));
         let (mut rows, mut corrupt, mut done_to) = (Vec::new(), Vec::new(), *leaves.end());
         let mut in_leaf = *leaves.start();
+        let mut is_whole = true;
         self.replica.store_mut().scan(Space::Data, &first, &last, &mut |row, value| {
             let Ok(key) = ObjectKey::from_row(Bytes::copy_from_slice(row)) else { return true };
             let leaf = leaf_of(key.position());
@@ -135,12 +136,17 @@ impl Node {
                         dead.push((key, hash));
                     }
                 }
-                Err(error) => corrupt.push((key, error)),
+                Err(error @ StoreError::Corrupt { .. }) => corrupt.push((key, error)),
+                Err(StoreError::Unreadable { .. } | StoreError::ReadOnly { .. }) => is_whole = false,
             }
-            true
+            is_whole
         });
         if let Some(now) = now {
             self.found_dead(now, dead);
+        }
+        if !is_whole {
+            // Some rows are there that cannot be read now: the sums stay as they are until the next pass.
+            return done_to;
         }
         let is_right = self.replica.tree_mut().count(&(*leaves.start()..=done_to), &rows);
         // The sum of a row that has gone corrupt since was right.
@@ -153,7 +159,7 @@ impl Node {
     fn mend_corrupt(&mut self, corrupt: Vec<(ObjectKey, StoreError)>) {
         let me = self.membership.me;
         for (key, error) in corrupt {
-            self.replica.note_corruption(&key, error);
+            self.replica.note_unread(&key, error);
             if !self.holds(me, &key) {
                 self.drop_if_foreign(&key);
                 continue;
@@ -208,7 +214,7 @@ impl Node {
             true
         });
         for (key, error) in corrupt {
-            self.replica.note_corruption(&key, error);
+            self.replica.note_unread(&key, error);
             self.entropy.differs(key, peer);
         }
     }

@@ -14,7 +14,7 @@ use crate::membership::Gossip;
 use crate::message::{Control, Message, RangePage, TaskId};
 use crate::replica::{hash_of, row_hash};
 use crate::ring::{Ring, RingState};
-use crate::store::Space;
+use crate::store::{Space, StoreError};
 use crate::transfer::{awaited, Incoming, Range, SweepPage, Worked, PAGE_ROWS, VERIFIED_MAX};
 use crate::types::{NodeId, Now, ObjectKey, Position, SLOTS};
 
@@ -300,7 +300,7 @@ impl Node {
             return self.tell_ring(peer, out);
         }
         let (mut rows, mut bytes, mut done_to) = (Vec::new(), 0, to);
-        let mut corrupt = Vec::new();
+        let (mut corrupt, mut is_whole) = (Vec::new(), true);
         let (first, last) = (from.to_be_bytes(), end_of(Position(to)));
         self.replica.store_mut().scan(Space::Data, &first, &last, &mut |row, value| {
             let Ok(key) = ObjectKey::from_row(Bytes::copy_from_slice(row)) else { return true };
@@ -316,11 +316,18 @@ impl Node {
                     bytes += value.len() as u64;
                     rows.push((key, row_hash(row, hash_of(value))));
                 }
-                Err(error) => corrupt.push((key, error)),
+                Err(error) => {
+                    is_whole &= matches!(error, StoreError::Corrupt { .. });
+                    corrupt.push((key, error));
+                }
             }
             true
         });
-        corrupt.into_iter().for_each(|(key, error)| self.replica.note_corruption(&key, error));
+        corrupt.into_iter().for_each(|(key, error)| self.replica.note_unread(&key, error));
+        if !is_whole {
+            // A page that leaves out rows would promise too much: the peer asks again.
+            return;
+        }
         let page = RangePage { rows, bytes, done_to, waiting: self.requests_in_flight as u32 };
         self.send(now, peer, Message::Control(Control::RangeRows { task, page }), out);
     }

@@ -22,8 +22,8 @@ use super::view::View;
 use super::{reply, Call, Outcome};
 use crate::resp::Value;
 
-/// Slots `first` to `last` with the same nodes: those of the preference list, without the ones that are down while
-/// there are others.
+/// Slots `first` to `last` with the same nodes: the first of the preference list that is not down, then the others in
+/// order of their ids, so that equal ones look equal, and behind them those that are down.
 struct SlotRange {
     first: u16,
     last: u16,
@@ -60,9 +60,13 @@ fn slot_ranges(view: &dyn View, copies: usize) -> Vec<SlotRange> {
         }
         last = list;
         let mut owners = list.to_vec();
+        let is_down = |node: &NodeId| view.health(*node) == Health::Down;
         // A client sends its requests to the first: any node serves any key, but a dead one serves none.
-        owners.sort_by_key(|&node| view.health(node) == Health::Down);
+        owners.sort_by_key(is_down);
         owners.truncate(copies);
+        if let [_, others @ ..] = &mut owners[..] {
+            others.sort_by_key(|node| (is_down(node), *node));
+        }
         match ranges.last_mut() {
             Some(range) if range.owners == owners => range.last = slot,
             _ => ranges.push(SlotRange { first: slot, last: slot, owners }),
@@ -79,8 +83,11 @@ fn copies(view: &dyn View) -> usize {
 /// `CLUSTER SLOTS`
 pub fn slots(call: &mut Call) -> Outcome {
     let members = &call.view.membership().members;
+    let is_up = |id: &NodeId| call.view.health(*id) != Health::Down;
     let ranges = slot_ranges(call.view, copies(call.view)).into_iter().map(|range| {
-        let nodes = range.owners.iter().filter_map(|id| members.get(id)).map(slot_node);
+        // Clients read from any of them. If all are down, a range without nodes would confuse them more.
+        let shown = range.owners.iter().enumerate().filter(|(i, id)| *i == 0 || is_up(id));
+        let nodes = shown.filter_map(|(_, id)| members.get(id)).map(slot_node);
         let bounds = [Value::Integer(range.first as i64), Value::Integer(range.last as i64)];
         Value::Array(bounds.into_iter().chain(nodes).collect())
     });

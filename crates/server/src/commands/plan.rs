@@ -62,6 +62,16 @@ impl Finish {
     }
 }
 
+impl Finish {
+    /// The reply to an addition that left `number`.
+    pub fn number(self, number: i64) -> Value {
+        match self.is_silent {
+            true => Value::Nothing,
+            false => Value::Integer(number),
+        }
+    }
+}
+
 /// A command that takes several requests.
 pub trait Plan: Send {
     /// Takes a round's answers, in the order of its requests.

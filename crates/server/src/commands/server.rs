@@ -7,6 +7,7 @@ use oort_core::config::SyncMode;
 use oort_core::detector::Health;
 
 use super::errors::{refusal, shortened, NOT_AN_INTEGER, SYNTAX};
+use super::knobs::Knob;
 use super::session::DATABASES;
 use super::{cluster, glob, reply, Call, Outcome};
 use crate::resp::Value;
@@ -75,6 +76,7 @@ fn server_section(call: &Call, text: &mut String) {
 fn clients_section(call: &Call, text: &mut String) {
     let stats = call.view.server();
     field(text, "connected_clients", stats.connections);
+    field(text, "maxclients", stats.connections_max);
     field(text, "blocked_clients", 0);
     field(text, "requests_in_flight", stats.requests_in_flight);
 }
@@ -100,7 +102,9 @@ fn stats_section(call: &Call, text: &mut String) {
     let stats = call.view.server();
     field(text, "total_connections_received", stats.connections_accepted);
     field(text, "total_commands_processed", stats.commands);
+    field(text, "rejected_connections", stats.connections_rejected);
     field(text, "evicted_clients", stats.connections_evicted);
+    field(text, "accept_failures", stats.accept_failures);
 }
 
 /// Each node is a primary of some keys and a replica of others; to Redis clients it is a master.
@@ -130,7 +134,10 @@ fn oort_section(call: &Call, text: &mut String) {
 pub fn config_get(call: &mut Call) -> Outcome {
     let patterns: Vec<Vec<u8>> = (2..call.count()).map(|i| call.arg(i).to_ascii_lowercase()).collect();
     let is_wanted = |name: &str| patterns.iter().any(|pattern| glob::matches(pattern, name.as_bytes()));
-    let pairs = settings(call)
+    let mut all = settings(call);
+    all.extend(call.view.knobs().all());
+    all.sort_unstable();
+    let pairs = all
         .into_iter()
         .filter(|(name, _)| is_wanted(name))
         .map(|(name, value)| (Value::name(name), Value::text(value)))
@@ -145,19 +152,17 @@ fn settings(call: &Call) -> Vec<(&'static str, String)> {
     let is_batch = config.sync == SyncMode::Batch;
     vec![
         ("appendfsync", if is_batch { "always" } else { "everysec" }.into()),
-        ("appendonly", "yes".into()),
         ("cluster-enabled", "yes".into()),
         ("cluster-node-timeout", config.suspect_ms.to_string()),
         ("databases", DATABASES.to_string()),
         ("maxclients", call.view.server().connections_max.to_string()),
         ("maxmemory", "0".into()),
         ("maxmemory-clients", call.view.server().client_bytes_max.to_string()),
-        ("maxmemory-policy", "noeviction".into()),
+        ("min-replicas-to-write", "0".into()),
+        ("notify-keyspace-events", String::new()),
         ("port", cluster::split_address(&addresses.redis).1.to_string()),
         ("proto-max-bulk-len", VALUE_BYTES_LIMIT.to_string()),
         ("requirepass", String::new()),
-        ("save", String::new()),
-        ("tcp-keepalive", "0".into()),
         ("timeout", "0".into()),
         ("oort-cluster", config.cluster.clone()),
         ("oort-name", config.name.clone()),
@@ -167,24 +172,40 @@ fn settings(call: &Call) -> Vec<(&'static str, String)> {
 }
 
 /// `CONFIG SET parameter value [parameter value ...]`: a node is configured by its file, flags and environment.
+///
+/// All or nothing: what only tunes Redis is remembered, and any setting may be set to what it is.
 pub fn config_set(call: &mut Call) -> Outcome {
     if !call.count().is_multiple_of(2) {
         return Err(SYNTAX);
     }
     let settings = settings(call);
+    let failed = |name: &str, why: &str| {
+        let name = shortened(name.as_bytes(), 128);
+        refusal(format!("ERR CONFIG SET failed (possibly related to argument '{name}') - {why}"))
+    };
+    let mut tuned: Vec<(&'static Knob, &[u8])> = Vec::new();
     for i in (2..call.count()).step_by(2) {
-        let name = shortened(call.arg(i), 128);
-        let is_known = settings.iter().any(|(known, _)| known.eq_ignore_ascii_case(&name));
-        if !is_known {
-            return Err(refusal(format!(
-                "ERR Unknown option or number of arguments for CONFIG SET - '{name}'"
-            )));
+        let (name, value) = (shortened(call.arg(i), 128), call.arg(i + 1));
+        if let Some(knob) = Knob::find(&name) {
+            knob.check(value).map_err(|why| failed(&name, &why))?;
+            if tuned.iter().any(|(other, _)| other.name == knob.name) {
+                return Err(failed(&name, "duplicate parameter"));
+            }
+            tuned.push((knob, value));
+            continue;
+        }
+        match settings.iter().find(|(known, _)| known.eq_ignore_ascii_case(&name)) {
+            Some((_, is)) if is.as_bytes().eq_ignore_ascii_case(value) => {}
+            Some(_) => return Err(failed(&name, "can't set immutable config")),
+            None => {
+                return Err(refusal(format!(
+                    "ERR Unknown option or number of arguments for CONFIG SET - '{name}'"
+                )))
+            }
         }
     }
-    let name = shortened(call.arg(2), 128);
-    Err(refusal(format!(
-        "ERR CONFIG SET failed (possibly related to argument '{name}') - can't set immutable config"
-    )))
+    tuned.into_iter().for_each(|(knob, value)| call.view.knobs().set(knob, value));
+    reply(Value::OK)
 }
 
 /// `CONFIG REWRITE`
@@ -213,7 +234,10 @@ pub fn wait(call: &mut Call) -> Outcome {
         return Err(refusal("ERR timeout is negative"));
     }
     let properties = call.view.membership().buckets.properties(call.session.bucket());
-    reply(Value::Integer(properties.w as i64 - 1))
+    // A cluster smaller than `w` has as many copies as nodes.
+    let nodes = call.view.ring().map_or(0, |ring| ring.nodes().len());
+    let copies = (properties.w as usize).min(nodes);
+    reply(Value::Integer(copies.saturating_sub(1) as i64))
 }
 
 /// `OBJECT FREQ`, `OBJECT IDLETIME`, which need what no replica records.

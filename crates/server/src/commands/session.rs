@@ -36,6 +36,8 @@ pub struct Session {
     pub protocol: Protocol,
     /// What active objects see of the client.
     pub caller: Arc<Caller>,
+    /// A `MULTI` was refused: commands are not run until `EXEC` or `DISCARD`.
+    pub(super) is_refusing: bool,
     replies: Replies,
     database: u16,
     bucket: Bytes,
@@ -69,6 +71,7 @@ impl Session {
             no_evict: false,
             no_touch: false,
             protocol: Protocol::Resp2,
+            is_refusing: false,
             replies: Replies::On,
             database: 0,
             bucket: Bytes::from_static(DEFAULT_BUCKET),

@@ -6,8 +6,9 @@ use std::collections::HashMap;
 
 use bytes::Bytes;
 use oort_core::active::Ask;
-use oort_core::client::{Reply, Want};
+use oort_core::client::{Reply, Request, Want};
 use oort_core::mutation::{Basis, Condition, Expiry, ExpiryCondition, FloatText, Mutation};
+use oort_core::types::ObjectKey;
 
 use super::active::{call_operation, value_of_answer};
 use super::arguments::{TimeForm, MILLIS, SECONDS};
@@ -17,7 +18,7 @@ use super::plan::{
     get_operation, newest_value, object, store, update_operation, updated, Finish, Given, AFTER, BEFORE,
     NOTHING,
 };
-use super::{one, Call, Outcome};
+use super::{one, request, Call, Outcome, Started};
 use crate::resp::Value;
 
 /// `GET key`
@@ -234,15 +235,23 @@ pub fn decrby(call: &mut Call) -> Outcome {
 }
 
 fn add(call: &Call, delta: i64) -> Outcome {
-    one(update_operation(call.key(1)?, Mutation::Add { delta }, AFTER), Finish::new(new_number))
+    let (request, finish) = addition(call.key(1)?, delta);
+    Ok(Started::One { request, finish })
+}
+
+/// What adds `delta` to the counter `key`. A connection may make several of them one: see `connection::counting`.
+pub fn addition(key: ObjectKey, delta: i64) -> (Request, Finish) {
+    (request(update_operation(key, Mutation::Add { delta }, AFTER)), Finish::new(new_number))
 }
 
 fn new_number(answer: Reply, _: Given) -> Value {
+    Value::Integer(number_after(answer))
+}
+
+/// The number that an addition left.
+pub fn number_after(answer: Reply) -> i64 {
     let after = updated(answer).after.and_then(|after| after.newest(0));
-    match after.and_then(|sibling| sibling.counter) {
-        Some(number) => Value::Integer(number),
-        None => panic!("an addition did not leave a counter"),
-    }
+    after.and_then(|sibling| sibling.counter).expect("an addition leaves a counter")
 }
 
 /// `INCRBYFLOAT key increment`

@@ -3,8 +3,8 @@
 //! A command is found by its length and bytes in a hash table that is computed when the program is compiled.
 
 use super::{
-    active, buckets, clients, cluster, connection, describe, keys, listing, rename, ring, server, strings,
-    versions,
+    active, buckets, clients, cluster, connection, describe, keys, listing, rename, ring, scripting, server,
+    strings, transactions, versions,
 };
 use super::{Call, Outcome};
 
@@ -46,6 +46,8 @@ pub enum Group {
     Cluster,
     Versions,
     Active,
+    Transactions,
+    Scripting,
 }
 
 /// Changes data.
@@ -60,6 +62,8 @@ pub const GROWS: u16 = 8;
 pub const ADMIN: u16 = 16;
 /// Works before the cluster is formed.
 pub const STALE: u16 = 32;
+/// Runs also after a `MULTI` that was refused.
+pub const ANYWHERE: u16 = 64;
 
 const NO_KEYS: Keys = Keys { first: 0, last: 0, step: 0 };
 const KEY_1: Keys = Keys { first: 1, last: 1, step: 1 };
@@ -79,6 +83,8 @@ impl Group {
             Group::Cluster => "cluster",
             Group::Versions => "versions",
             Group::Active => "active",
+            Group::Transactions => "transactions",
+            Group::Scripting => "scripting",
         }
     }
 }
@@ -116,7 +122,8 @@ impl Spec {
         let group = match self.group {
             Group::Connection => "@connection",
             Group::String | Group::Versions => "@string",
-            Group::Active => "@scripting",
+            Group::Active | Group::Scripting => "@scripting",
+            Group::Transactions => "@transaction",
             Group::Generic => "@keyspace",
             Group::Server | Group::Cluster => "@admin",
         };
@@ -157,8 +164,8 @@ const CONNECTION: [Spec; 12] = [
     spec("hello", "HELLO [protover [AUTH username password] [SETNAME clientname]]", -1, FAST | STALE, NO_KEYS, connection::hello, "Greets, and chooses the version of the protocol."),
     spec("auth", "AUTH [username] password", -2, FAST | STALE, NO_KEYS, connection::auth, "Authenticates; there are no passwords yet."),
     spec("select", "SELECT index", 2, FAST | STALE, NO_KEYS, connection::select, "Selects the bucket of a number."),
-    spec("quit", "QUIT", -1, FAST | STALE, NO_KEYS, connection::quit, "Closes the connection."),
-    spec("reset", "RESET", 1, FAST | STALE, NO_KEYS, connection::reset, "Forgets what the connection set."),
+    spec("quit", "QUIT", -1, FAST | STALE | ANYWHERE, NO_KEYS, connection::quit, "Closes the connection."),
+    spec("reset", "RESET", 1, FAST | STALE | ANYWHERE, NO_KEYS, connection::reset, "Forgets what the connection set."),
     spec("readonly", "READONLY", 1, FAST | STALE, NO_KEYS, connection::ok, "Does nothing: any node answers any read."),
     spec("readwrite", "READWRITE", 1, FAST | STALE, NO_KEYS, connection::ok, "Does nothing: any node answers any read."),
     spec("asking", "ASKING", 1, FAST | STALE, NO_KEYS, connection::ok, "Does nothing: slots are never half moved."),
@@ -254,7 +261,7 @@ const CONFIG: [Spec; 4] = [
     spec("get", "CONFIG GET pattern [pattern ...]", -3, ADMIN | STALE, NO_KEYS, server::config_get, "Settings by Redis's names."),
     spec("resetstat", "CONFIG RESETSTAT", 2, ADMIN | STALE, NO_KEYS, server::config_resetstat, "Refused: metrics only grow."),
     spec("rewrite", "CONFIG REWRITE", 2, ADMIN | STALE, NO_KEYS, server::config_rewrite, "Refused: the file belongs to the operator."),
-    spec("set", "CONFIG SET parameter value [parameter value ...]", -4, ADMIN | STALE, NO_KEYS, server::config_set, "Refused: settings are read at the start."),
+    spec("set", "CONFIG SET parameter value [parameter value ...]", -4, ADMIN | STALE, NO_KEYS, server::config_set, "Sets what only tunes Redis, to no effect; the rest is read at the start."),
 ];
 
 #[rustfmt::skip]
@@ -322,16 +329,45 @@ const ACTIVE: [Spec; 6] = [
     spec("aso.source", "ASO.SOURCE key", 2, READ | FAST, KEY_1, active::source, "The source of an active object."),
 ];
 
+#[rustfmt::skip]
+const TRANSACTIONS: [Spec; 5] = [
+    spec("multi", "MULTI", 1, FAST | STALE | ANYWHERE, NO_KEYS, transactions::multi, "Refused, with all commands until EXEC or DISCARD."),
+    spec("exec", "EXEC", 1, STALE | ANYWHERE, NO_KEYS, transactions::exec, "Ends a transaction, of which nothing was run."),
+    spec("discard", "DISCARD", 1, FAST | STALE | ANYWHERE, NO_KEYS, transactions::discard, "Ends a transaction, of which nothing was run."),
+    spec("watch", "WATCH key [key ...]", -2, FAST | STALE | ANYWHERE, ALL_KEYS, transactions::watch, "Refused: there are no transactions."),
+    spec("unwatch", "UNWATCH", 1, FAST | STALE, NO_KEYS, transactions::unwatch, "Does nothing: nothing is watched."),
+];
+
+#[rustfmt::skip]
+const SCRIPTING: [Spec; 2] = [
+    container("script", "SCRIPT subcommand [argument ...]", &SCRIPT),
+    container("function", "FUNCTION subcommand [argument ...]", &FUNCTION),
+];
+
+#[rustfmt::skip]
+const SCRIPT: [Spec; 2] = [
+    spec("exists", "SCRIPT EXISTS sha1 [sha1 ...]", -3, STALE, NO_KEYS, scripting::script_exists, "Answers 0 for each: there are no scripts."),
+    spec("flush", "SCRIPT FLUSH [ASYNC|SYNC]", -2, STALE, NO_KEYS, scripting::script_flush, "Does nothing: there are no scripts."),
+];
+
+#[rustfmt::skip]
+const FUNCTION: [Spec; 2] = [
+    spec("flush", "FUNCTION FLUSH [ASYNC|SYNC]", -2, STALE, NO_KEYS, scripting::function_flush, "Does nothing: there are no functions."),
+    spec("list", "FUNCTION LIST [LIBRARYNAME pattern] [WITHCODE]", -2, STALE, NO_KEYS, scripting::function_list, "An empty list: there are no functions."),
+];
+
 const COUNT: usize = CONNECTION.len()
     + STRINGS.len()
     + GENERIC.len()
     + SERVER.len()
     + CLUSTERS.len()
     + VERSIONS.len()
-    + ACTIVE.len();
+    + ACTIVE.len()
+    + TRANSACTIONS.len()
+    + SCRIPTING.len();
 
 const fn join() -> [Spec; COUNT] {
-    let chapters: [(&[Spec], Group); 7] = [
+    let chapters: [(&[Spec], Group); 9] = [
         (&CONNECTION, Group::Connection),
         (&STRINGS, Group::String),
         (&GENERIC, Group::Generic),
@@ -339,6 +375,8 @@ const fn join() -> [Spec; COUNT] {
         (&CLUSTERS, Group::Cluster),
         (&VERSIONS, Group::Versions),
         (&ACTIVE, Group::Active),
+        (&TRANSACTIONS, Group::Transactions),
+        (&SCRIPTING, Group::Scripting),
     ];
     let mut all = [CONNECTION[0]; COUNT];
     let (mut at, mut chapter) = (0, 0);
@@ -437,7 +475,7 @@ mod tests {
             assert_eq!(find(spec.name.to_uppercase().as_bytes()).map(|found| found.name), Some(spec.name));
             assert_eq!(spec.name, spec.name.to_lowercase());
         }
-        for name in ["", "ge", "gett", "lpush", "hset", "multi", "\0get", "averyveryverylongcommandname"] {
+        for name in ["", "ge", "gett", "lpush", "hset", "multix", "\0get", "averyveryverylongcommandname"] {
             assert!(find(name.as_bytes()).is_none(), "{name}");
         }
     }

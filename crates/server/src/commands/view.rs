@@ -7,6 +7,7 @@ use oort_core::metrics::Metrics;
 use oort_core::ring::Ring;
 use oort_core::types::NodeId;
 
+use super::knobs::Knobs;
 use super::session::Session;
 
 /// The node a connection talks to, as the event loop sees it. Only called by commands that are not about data.
@@ -28,6 +29,8 @@ pub trait View {
     fn server(&self) -> ServerStats;
     /// Visits the sessions of all open connections but the one that asks.
     fn sessions(&self, visit: &mut dyn FnMut(&Session));
+    /// Settings that clients may change, to no effect.
+    fn knobs(&self) -> &Knobs;
     /// 64 random bits, new with each call.
     fn random(&self) -> u64;
 }
@@ -45,6 +48,10 @@ pub struct ServerStats {
     pub connections_accepted: u64,
     /// Connections cut off because clients took too much memory.
     pub connections_evicted: u64,
+    /// Connections refused because there were too many.
+    pub connections_rejected: u64,
+    /// Times when a connection could not be accepted for want of descriptors.
+    pub accept_failures: u64,
     /// Memory that Redis clients take: what they have sent and not been answered, and replies they have not read.
     pub client_bytes: u64,
     /// The most of it.

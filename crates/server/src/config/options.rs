@@ -419,8 +419,9 @@ pub const OPTIONS: &[ConfigOption] = &[
         key: "connections_max",
         group: REQUESTS,
         value_name: "COUNT",
-        doc: "Most client connections, Redis and HTTP together; further ones are refused. Too small: clients cannot \
-              connect. Too large: the process runs out of file descriptors (see 'ulimit -n').",
+        doc: "Most connections of Redis clients; further ones are refused. Too small: clients cannot connect. Too \
+              large: idle clients take memory. The node raises its limit of open files as far as the system allows \
+              ('ulimit -Hn') and keeps a part for itself, so that there may be fewer; its log says so.",
         access: Number {
             range: 1..=1_000_000,
             get: |c| c.connections_max as u64,

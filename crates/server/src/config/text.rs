@@ -1,6 +1,5 @@
 //! Values as people write them: addresses, sizes, names; and a few texts for people.
 
-use std::io;
 use std::net::IpAddr;
 
 /// Accepts `host:port`, where the host is a name, an IPv4 address or an IPv6 address in brackets.
@@ -93,17 +92,6 @@ pub fn host_name() -> String {
     match name(host.chars().take(64).collect::<String>().as_str()) {
         Ok(name) => name,
         Err(_) => "node".into(),
-    }
-}
-
-/// An I/O error in lower case, without the system's number: `connection refused`.
-pub fn words(error: &io::Error) -> String {
-    let text = error.to_string();
-    let text = text.split(" (os error").next().unwrap_or_default();
-    let mut letters = text.chars();
-    match letters.next() {
-        Some(first) => first.to_lowercase().chain(letters).collect(),
-        None => String::new(),
     }
 }
 

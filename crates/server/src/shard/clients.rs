@@ -16,6 +16,7 @@ use crate::connection::{reach_of, Connection, Requests, Submission};
 impl Shard {
     pub(super) fn accept_client(&mut self, stream: TcpStream, address: SocketAddr) {
         if self.numbers.clients >= self.options.connections_max {
+            self.numbers.rejected += 1;
             // Best effort: a client that cannot take one line is told nothing.
             let _ = io::Write::write(&mut &stream, b"-ERR max number of clients reached\r\n");
             return;
@@ -46,7 +47,10 @@ impl Shard {
             let reach = |request: &Request| reach_of(request, |key| node.coordinates(key));
             let submission = match client.release(reach) {
                 Some(submission) => Some(submission),
-                None if !client.is_ready() => break,
+                None if !client.is_ready() => match client.gathered(reach) {
+                    None => break,
+                    gathered => gathered,
+                },
                 None => match client.next_command() {
                     Ok(Some(command)) => {
                         self.numbers.commands += 1;
@@ -55,11 +59,11 @@ impl Shard {
                             crate::commands::start(&mut client.session, command, &view, now.wall_ms);
                         client.accept(started, reach)
                     }
-                    Ok(None) => break,
-                    Err(error) => {
-                        client.refuse(error);
-                        break;
-                    }
+                    Ok(None) => match client.gathered(reach) {
+                        None => break,
+                        gathered => gathered,
+                    },
+                    Err(error) => client.refuse(error, reach),
                 },
             };
             if let Some(submission) = submission {

@@ -26,6 +26,8 @@ use super::pace::{Pace, PacedMerges};
 use super::row::Row;
 use super::writeback::Writeback;
 use super::StorageOptions;
+use crate::descriptors::Spare;
+use crate::errno::{cause, is_exhaustion};
 
 /// Names of the keyspaces, in the order of [`Space`].
 const NAMES: [&str; 3] = ["data", "hints", "meta"];
@@ -48,6 +50,7 @@ pub(super) struct Engine {
     keyspaces: [Keyspace; 3],
     database: Database,
     _writeback: Arc<Writeback>,
+    spare: Arc<Spare>,
     merges_behind: Arc<AtomicUsize>,
 }
 
@@ -63,16 +66,21 @@ impl Engine {
             // For merges. With two, the one that fjall keeps free for flushes spins while the other merges.
             .worker_threads(1)
             .max_journaling_size(64 << 20)
+            .max_cached_files(Some(options.open_tables))
             .open()?;
         let open = |space: Space| database.keyspace(NAMES[space as usize], keyspace_options);
         let keyspaces = [open(Space::Data)?, open(Space::Hints)?, open(Space::Meta)?];
         let writeback = Arc::new(Writeback::start(directory).map_err(fjall::Error::Io)?);
-        Ok(Engine { keyspaces, database, _writeback: writeback, merges_behind: behind })
+        let spare = Arc::new(Spare::new());
+        Ok(Engine { keyspaces, database, _writeback: writeback, spare, merges_behind: behind })
     }
 
     /// The stored form of the value under `key`.
     pub(super) fn get(&self, space: Space, key: &[u8]) -> fjall::Result<Option<fjall::Slice>> {
-        self.keyspace(space).get(key)
+        match self.keyspace(space).get(key) {
+            Err(error) if is_out_of_descriptors(&error) => self.spare.lend(|| self.keyspace(space).get(key)),
+            result => result,
+        }
     }
 
     /// Writes the rows that `fill` brings durably: all of them or none.
@@ -113,6 +121,7 @@ impl Engine {
         let keyspace = self.keyspace(space);
         Scan {
             keyspace,
+            spare: &self.spare,
             iter: (from <= to).then(|| keyspace.range(from..=to)),
             next_key: from.to_vec(),
             to: to.to_vec(),
@@ -128,7 +137,7 @@ impl Engine {
     pub(super) fn is_damaged(&self) -> bool {
         [Space::Data, Space::Hints, Space::Meta]
             .into_iter()
-            .any(|space| self.scan_all(space).any(|(_, row)| row.is_err()))
+            .any(|space| self.scan_all(space).any(|(_, row)| matches!(row, Err(StoreError::Corrupt { .. }))))
     }
 
     fn keyspace(&self, space: Space) -> &Keyspace {
@@ -186,7 +195,7 @@ impl EngineError {
     pub(super) fn detail(&self) -> String {
         match self {
             EngineError::Fjall(error) => detail(error),
-            EngineError::Log(error) => error.to_string(),
+            EngineError::Log(error) => cause(error),
             EngineError::Damaged { detail, .. } => format!("{detail} are damaged"),
             EngineError::Stalled => format!("merges of tables are more than {STALL_MAX:?} behind"),
         }
@@ -196,11 +205,34 @@ impl EngineError {
 /// The operating system's text for `error` where there is one, else fjall's.
 pub(super) fn detail(error: &fjall::Error) -> String {
     match error {
-        fjall::Error::Io(error) | fjall::Error::Storage(LsmError::Io(error)) => error.to_string(),
+        fjall::Error::Io(error) | fjall::Error::Storage(LsmError::Io(error)) => cause(error),
         fjall::Error::Poisoned => "a merge of tables failed".into(),
         fjall::Error::Storage(LsmError::ChecksumMismatch { .. }) => "checksum mismatch of a block".into(),
         error => format!("{error:?}"),
     }
+}
+
+/// What to make of a row that cannot be read.
+///
+/// The system says what it refuses, and only a checksum or a file of the wrong form says damage. One exception: a sector
+/// that the disk cannot read any more (EIO) is as gone as a damaged one, and is mended from the replicas as well.
+pub(super) fn read_error(error: &fjall::Error) -> StoreError {
+    let detail = detail(error);
+    match io_error(error).and_then(io::Error::raw_os_error) {
+        Some(number) if number != rustix::io::Errno::IO.raw_os_error() => StoreError::Unreadable { detail },
+        _ => StoreError::Corrupt { detail },
+    }
+}
+
+fn io_error(error: &fjall::Error) -> Option<&io::Error> {
+    match error {
+        fjall::Error::Io(error) | fjall::Error::Storage(LsmError::Io(error)) => Some(error),
+        _ => None,
+    }
+}
+
+fn is_out_of_descriptors(error: &fjall::Error) -> bool {
+    io_error(error).is_some_and(is_exhaustion)
 }
 
 /// Takes a key and what is stored under it.
@@ -209,6 +241,7 @@ pub(super) type WriteRow<'a> = dyn FnMut(&[u8], Option<&[u8]>) -> Result<(), Eng
 /// A scan over one keyspace.
 pub(super) struct Scan<'a> {
     keyspace: &'a Keyspace,
+    spare: &'a Spare,
     iter: Option<fjall::Iter>,
     /// No row below this key will come.
     next_key: Vec<u8>,
@@ -222,7 +255,11 @@ impl Iterator for Scan<'_> {
     type Item = Scanned;
 
     fn next(&mut self) -> Option<Scanned> {
-        match self.iter.as_mut()?.next()?.into_inner() {
+        let mut row = self.iter.as_mut()?.next()?.into_inner();
+        if row.as_ref().is_err_and(is_out_of_descriptors) {
+            row = self.spare.lend(|| self.begin_again())?;
+        }
+        match row {
             Ok((key, stored)) => {
                 self.next_key.clear();
                 self.next_key.extend_from_slice(&key);
@@ -231,14 +268,25 @@ impl Iterator for Scan<'_> {
             }
             Err(error) => {
                 let damaged = self.next_key.clone();
-                self.resume();
-                Some((damaged, Err(StoreError::Corrupt { detail: detail(&error) })))
+                let error = read_error(&error);
+                match &error {
+                    StoreError::Corrupt { .. } => self.resume(),
+                    // What is behind could not be read either: the scan ends, and says so.
+                    StoreError::Unreadable { .. } | StoreError::ReadOnly { .. } => self.iter = None,
+                }
+                Some((damaged, Err(error)))
             }
         }
     }
 }
 
 impl Scan<'_> {
+    /// The next row, by a new iterator: after an error the old one must not be used.
+    fn begin_again(&mut self) -> Option<fjall::Result<(fjall::Slice, fjall::Slice)>> {
+        let iter = self.iter.insert(self.keyspace.range(&self.next_key[..]..=&self.to[..]));
+        Some(iter.next()?.into_inner())
+    }
+
     /// Goes on behind the damage at `next_key`, or ends the scan if it reaches to the end.
     ///
     /// Keys are not known inside a damaged block, so this searches the least 16 bytes after what all keys of

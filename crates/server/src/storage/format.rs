@@ -83,6 +83,9 @@ pub(super) fn state(directory: &Path) -> Result<State, OpenError> {
         directory: directory.to_path_buf(),
         detail: "its FORMAT file is not ours".into(),
     };
+    if is_almost_ours(&bytes) && rows_path(directory).exists() {
+        return Err(OpenError::Corrupt { directory: directory.to_path_buf(), detail: damaged(&path) });
+    }
     let text = std::str::from_utf8(&bytes).map_err(|_| foreign())?;
     let line = text.strip_suffix('\n').ok_or_else(foreign)?;
     let line = line.strip_prefix(MAGIC).ok_or_else(foreign)?;
@@ -95,6 +98,27 @@ pub(super) fn state(directory: &Path) -> Result<State, OpenError> {
         return Err(OpenError::Version { directory: directory.to_path_buf(), found, supported: VERSION });
     }
     Ok(state)
+}
+
+/// True for our line with a few flipped bits or torn bytes, which is no other version's.
+fn is_almost_ours(bytes: &[u8]) -> bool {
+    let ours = format!("{MAGIC}{VERSION}\n");
+    let magic = MAGIC.len();
+    let wrong = ours.bytes().zip(bytes).filter(|(ours, found)| ours != *found).count();
+    let is_version = bytes
+        .get(magic..bytes.len().saturating_sub(1))
+        .is_some_and(|number| !number.is_empty() && number.iter().all(u8::is_ascii_digit));
+    let is_other = is_version && bytes.starts_with(MAGIC.as_bytes()) && bytes.ends_with(b"\n");
+    bytes.len() == ours.len() && wrong > 0 && wrong <= 2 && !is_other
+}
+
+/// What to do about a damaged FORMAT file: it says nothing but this.
+fn damaged(path: &Path) -> String {
+    format!(
+        "{path} does not read '{MAGIC}{VERSION}' any more; if nothing else is wrong, mend it with \
+         \"echo '{MAGIC}{VERSION}' > {path}\", else",
+        path = path.display()
+    )
 }
 
 /// Marks the directory as being made and removes what an earlier attempt left.

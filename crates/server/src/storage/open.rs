@@ -11,6 +11,7 @@ use super::row::Row;
 use super::rows::Rows;
 use super::space::SpaceGuard;
 use super::{rebuild, FjallStore, StorageOptions};
+use crate::errno::cause;
 
 /// Why a store could not be opened. Nothing in the directory was changed, except for `Corrupt` and `Io`.
 #[derive(Debug)]
@@ -21,7 +22,7 @@ pub enum OpenError {
     Foreign { directory: PathBuf, detail: String },
     /// Another version of this program made it.
     Version { directory: PathBuf, found: u32, supported: u32 },
-    /// Its files are damaged beyond what replicas can repair row by row: empty it and let the node join anew.
+    /// Its files are damaged beyond what replicas can repair row by row: another node has to take its place.
     Corrupt { directory: PathBuf, detail: String },
     /// The operating system refused.
     Io { path: PathBuf, source: io::Error },
@@ -35,12 +36,19 @@ impl OpenError {
     pub(super) fn engine(directory: &Path, error: fjall::Error) -> OpenError {
         let directory = directory.to_path_buf();
         match error {
-            fjall::Error::Io(source) => OpenError::Io { path: directory, source },
+            fjall::Error::Io(source) | fjall::Error::Storage(fjall::LsmError::Io(source)) => {
+                OpenError::Io { path: directory, source }
+            }
             fjall::Error::Locked => OpenError::Locked { directory },
             error => OpenError::Corrupt { directory, detail: engine::detail(&error) },
         }
     }
 }
+
+/// What to do about a node whose files are damaged.
+pub const WAY_OUT: &str =
+    "keep it as it is, start a node with a new directory and type 'oort cluster replace OLD NEW \
+                           --gone': the other nodes have copies of what this one held";
 
 impl fmt::Display for OpenError {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
@@ -53,13 +61,14 @@ impl fmt::Display for OpenError {
             }
             OpenError::Version { directory, found, supported } => write!(
                 f,
-                "{} has on-disk format {found}, this program reads format {supported}",
+                "{} has on-disk format {found}, this program reads format {supported}; if no other version ever ran \
+                 here, its FORMAT file is damaged and should read 'oort-store {supported}'",
                 directory.display()
             ),
             OpenError::Corrupt { directory, detail } => {
-                write!(f, "{} is damaged: {detail}; empty it and join the node anew", directory.display())
+                write!(f, "a file in {} is damaged: {detail}; {WAY_OUT}", directory.display())
             }
-            OpenError::Io { path, source } => write!(f, "{}: {source}", path.display()),
+            OpenError::Io { path, source } => write!(f, "{}: {}", path.display(), cause(source)),
         }
     }
 }
@@ -105,6 +114,7 @@ pub(super) fn open(directory: &Path, options: StorageOptions) -> Result<FjallSto
         trouble: None,
         merge_failed: None,
         lost: format::lost(directory).map_err(io)?,
+        unread: None,
         options,
         _lock: lock,
     };
@@ -143,10 +153,12 @@ fn open_ready(directory: &Path, options: &StorageOptions) -> Result<Engine, Open
 /// Opens the engine of a directory that has one.
 pub(super) fn open_engine(directory: &Path, options: &StorageOptions) -> Result<Engine, OpenError> {
     let rows_path = format::rows_path(directory);
-    if !rows_path.join("version").exists() {
+    // The engine would make a new database where it finds none.
+    let marker = rows_path.join("version");
+    if !marker.try_exists().map_err(|error| OpenError::io(&marker, error))? {
         return Err(OpenError::Corrupt {
             directory: directory.to_path_buf(),
-            detail: format!("{} is missing or empty", rows_path.display()),
+            detail: format!("{} is missing", marker.display()),
         });
     }
     Engine::open(&rows_path, options).map_err(|error| OpenError::engine(directory, error))

@@ -15,7 +15,7 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-use oort_core::store::Space;
+use oort_core::store::{Space, StoreError};
 
 use super::engine::{Engine, EngineError};
 use super::format::{self, rows_path};
@@ -75,6 +75,9 @@ fn copy_rows(from: &Engine, to: &Engine) -> Result<Vec<String>, EngineError> {
                 Ok(row) => {
                     batch_bytes += row.len_bytes();
                     batch.push(row);
+                }
+                Err(StoreError::Unreadable { detail }) => {
+                    return Err(EngineError::Log(io::Error::other(detail)));
                 }
                 Err(error) => lost.push(format!("{space:?} from {}: {error}", key.escape_ascii())),
             }

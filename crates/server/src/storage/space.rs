@@ -8,6 +8,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use crate::errno::cause;
+
 const ANSWER_LASTS: Duration = Duration::from_millis(100);
 
 /// Watches the file system of one directory.
@@ -30,7 +32,7 @@ impl SpaceGuard {
 
     /// Admits a write of `bytes`, or says in words why not.
     pub(super) fn admit(&mut self, bytes: u64) -> Result<(), String> {
-        let free_bytes = self.free_bytes().map_err(|error| error.to_string())?;
+        let free_bytes = self.free_bytes().map_err(|error| cause(&error))?;
         if free_bytes < self.reserve_bytes.saturating_add(bytes) {
             return Err(format!(
                 "no space left on device: {free_bytes} bytes free, {} are kept in reserve",

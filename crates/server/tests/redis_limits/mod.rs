@@ -50,6 +50,28 @@ fn a_client_that_sends_too_large_a_value_reads_why() {
 }
 
 #[test]
+fn after_a_protocol_error_the_connection_is_closed_in_both_directions() {
+    let cluster = Cluster::start(1, &[]);
+    let errors: [(&[u8], &[u8]); 4] = [
+        (b"*99999999999\r\n", b"-ERR Protocol error: invalid multibulk length\r\n"),
+        (b"*1\r\n$99999999999\r\n", b"-ERR Protocol error: invalid bulk length\r\n"),
+        (b"*1\r\n+x\r\n", b"-ERR Protocol error: expected '$', got '+'\r\n"),
+        (b"POST / HTTP/1.1\r\n", b"-ERR this port speaks the Redis protocol, not HTTP\r\n"),
+    ];
+    for (bytes, want) in errors {
+        let mut stream = connect(&cluster);
+        stream.write_all(bytes).unwrap();
+        assert_eq!(read_to_end(&mut stream), want, "the error is read whole, then the end");
+        eventually("what is sent after the end is refused", || stream.write_all(b"PING\r\n").err());
+    }
+    // Errors of the connections before, and of one that reads slowly, come after the replies before them.
+    let mut stream = connect(&cluster);
+    stream.write_all(&[command(&[b"PING"]).repeat(3), b"*x\r\n".to_vec()].concat()).unwrap();
+    std::thread::sleep(Duration::from_millis(1500));
+    assert!(read_to_end(&mut stream).starts_with(b"+PONG\r\n+PONG\r\n+PONG\r\n-ERR Protocol error"));
+}
+
+#[test]
 fn a_client_that_only_stops_sending_gets_every_reply() {
     let cluster = Cluster::start(1, &[]);
     let mut stream = connect(&cluster);

@@ -63,6 +63,29 @@ fn nodes_are_masters_of_the_slots_they_are_first_for() {
 }
 
 #[test]
+fn slots_name_no_dead_node_and_are_as_few_ranges_as_can_be() {
+    let mut fake = Fake::new();
+    for down in [None, Some(NodeId(2))] {
+        fake.node.down = down;
+        let ranges = array(fake.reply(Command::new(&["CLUSTER", "SLOTS"])));
+        let dead = Value::text(format!("{}{}", NodeId(2), "0".repeat(24)));
+        let nodes: Vec<Vec<Value>> = ranges
+            .into_iter()
+            .map(|range| array(range).split_off(2).into_iter().map(|node| array(node)[2].clone()).collect())
+            .collect();
+        for nodes in &nodes {
+            assert_eq!(nodes.len(), if down.is_some() { 2 } else { 3 });
+            assert!(down.is_none() || !nodes.contains(&dead), "{nodes:?}");
+        }
+        assert!(nodes.windows(2).all(|pair| pair[0] != pair[1]), "adjacent ranges of equal nodes");
+    }
+    fake.node.set_ring(1);
+    fake.node.down = Some(NodeId(1));
+    let ranges = array(fake.reply(Command::new(&["CLUSTER", "SLOTS"])));
+    assert_eq!((ranges.len(), array(ranges[0].clone()).len()), (1, 3), "one range, and somebody to ask");
+}
+
+#[test]
 fn shards_are_lists_of_nodes() {
     let mut fake = Fake::new();
     let shards = array(fake.reply(Command::new(&["CLUSTER", "SHARDS"])));

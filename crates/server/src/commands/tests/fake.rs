@@ -17,6 +17,7 @@ use oort_core::placement::Strategy;
 use oort_core::ring::{Ring, RingState};
 use oort_core::types::{ActorId, NodeId, ObjectKey, Position};
 
+use crate::commands::knobs::Knobs;
 use crate::commands::plan::{Answer, Next, REQUESTS_MAX};
 use crate::commands::session::Session;
 use crate::commands::view::{ServerStats, View};
@@ -46,6 +47,7 @@ pub struct FakeNode {
     pub down: Option<NodeId>,
     pub metrics: Metrics,
     pub others: Vec<Session>,
+    pub knobs: Knobs,
     random: Cell<u64>,
 }
 
@@ -176,8 +178,15 @@ impl FakeNode {
             down: None,
             metrics: Metrics::default(),
             others: Vec::new(),
+            knobs: Knobs::default(),
             random: Cell::new(0),
         }
+    }
+
+    /// A ring of the first `nodes` members.
+    pub fn set_ring(&mut self, nodes: usize) {
+        let nodes = self.membership.members.values().take(nodes).map(Member::ring_node).collect();
+        self.ring = Some(Ring::new(RingState::founding(Strategy::EqualPartitions, 16, nodes)));
     }
 }
 
@@ -217,6 +226,9 @@ impl View for FakeNode {
     }
     fn sessions(&self, visit: &mut dyn FnMut(&Session)) {
         self.others.iter().for_each(visit);
+    }
+    fn knobs(&self) -> &Knobs {
+        &self.knobs
     }
     fn random(&self) -> u64 {
         self.random.set(self.random.get().wrapping_add(0x9e37_79b9_7f4a_7c15));

@@ -165,3 +165,95 @@ fn browsers_are_sent_away() {
     let refusal = "-ERR this port speaks the Redis protocol, not HTTP";
     fake.check(&[("POST / HTTP/1.1", refusal), ("Host: localhost", refusal)]);
 }
+
+#[test]
+fn a_refused_transaction_runs_nothing() {
+    let mut fake = Fake::new();
+    let refused =
+        "-ERR MULTI is not supported: transactions are not offered, and commands until EXEC or DISCARD are \
+                   not run";
+    let not_run = "-ERR not run: it follows a MULTI that was refused, up to EXEC or DISCARD";
+    let aborted = "-EXECABORT Transaction discarded because of previous errors.";
+    fake.check(&[
+        ("SET a 1", "OK"),
+        ("MULTI", refused),
+        ("INCR a", not_run),
+        ("DEL a", not_run),
+        ("SELECT 3", not_run),
+        ("HELLO 3", not_run),
+        ("UNWATCH", not_run),
+        ("CONFIG SET hz 20", not_run),
+        ("GET", "-ERR wrong number of arguments for 'get' command"),
+        ("MULTI", "-ERR MULTI calls can not be nested"),
+        ("WATCH a", "-ERR WATCH inside MULTI is not allowed"),
+        ("EXEC x", "-ERR wrong number of arguments for 'exec' command"),
+        ("GET a", not_run),
+        ("EXEC", aborted),
+        ("GET a", "\"1\""),
+        ("EXEC", "-ERR EXEC without MULTI"),
+        ("DISCARD", "-ERR DISCARD without MULTI"),
+        ("WATCH a", "-ERR WATCH is not supported: transactions are not offered"),
+        ("UNWATCH", "OK"),
+        ("MULTI", refused),
+        ("SET a 2", not_run),
+        ("DISCARD", "OK"),
+        ("GET a", "\"1\""),
+        ("MULTI x", "-ERR wrong number of arguments for 'multi' command"),
+        ("GET a", "\"1\""),
+        ("MULTI", refused),
+        ("RESET", "RESET"),
+        ("GET a", "\"1\""),
+        ("MULTI", refused),
+        ("QUIT", "OK"),
+    ]);
+    assert_eq!(fake.session.bucket(), &b"default"[..]);
+}
+
+#[test]
+fn what_only_tunes_redis_is_accepted_and_remembered() {
+    let mut fake = Fake::new();
+    let failed = |name: &str, why: &str| {
+        format!("-ERR CONFIG SET failed (possibly related to argument '{name}') - {why}")
+    };
+    fake.check(&[
+        ("CONFIG SET hz 20 MAXMEMORY-POLICY allkeys-LRU", "OK"),
+        ("CONFIG GET hz", "{\"hz\": \"20\"}"),
+        ("CONFIG GET maxmemory-p*", "{\"maxmemory-policy\": \"allkeys-lru\"}"),
+        ("CONFIG SET save \"\" slowlog-log-slower-than -1 list-max-ziplist-size -2", "OK"),
+        (
+            "CONFIG SET lazyfree-lazy-user-del maybe",
+            &failed("lazyfree-lazy-user-del", "argument must be 'yes' or 'no'"),
+        ),
+        ("CONFIG SET hz many", &failed("hz", "argument couldn't be parsed into an integer")),
+        (
+            "CONFIG SET hll-sparse-max-bytes 1x",
+            &failed("hll-sparse-max-bytes", "argument must be a memory value"),
+        ),
+        ("CONFIG SET repl-backlog-size 100mb", "OK"),
+        ("CONFIG SET hz 30 HZ 40", &failed("HZ", "duplicate parameter")),
+        ("CONFIG SET hz 30 port 1", &failed("port", "can't set immutable config")),
+        ("CONFIG SET hz 30 bogus 1", "-ERR Unknown option or number of arguments for CONFIG SET - 'bogus'"),
+        ("CONFIG GET hz", "{\"hz\": \"20\"}"),
+        ("CONFIG SET port 6379 maxmemory 0 requirepass \"\"", "OK"),
+        ("CONFIG SET maxmemory 100mb", &failed("maxmemory", "can't set immutable config")),
+        ("CONFIG SET requirepass secret", &failed("requirepass", "can't set immutable config")),
+        ("CONFIG SET hz", "-ERR wrong number of arguments for 'config|set' command"),
+        ("CONFIG SET hz 1 save", "-ERR syntax error"),
+        ("SCRIPT FLUSH", "OK"),
+        ("SCRIPT FLUSH SYNC", "OK"),
+        ("SCRIPT FLUSH now", "-ERR SCRIPT FLUSH only support SYNC|ASYNC option"),
+        ("SCRIPT EXISTS a b", "[:0, :0]"),
+        ("FUNCTION FLUSH ASYNC", "OK"),
+        ("FUNCTION FLUSH a b", "-ERR FUNCTION FLUSH only supports SYNC|ASYNC option"),
+        ("FUNCTION LIST", "[]"),
+    ]);
+}
+
+#[test]
+fn a_small_cluster_has_no_more_copies_than_nodes() {
+    let mut fake = Fake::new();
+    fake.node.set_ring(1);
+    fake.check(&[("WAIT 1 100", ":0")]);
+    fake.node.ring = None;
+    fake.check(&[("WAIT 1 100", ":0")]);
+}
