@@ -4,8 +4,10 @@
 //! what the client saw. The text means nothing to clients. It is base64 with the URL alphabet and no padding, of
 //!
 //! ```text
-//! | format 1 | VersionVector::encode | checksum: the low 32 bits of xxh3 of all before it, little-endian |
+//! | format 2 | binding 4 | VersionVector::encode | checksum: the low 32 bits of xxh3 of all before it |
 //! ```
+//! Numbers are little-endian. The binding names the bucket and key that the context was read from: a context says
+//! nothing about any other key, where obeying it would replace values that nobody has read.
 //!
 //! The checksum is no protection against forgers, who may write any context they like: it turns a cut or mistyped
 //! token into an error instead of a write that replaces too much.
@@ -15,15 +17,28 @@ use std::fmt;
 use bytes::Bytes;
 use oort_core::causality::VersionVector;
 use oort_core::codec::{DecodeError, Reader, Writer};
+use oort_core::types::ObjectKey;
 use xxhash_rust::xxh3::xxh3_64;
 
 /// The version of the format that this program writes and reads.
-pub const TOKEN_FORMAT: u8 = 1;
+pub const TOKEN_FORMAT: u8 = 2;
 /// The longest text that is looked at, in bytes: room for 700 storage identities.
 pub const TOKEN_BYTES_MAX: usize = 16 << 10;
 
 const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
 const CHECKSUM_BYTES: usize = 4;
+const BINDING_BYTES: usize = 4;
+
+/// Names the bucket and key that a context belongs to: the low 32 bits of the XXH3 of the key's row.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Binding(pub u32);
+
+impl Binding {
+    /// The binding of contexts that are read from `key`.
+    pub fn of(key: &ObjectKey) -> Binding {
+        Binding(xxh3_64(key.row()) as u32)
+    }
+}
 
 /// Why a text is no context. Nothing was changed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -38,6 +53,8 @@ pub enum TokenError {
     Checksum,
     /// Made by another version of Oort.
     Format { found: u8 },
+    /// Read from another key, or from another bucket.
+    ForeignKey,
     /// Complete and unchanged, but never made by Oort.
     Malformed(DecodeError),
 }
@@ -54,6 +71,9 @@ impl fmt::Display for TokenError {
             TokenError::Format { found } => {
                 write!(f, "invalid context: format {found}, this node reads format {TOKEN_FORMAT}")
             }
+            TokenError::ForeignKey => {
+                write!(f, "invalid context: it was read from another key or another bucket")
+            }
             TokenError::Malformed(error) => write!(f, "invalid context: {error}"),
         }
     }
@@ -61,20 +81,21 @@ impl fmt::Display for TokenError {
 
 impl std::error::Error for TokenError {}
 
-/// The text of a context.
-pub fn encode(context: &VersionVector) -> String {
-    let mut bytes = Vec::with_capacity(2 + 16 * context.len() + CHECKSUM_BYTES);
+/// The text of a context that was read from the key of `binding`.
+pub fn encode(context: &VersionVector, binding: Binding) -> String {
+    let mut bytes = Vec::with_capacity(2 + BINDING_BYTES + 16 * context.len() + CHECKSUM_BYTES);
     bytes.push(TOKEN_FORMAT);
+    bytes.extend_from_slice(&binding.0.to_le_bytes());
     context.encode(&mut Writer(&mut bytes));
     let checksum = checksum(&bytes);
     bytes.extend_from_slice(&checksum);
     to_base64(&bytes)
 }
 
-/// Reads [`encode`]'s text.
+/// Reads [`encode`]'s text for a write to the key of `binding`.
 ///
-/// Errors: anything else, saying what is wrong with it.
-pub fn decode(text: &[u8]) -> Result<VersionVector, TokenError> {
+/// Errors: anything else, and the context of another key, saying what is wrong with it.
+pub fn decode(text: &[u8], binding: Binding) -> Result<VersionVector, TokenError> {
     if text.len() > TOKEN_BYTES_MAX {
         return Err(TokenError::TooLong { bytes: text.len() });
     }
@@ -89,7 +110,13 @@ pub fn decode(text: &[u8]) -> Result<VersionVector, TokenError> {
     if body[0] != TOKEN_FORMAT {
         return Err(TokenError::Format { found: body[0] });
     }
-    let body = Bytes::copy_from_slice(&body[1..]);
+    let Some((found, body)) = body[1..].split_first_chunk::<BINDING_BYTES>() else {
+        return Err(TokenError::Truncated { bytes: text.len() });
+    };
+    if u32::from_le_bytes(*found) != binding.0 {
+        return Err(TokenError::ForeignKey);
+    }
+    let body = Bytes::copy_from_slice(body);
     let mut reader = Reader::new(&body);
     let context = VersionVector::decode(&mut reader).map_err(TokenError::Malformed)?;
     reader.end().map_err(TokenError::Malformed)?;
@@ -155,6 +182,8 @@ mod tests {
     use oort_core::types::ActorId;
     use proptest::prelude::*;
 
+    const BINDING: Binding = Binding(0x0201);
+
     fn vector(entries: &[(u64, u64)]) -> VersionVector {
         entries.iter().map(|&(actor, counter)| Dot { counter, actor: ActorId(actor) }).collect()
     }
@@ -185,7 +214,8 @@ mod tests {
 
     #[test]
     fn each_damage_has_its_own_error() {
-        let token = encode(&vector(&[(1, 2), (3, 4)]));
+        let token = encode(&vector(&[(1, 2), (3, 4)]), BINDING);
+        let decode = |text: &[u8]| decode(text, BINDING);
         assert_eq!(decode(b""), Err(TokenError::Truncated { bytes: 0 }));
         assert_eq!(decode(b"A"), Err(TokenError::Truncated { bytes: 1 }));
         assert_eq!(decode(b"AAAA"), Err(TokenError::Truncated { bytes: 4 }));
@@ -199,22 +229,32 @@ mod tests {
         );
         assert_eq!(decode(sealed(&[9, 0]).as_bytes()), Err(TokenError::Format { found: 9 }));
         assert_eq!(
-            decode(sealed(&[1, 200, 1]).as_bytes()),
+            decode(sealed(&[2, 1, 2, 0, 0, 200, 1]).as_bytes()),
             Err(TokenError::Malformed(DecodeError::Truncated { field: "version vector" }))
         );
         assert_eq!(
-            decode(sealed(&[1, 0, 0]).as_bytes()),
+            decode(sealed(&[2, 1, 2, 0, 0, 0, 0]).as_bytes()),
             Err(TokenError::Malformed(DecodeError::TrailingBytes { bytes: 1 }))
         );
+    }
+
+    #[test]
+    fn a_context_is_that_of_one_key_in_one_bucket() {
+        let binding = |bucket: &[u8], key: &[u8]| Binding::of(&ObjectKey::new(bucket, key).unwrap());
+        let token = encode(&vector(&[(1, 2)]), binding(b"carts", b"alice"));
+        assert_eq!(decode(token.as_bytes(), binding(b"carts", b"alice")), Ok(vector(&[(1, 2)])));
+        for other in [binding(b"carts", b"bob"), binding(b"orders", b"alice"), binding(b"cartsa", b"lice")] {
+            assert_eq!(decode(token.as_bytes(), other), Err(TokenError::ForeignKey));
+        }
     }
 
     proptest! {
         #[test]
         fn contexts_come_back(entries in proptest::collection::vec((any::<u64>(), any::<u64>()), 0..40)) {
             let context = vector(&entries);
-            let token = encode(&context);
+            let token = encode(&context, BINDING);
             prop_assert!(token.bytes().all(|byte| digit(byte).is_some()));
-            prop_assert_eq!(decode(token.as_bytes()), Ok(context));
+            prop_assert_eq!(decode(token.as_bytes(), BINDING), Ok(context));
         }
 
         #[test]
@@ -223,18 +263,18 @@ mod tests {
             at in any::<proptest::sample::Index>(),
             byte in any::<u8>(),
         ) {
-            let mut token = encode(&vector(&entries)).into_bytes();
+            let mut token = encode(&vector(&entries), BINDING).into_bytes();
             let at = at.index(token.len());
             prop_assume!(token[at] != byte);
             token[at] = byte;
-            prop_assert!(decode(&token).is_err());
+            prop_assert!(decode(&token, BINDING).is_err());
         }
 
         #[test]
         fn random_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
-            let _ = decode(&bytes);
-            let _ = decode(to_base64(&bytes).as_bytes());
-            let _ = decode(sealed(&bytes).as_bytes());
+            let _ = decode(&bytes, BINDING);
+            let _ = decode(to_base64(&bytes).as_bytes(), BINDING);
+            let _ = decode(sealed(&bytes).as_bytes(), BINDING);
         }
     }
 }

@@ -27,7 +27,7 @@ use crate::http::representation::{self, accepts_multipart, stored_headers, Accep
 use crate::http::route::Place;
 use crate::http::shared::Shared;
 use crate::http::upload;
-use crate::token;
+use crate::token::{self, Binding};
 
 /// The request header that says how many seconds a value lives.
 const TTL: &str = "x-oort-ttl";
@@ -181,7 +181,7 @@ impl<'a> Target<'a> {
     }
 
     fn view<'b>(&'b self, object: &'b Object, wall_ms: u64) -> View<'b> {
-        View { object, place: &self.place, wall_ms }
+        View { object, place: &self.place, binding: Binding::of(&self.key), wall_ms }
     }
 
     fn accept(&self) -> Accept {
@@ -193,7 +193,8 @@ impl<'a> Target<'a> {
 
     fn seen(&self) -> Result<Option<VersionVector>, Refusal> {
         let header = self.head.headers.get(representation::VCLOCK);
-        Ok(header.map(|text| token::decode(text.as_bytes())).transpose()?)
+        let binding = Binding::of(&self.key);
+        Ok(header.map(|text| token::decode(text.as_bytes(), binding)).transpose()?)
     }
 
     /// The query's `ttl` goes before the header's.

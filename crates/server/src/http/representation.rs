@@ -15,7 +15,7 @@ use crate::http::body::Body;
 use crate::http::conditions::etag;
 use crate::http::refusal::Refusal;
 use crate::http::route::Place;
-use crate::token;
+use crate::token::{self, Binding};
 
 /// The context, opaque to clients.
 pub const VCLOCK: HeaderName = HeaderName::from_static("x-riak-vclock");
@@ -103,6 +103,8 @@ fn without_up_links(value: &[u8]) -> Bytes {
 pub struct View<'a> {
     pub object: &'a Object,
     pub place: &'a Place,
+    /// Of the object's key.
+    pub binding: Binding,
     pub wall_ms: u64,
 }
 
@@ -178,7 +180,8 @@ impl View<'_> {
     }
 
     fn vclock(&self) -> HeaderValue {
-        HeaderValue::try_from(token::encode(self.object.context())).expect("a token is printable")
+        HeaderValue::try_from(token::encode(self.object.context(), self.binding))
+            .expect("a token is printable")
     }
 }
 

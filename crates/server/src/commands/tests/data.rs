@@ -373,6 +373,10 @@ fn contexts_replace_exactly_what_they_cover() {
     let gone = fake.run("VDEL a");
     assert!(gone.ends_with("\", []]"), "{gone}");
     fake.check(&[
+        (
+            &*format!("VPUT b five CONTEXT {}", context(&two)),
+            "-ERR invalid context: it was read from another key or another bucket",
+        ),
         ("VPUT a five CONTEXT AAAA", "-ERR invalid context: cut short at 4 bytes"),
         ("VPUT a five CONTEXT", "-ERR syntax error"),
         ("VPUT a five R 0", "-ERR quorum of 0: it must be 1 to the bucket's n"),
