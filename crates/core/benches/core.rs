@@ -126,7 +126,8 @@ fn message_decode_write(bencher: Bencher) {
 #[divan::bench]
 fn ring_lookup(bencher: Bencher) {
     let nodes = (1..=30).map(|id| RingNode::new(NodeId(id))).collect();
-    let ring = Ring::new(RingState::founding(Strategy::EqualPartitions, 1024, nodes));
+    let ring =
+        Ring::new(RingState::founding(oort_core::ring::Founding(1), Strategy::EqualPartitions, 1024, nodes));
     bencher.bench_local(|| {
         let position = Position::of(black_box(b"user:1000:profile"));
         ring.preference_at(position)[..3].iter().fold(0, |sum, node| sum ^ node.0)
@@ -216,7 +217,10 @@ impl Three {
                     self.inbox.push((to, self.ids[i], message));
                 }
                 Output::Reply { result, .. } => answer = Some(result.expect("nothing fails here")),
-                Output::Connect { .. } | Output::Disconnect { .. } | Output::Event(_) => {}
+                Output::Connect { .. }
+                | Output::Disconnect { .. }
+                | Output::Refuse { .. }
+                | Output::Event(_) => {}
             }
         }
         answer

@@ -58,6 +58,14 @@ pub enum Sabotage {
     ForgetUnasked,
     /// A node is given up though others reach it.
     AskNoOpinion,
+    /// Rings of other foundings are taken for the own cluster's.
+    IgnoreFounding,
+    /// A node takes in whoever answers at a member's address, asked or not.
+    TakeInUnasked,
+    /// A node goes by its own clock, whatever the others' say.
+    TrustOwnClock,
+    /// The address in a greeting is not believed if another is known.
+    KeepAddress,
 }
 
 /// A node's configuration. The defaults suit a cluster in one data centre.

@@ -161,7 +161,7 @@ mod tests {
 
     fn ring(nodes: u64) -> Ring {
         let nodes = (1..=nodes).map(|id| RingNode::new(NodeId(id))).collect();
-        Ring::new(RingState::founding(Strategy::EqualPartitions, 64, nodes))
+        Ring::new(RingState::founding(crate::ring::Founding(1), Strategy::EqualPartitions, 64, nodes))
     }
 
     fn replace(gone: bool) -> RingChange {

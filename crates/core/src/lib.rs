@@ -6,6 +6,7 @@ pub mod types;
 pub mod codec;
 pub mod causality;
 pub mod clock;
+pub mod peer_clocks;
 pub mod crdt;
 pub mod active;
 pub mod object;

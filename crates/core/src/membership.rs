@@ -8,10 +8,14 @@
 //! first [`RingState`]; everyone who hears of it keeps it, also across restarts. Later ones come from operators; of two
 //! states the one with the greater stamp wins. A member that was removed is forgotten, whoever still tells of it.
 //!
+//! A ring names its [`Founding`]. A node takes the founding of the first ring it learns and keeps it for ever: rings of
+//! another founding are another cluster's, whatever its name, and their nodes are refused at the greeting. Nor does a
+//! cluster take in a node that has no ring yet and did not ask: an address may belong to another cluster's node by now.
+//!
 //! Source: Dynamo §4.8.1, §4.8.2; van Renesse et al., "Efficient reconciliation and flow control for anti-entropy
 //! protocols" (scuttlebutt), 2008. Differs: a hash first.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::hash::Hasher;
 
 use bytes::Bytes;
@@ -21,9 +25,9 @@ use xxhash_rust::xxh3::Xxh3;
 use crate::bucket::{BucketEntry, BucketTable};
 use crate::causality::Dot;
 use crate::config::Addresses;
-use crate::placement::{RingNode, Strategy, WEIGHT_DEFAULT};
-use crate::ring::RingState;
-use crate::types::NodeId;
+use crate::placement::{Layout, RingNode, Strategy, WEIGHT_DEFAULT};
+use crate::ring::{Founding, RingState};
+use crate::types::{NodeId, Rng};
 use crate::vivaldi::Coordinate;
 
 /// The version of the peer protocol that this program speaks. Others are refused.
@@ -74,9 +78,22 @@ impl Member {
 pub struct Hello {
     pub protocol: u16,
     pub cluster: String,
+    /// Of the sender's ring; `None` until it knows one.
+    pub founding: Option<Founding>,
+    /// Drawn anew at each start of the process: tells a node that came back from a copy that runs at the same time.
+    pub session: u64,
+    /// The sender will not give up its founding for another: it has stored something, or has been restarted with it.
+    pub is_settled: bool,
     pub member: Member,
     /// The sender's wall clock, in milliseconds since 1970.
     pub wall_ms: u64,
+}
+
+/// Which of two nodes that meet dials the other of its own accord. A newcomer must, or be known already.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Dials {
+    pub we: bool,
+    pub they: bool,
 }
 
 /// Why a link is refused.
@@ -89,8 +106,24 @@ pub enum Refusal {
         theirs: String,
         ours: String,
     },
-    /// The peer has this node's own id: a copied data directory, or a link to itself.
-    SameId,
+    /// Both have a ring, of different clusters.
+    Founding {
+        theirs: Founding,
+        ours: Founding,
+    },
+    /// One of the two has no ring yet and did not ask to join the other's.
+    Unasked,
+    /// The peer is this very process: a node may be its own seed.
+    Itself,
+    /// Two processes run under one id: a copied data directory.
+    Copy {
+        id: NodeId,
+    },
+}
+
+impl Refusal {
+    /// The text of [`Refusal::Itself`], by which a node that is its own seed is told so by itself.
+    pub const ITSELF: &'static str = "this node is its own seed";
 }
 
 impl std::fmt::Display for Refusal {
@@ -110,8 +143,15 @@ impl std::fmt::Display for Refusal {
                     theirs.escape_debug()
                 )
             }
-            Refusal::SameId => {
-                write!(f, "this node has the same id: is it its own seed, or its directory a copy?")
+            Refusal::Founding { theirs, ours } => {
+                write!(f, "another cluster of the same name: its founding is {theirs}, this node's is {ours}")
+            }
+            Refusal::Unasked => {
+                write!(f, "one of the two nodes has no ring yet and did not ask to join the other's")
+            }
+            Refusal::Itself => write!(f, "{}", Refusal::ITSELF),
+            Refusal::Copy { id } => {
+                write!(f, "two processes have the id {id}: one of their directories is a copy of the other")
             }
         }
     }
@@ -124,7 +164,14 @@ pub enum Gossip {
     Hash(u64),
     /// What the sender has, so that the receiver can send what is newer and ask for what is older.
     /// `ring`: the stamp of its state, 0 if it has none.
-    Versions { members: Vec<(NodeId, u64)>, ring: u64, buckets: Vec<(Bytes, Dot)>, reply: bool },
+    /// `founding`: of that ring.
+    Versions {
+        members: Vec<(NodeId, u64)>,
+        founding: Option<Founding>,
+        ring: u64,
+        buckets: Vec<(Bytes, Dot)>,
+        reply: bool,
+    },
     /// Records the receiver lacks.
     Delta { members: Vec<Member>, ring: Option<RingState>, buckets: Vec<(Bytes, BucketEntry)> },
     /// Is anybody there? `mono_us` comes back; `wall_ms` lets the receiver compare clocks.
@@ -142,8 +189,10 @@ pub struct Changes {
     /// Members that an operator has removed.
     pub forgotten: Vec<NodeId>,
     pub ring: bool,
-    /// The ring that lost against another of the same version: two were founded, or two operators changed it at once.
+    /// The ring that lost against another: two operators changed it at once, or two were founded.
     pub lost_ring: Option<RingState>,
+    /// A ring of this founding, another cluster's, came and was not taken.
+    pub foreign: Option<Founding>,
     pub buckets: bool,
 }
 
@@ -163,7 +212,41 @@ pub struct Membership {
     pub buckets: BucketTable,
 }
 
+/// A ring's state as it was stored before foundings had names.
+#[derive(Deserialize)]
+struct RingStateBefore {
+    version: u64,
+    layout: Layout,
+    old: Option<Layout>,
+    arrived: bool,
+    removed: BTreeSet<NodeId>,
+}
+
+/// The tables as they were stored then.
+#[derive(Deserialize)]
+struct MembershipBefore {
+    me: NodeId,
+    members: BTreeMap<NodeId, Member>,
+    ring: Option<RingStateBefore>,
+    buckets: BucketTable,
+}
+
 impl Membership {
+    /// Reads a record in the format before. Its ring gets the founding that belongs to the cluster's name.
+    pub fn decode_before(record: &[u8], cluster: &str) -> Option<Membership> {
+        let MembershipBefore { me, members, ring, buckets } = postcard::from_bytes(record).ok()?;
+        let founding = Founding::of_name(cluster);
+        let ring = ring.map(|RingStateBefore { version, layout, old, arrived, removed }| RingState {
+            founding,
+            version,
+            layout,
+            old,
+            arrived,
+            removed,
+        });
+        Some(Membership { me, members, ring, buckets })
+    }
+
     /// A table that knows only its own node.
     pub fn new(me: Member, buckets: BucketTable) -> Membership {
         Membership { me: me.id, members: BTreeMap::from([(me.id, me)]), ring: None, buckets }
@@ -197,6 +280,11 @@ impl Membership {
         hasher.finish()
     }
 
+    /// The ring's founding; `None` until there is one.
+    pub fn founding(&self) -> Option<Founding> {
+        self.ring.as_ref().map(|ring| ring.founding)
+    }
+
     /// The stamp of the ring's state, 0 if there is none.
     pub fn ring_stamp(&self) -> u64 {
         self.ring.as_ref().map_or(0, RingState::stamp)
@@ -206,6 +294,7 @@ impl Membership {
     pub fn versions(&self, reply: bool) -> Gossip {
         Gossip::Versions {
             members: self.members.values().map(|m| (m.id, m.version)).collect(),
+            founding: self.founding(),
             ring: self.ring_stamp(),
             buckets: self.buckets.entries().map(|(bucket, entry)| (bucket.clone(), entry.set_by)).collect(),
             reply,
@@ -234,7 +323,18 @@ impl Membership {
         }
     }
 
-    /// Takes over whatever is newer. Invalid records are left out.
+    /// Gives up the own ring for one of another founding, if that can be used.
+    pub fn yield_to(&mut self, ring: RingState) -> Changes {
+        let mut changes = Changes::default();
+        if ring.is_valid() {
+            let held = self.ring.take();
+            self.merge_ring(ring, &mut changes);
+            changes.lost_ring = held;
+        }
+        changes
+    }
+
+    /// Takes over whatever is newer. Invalid records are left out; of a peer with a ring of another founding, all are.
     pub fn merge(
         &mut self,
         members: Vec<Member>,
@@ -243,6 +343,10 @@ impl Membership {
     ) -> Changes {
         let mut changes = Changes::default();
         if let Some(ring) = ring {
+            if self.founding().is_some_and(|founding| founding != ring.founding) {
+                changes.foreign = Some(ring.founding);
+                return changes;
+            }
             self.merge_ring(ring, &mut changes);
         }
         for member in members {
@@ -260,15 +364,23 @@ impl Membership {
 
     /// Founds the ring if that is this node's turn: it knows `cluster_size` members and has the smallest id among them.
     ///
-    /// A `cluster_size` of 0 never founds. True if a ring was founded.
-    pub fn found_ring(&mut self, cluster_size: u16, strategy: Strategy, partitions: u16) -> bool {
+    /// A `cluster_size` of 0 never founds. True if a ring was founded. Two nodes can both found only if they know
+    /// different members, so only if more than `cluster_size` nodes were given one: then nodes that have stored nothing
+    /// yet give up one of the two, and those that have refuse each other and keep what they have acknowledged.
+    pub fn found_ring(
+        &mut self,
+        cluster_size: u16,
+        strategy: Strategy,
+        partitions: u16,
+        rng: &mut Rng,
+    ) -> bool {
         let is_first = self.members.keys().next() == Some(&self.me);
         if self.ring.is_some() || !is_first || cluster_size == 0 || self.members.len() < cluster_size as usize
         {
             return false;
         }
         let nodes = self.members.values().map(Member::ring_node).take(cluster_size as usize).collect();
-        self.ring = Some(RingState::founding(strategy, partitions, nodes));
+        self.ring = Some(RingState::founding(Founding::draw(rng), strategy, partitions, nodes));
         true
     }
 

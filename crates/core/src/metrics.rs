@@ -85,6 +85,8 @@ pub struct Metrics {
     pub stale_rings: u64,
     /// Writes refused because their dot lies absurdly far ahead.
     pub clock_refusals: u64,
+    /// Changes of what this node adds to its clock to go by the time of most nodes.
+    pub clock_corrections: u64,
     /// Times the node took a new actor because it had forgotten writes.
     pub actor_renewals: u64,
     /// Times the store refused writes.
@@ -135,6 +137,11 @@ impl Metrics {
         total("given_away_keys", "keys dropped after their new owners had them", self.given_away_keys);
         total("stale_rings", "requests refused because this node's ring was older", self.stale_rings);
         total("clock_refusals", "writes refused for a dot absurdly far ahead", self.clock_refusals);
+        total(
+            "clock_corrections",
+            "changes of what is added to the clock to go by most nodes' time",
+            self.clock_corrections,
+        );
         total("actor_renewals", "times the node took a new actor", self.actor_renewals);
         total("store_refusals", "times the store refused writes", self.store_refusals);
         total("active_calls", "runs of active objects' functions", self.active_calls);

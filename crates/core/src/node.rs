@@ -42,12 +42,13 @@ use crate::entropy::Entropy;
 use crate::get::Get;
 use crate::guard::Opinions;
 use crate::handoff::{Delivery, Handoff};
-use crate::membership::{Gossip, Hello, Member, Membership, Refusal, PROTOCOL};
+use crate::membership::{Dials, Gossip, Hello, Member, Membership, Refusal, PROTOCOL};
 use crate::message::{Control, Message, ReadOutcome, TaskId, WriteOutcome};
 use crate::metrics::Metrics;
 use crate::object::Object;
+use crate::peer_clocks::PeerClocks;
 use crate::put::Put;
-use crate::replica::{load_meta, MetaError, Replica};
+use crate::replica::{load_meta_or, MetaError, Replica};
 use crate::ring::Ring;
 use crate::scan::Listing;
 use crate::store::{Durability, Store, StoreError};
@@ -72,6 +73,9 @@ pub enum Input {
     Request { id: RequestId, request: Request },
     /// A peer says something.
     Message { from: NodeId, message: Message },
+    /// A peer has dialled this node, and its `hello` passed [`Node::check`]: it says where the peer can be reached now.
+    /// The link is not up before [`Input::LinkUp`].
+    Greeted { hello: Hello },
     /// The link to a peer is open: messages to it will be sent. `hello` passed [`Node::check`].
     LinkUp { hello: Hello },
     /// The link to a peer is closed: messages sent may be lost, and none can be sent.
@@ -91,6 +95,8 @@ pub enum Output {
     Connect { peer: NodeId, address: String },
     /// Dial this peer no more: it has left for good. A link that is open may stay, and the peer may open one.
     Disconnect { peer: NodeId },
+    /// Close the link to this peer: it has turned out not to be one of this cluster. [`Input::LinkDown`] follows.
+    Refuse { peer: NodeId, refusal: Refusal },
     /// Something an operator may want to read.
     Event(Event),
 }
@@ -108,7 +114,9 @@ impl Output {
                 Message::Control(Control::DeadAnswer { .. } | Control::Whole { .. }) => true,
                 _ => false,
             },
-            Output::Connect { .. } | Output::Disconnect { .. } | Output::Event(_) => false,
+            Output::Connect { .. } | Output::Disconnect { .. } | Output::Refuse { .. } | Output::Event(_) => {
+                false
+            }
         }
     }
 
@@ -182,7 +190,7 @@ pub enum Event {
         /// Data are being moved to these nodes; else they have them.
         moving: bool,
     },
-    /// Two rings were founded, or two operators changed the ring at once; this one was given up.
+    /// Two operators changed the ring at once; this one was given up.
     RingLost {
         version: u64,
         nodes: usize,
@@ -209,6 +217,10 @@ pub enum Event {
         ahead_ms: u64,
     },
     ClockAgrees,
+    /// From now on this node adds so many milliseconds to its clock, which is off from most of the others' by them.
+    ClockCorrected {
+        correction_ms: i64,
+    },
     HandoffDone {
         owner: NodeId,
         delivered: u64,
@@ -308,6 +320,16 @@ struct Task {
     work: Work,
 }
 
+/// What was said when a link opened.
+#[derive(Clone, Copy, Debug)]
+struct Greeting {
+    /// See [`Hello::session`].
+    session: u64,
+    /// Whether the peer, and whether this node, said that it would not give up its founding.
+    they_were_settled: bool,
+    we_were_settled: bool,
+}
+
 /// The last requests that peers handed over, to know one that comes twice.
 #[derive(Clone, Debug, Default)]
 struct RecentForwards {
@@ -335,6 +357,12 @@ pub struct Node {
     config: NodeConfig,
     replica: Replica,
     membership: Membership,
+    /// See [`Hello::session`].
+    session: u64,
+    /// This process started without a ring: until it stores something it may give up the one it has learnt.
+    is_forming: bool,
+    /// What the greetings said when the open links opened.
+    greetings: BTreeMap<NodeId, Greeting>,
     ring: Option<Ring>,
     detector: Detector,
     /// Where this node is by now. Its member record says where it was when it last told everybody.
@@ -357,13 +385,10 @@ pub struct Node {
     asked_for_ring_us: u64,
     /// Turns that were committed.
     turns: u64,
-    /// How far this node's wall clock is ahead of each peer's, in milliseconds.
-    clock_ahead_ms: BTreeMap<NodeId, i64>,
-    /// How many of these are more than `clock_skew_ms_max`.
-    clocks_far_behind: usize,
-    /// The wall clock jumped ahead and no peer has confirmed it yet.
-    clock_is_doubtful: bool,
+    clocks: PeerClocks,
     clock_was_ahead: bool,
+    /// What was last told about the clock's correction, in milliseconds.
+    told_correction_ms: i64,
     read_only: Option<String>,
     stopping: bool,
     requests_in_flight: usize,
@@ -374,6 +399,7 @@ pub struct Node {
     recent_forwards: RecentForwards,
     membership_is_dirty: bool,
     has_announced: bool,
+    /// The time of the last step, corrected.
     last_now: Now,
     next_round_us: u64,
     /// When the member record may next get another coordinate.
@@ -416,7 +442,8 @@ impl Node {
             replica.sabotage(forget_lease, forget_lease || config.sabotage == Sabotage::KeepActor);
         }
         let me = replica.identity().node;
-        let found: Option<Membership> = load_meta(replica.store_mut(), MEMBERSHIP_ROW)
+        let before = |record: &[u8]| Membership::decode_before(record, &config.cluster);
+        let found: Option<Membership> = load_meta_or(replica.store_mut(), MEMBERSHIP_ROW, before)
             .map_err(|error| OpenError::from_meta(error, "membership"))?;
         let mut membership = found.filter(|membership| membership.me == me).unwrap_or_else(|| {
             let own = Member::new(me, String::new(), config.addresses.clone());
@@ -433,6 +460,9 @@ impl Node {
         });
         let handoff = Handoff::new(replica.count_hints());
         let mut node = Node {
+            session: Rng::new(seed.rotate_left(32)).next_u64(),
+            is_forming: membership.ring.is_none(),
+            greetings: BTreeMap::new(),
             ring: membership.ring.clone().map(Ring::new),
             detector: Detector::new(config.suspect_ms),
             coordinate: membership.own().coordinate,
@@ -449,10 +479,9 @@ impl Node {
             awaited: None,
             asked_for_ring_us: 0,
             turns: 0,
-            clock_ahead_ms: BTreeMap::new(),
-            clocks_far_behind: 0,
-            clock_is_doubtful: false,
+            clocks: PeerClocks::new(config.clock_skew_ms_max, now),
             clock_was_ahead: false,
+            told_correction_ms: 0,
             read_only: None,
             stopping: false,
             requests_in_flight: 0,
@@ -482,13 +511,16 @@ impl Node {
     }
 
     /// Handles one input; what follows from it is appended to `out`, to be released after [`Node::stage`].
+    ///
+    /// `now` is as the clocks show it; all that follows goes by [`Node::time`].
     pub fn step(&mut self, now: Now, input: Input, out: &mut Vec<Output>) {
-        self.watch_clock(now, out);
+        let now = self.watch_clock(now, out);
         self.collector.watch(now);
         match input {
             Input::Tick => self.run_due(now, out),
             Input::Request { id, request } => self.request(now, id, request, out),
             Input::Message { from, message } => self.message(now, from, message, out),
+            Input::Greeted { hello } => self.greeted(now, hello, out),
             Input::LinkUp { hello } => self.link_up(now, hello, out),
             Input::LinkDown { peer } => self.link_down(now, peer, out),
             Input::Stop => self.stop(now, out),
@@ -512,6 +544,7 @@ impl Node {
             }
             Err(error) => self.undo_turn(error, out),
         }
+        self.clocks.end_turn();
         self.unkept.extend(self.turn_puts.drain(..).map(|(_, origin)| origin));
         self.turn_dots.clear();
         self.homes.staged();
@@ -597,13 +630,25 @@ impl Node {
         Hello {
             protocol: PROTOCOL,
             cluster: self.config.cluster.clone(),
+            founding: self.membership.founding(),
+            session: self.session,
+            is_settled: self.is_settled(),
             member: self.membership.own().clone(),
             wall_ms: now.wall_ms,
         }
     }
 
-    /// Whether a link with this peer is acceptable. Errors: other protocol, other cluster, own id.
-    pub fn check(&self, hello: &Hello) -> Result<(), Refusal> {
+    /// True if this node keeps its founding whatever comes: it has stored something since it learnt its first ring, or
+    /// was restarted with one, or an operator has changed the ring.
+    pub fn is_settled(&self) -> bool {
+        let is_first = self.membership.ring.as_ref().is_none_or(|ring| ring.version == 1);
+        !self.is_forming || !is_first || self.replica.has_saved()
+    }
+
+    /// Whether a link with this peer is acceptable.
+    ///
+    /// Errors: another protocol, another cluster, a node that did not ask to join, a second process with one id.
+    pub fn check(&self, hello: &Hello, dials: Dials) -> Result<(), Refusal> {
         if hello.protocol != PROTOCOL {
             return Err(Refusal::Protocol { theirs: hello.protocol });
         }
@@ -611,10 +656,51 @@ impl Node {
             let (theirs, ours) = (hello.cluster.clone(), self.config.cluster.clone());
             return Err(Refusal::Cluster { theirs, ours });
         }
-        if hello.member.id == self.id() {
-            return Err(Refusal::SameId);
+        let peer = hello.member.id;
+        if peer == self.id() {
+            return Err(match hello.session == self.session {
+                true => Refusal::Itself,
+                false => Refusal::Copy { id: peer },
+            });
         }
-        Ok(())
+        self.check_founding(hello, dials)?;
+        let is_other_process =
+            self.greetings.get(&peer).is_some_and(|greeting| greeting.session != hello.session);
+        // A node that came back is let in as soon as its former life has left a question unanswered.
+        match is_other_process && self.health(peer) == Health::Up {
+            true => Err(Refusal::Copy { id: peer }),
+            false => Ok(()),
+        }
+    }
+
+    /// A newcomer has no ring yet, or one that it gives up for the other's. It must be known, or have asked.
+    fn check_founding(&self, hello: &Hello, dials: Dials) -> Result<(), Refusal> {
+        #[cfg(feature = "sabotage")]
+        let dials = match self.config.sabotage {
+            crate::config::Sabotage::IgnoreFounding => return Ok(()),
+            crate::config::Sabotage::TakeInUnasked => Dials { we: true, they: true },
+            _ => dials,
+        };
+        let is_known = || self.membership.members.contains_key(&hello.member.id);
+        let may_come = |newcomer_dials: bool| newcomer_dials || is_known();
+        match (self.membership.founding(), hello.founding) {
+            (Some(ours), Some(theirs)) if ours != theirs => {
+                let is_acceptable = match (self.is_settled(), hello.is_settled) {
+                    (true, true) => false,
+                    (true, false) => may_come(dials.they),
+                    (false, true) => may_come(dials.we),
+                    (false, false) => may_come(if ours < theirs { dials.we } else { dials.they }),
+                };
+                if is_acceptable {
+                    Ok(())
+                } else {
+                    Err(Refusal::Founding { theirs, ours })
+                }
+            }
+            (Some(_), None) if !may_come(dials.they) => Err(Refusal::Unasked),
+            (None, Some(_)) if !may_come(dials.we) => Err(Refusal::Unasked),
+            _ => Ok(()),
+        }
     }
 
     /// Members, buckets and the ring's state.
@@ -644,6 +730,20 @@ impl Node {
     /// Round trip to `peer` as it was measured last, in microseconds, 0 if unknown.
     pub fn rtt_us(&self, peer: NodeId) -> u64 {
         self.detector.rtt_us(peer)
+    }
+
+    /// The time this node goes by when its clocks read `now`: that of most nodes, if its own clock is far from it.
+    pub fn time(&self, now: Now) -> Now {
+        #[cfg(feature = "sabotage")]
+        if self.config.sabotage == crate::config::Sabotage::TrustOwnClock {
+            return now;
+        }
+        self.clocks.time(now)
+    }
+
+    /// What [`Node::time`] adds to the wall clock, in milliseconds.
+    pub fn clock_correction_ms(&self) -> i64 {
+        self.clocks.coming_correction_ms()
     }
 
     /// Where this node takes itself to be.

@@ -21,7 +21,9 @@ use crate::tree::{leaf_of, HashTree};
 use crate::types::{ActorId, NodeId, Now, ObjectKey, Rng};
 
 /// The version of the records in the meta space that this program writes and reads.
-pub const META_FORMAT: u8 = 5;
+pub const META_FORMAT: u8 = 6;
+/// The version before, which is read too: its membership record had rings without a founding.
+pub const META_FORMAT_BEFORE: u8 = 5;
 
 const IDENTITY_ROW: &[u8] = b"identity";
 /// The hash tree, of a node that has stopped: the last that it writes, and gone with the first that it writes again.
@@ -102,6 +104,8 @@ pub struct Replica {
     corrupt: Vec<String>,
     keeps_actor: bool,
     changes: Changes,
+    /// An object was stored since the node started.
+    has_saved: bool,
     /// See [`Replica::loaded_bytes`].
     loaded_bytes: u64,
 }
@@ -165,10 +169,19 @@ fn named(key: &ObjectKey) -> String {
     name
 }
 
-/// Reads a record of the meta space; `None` if it was never written.
+/// Reads a record of the meta space that is alike in both formats; `None` if it was never written.
 pub fn load_meta<T: for<'a> Deserialize<'a>>(
     store: &mut dyn Store,
     row: &[u8],
+) -> Result<Option<T>, MetaError> {
+    load_meta_or(store, row, |record| postcard::from_bytes(record).ok())
+}
+
+/// Reads a record of the meta space, by `before` if it has the format before; `None` if it was never written.
+pub fn load_meta_or<T: for<'a> Deserialize<'a>>(
+    store: &mut dyn Store,
+    row: &[u8],
+    before: impl FnOnce(&[u8]) -> Option<T>,
 ) -> Result<Option<T>, MetaError> {
     let Some(bytes) = store.get(Space::Meta, row).map_err(MetaError::Store)? else {
         return Ok(None);
@@ -178,6 +191,7 @@ pub fn load_meta<T: for<'a> Deserialize<'a>>(
             Ok(record) => Ok(Some(record)),
             Err(_) => Err(MetaError::Malformed),
         },
+        Some((&META_FORMAT_BEFORE, record)) => before(record).map(Some).ok_or(MetaError::Malformed),
         Some((&found, _)) => Err(MetaError::Format { found }),
         None => Err(MetaError::Malformed),
     }
@@ -239,6 +253,7 @@ impl Replica {
             corrupt: Vec::new(),
             keeps_actor: false,
             loaded_bytes: 0,
+            has_saved: false,
             changes: Changes { is_watched: false, keys: Vec::new(), epoch: 1 },
         };
         replica.save_identity();
@@ -359,6 +374,7 @@ impl Replica {
 
     /// Stores an object, whose bytes are `bytes`.
     pub fn save(&mut self, key: &ObjectKey, object: &Object, bytes: Bytes) {
+        self.has_saved = true;
         let hash = hash_of(&bytes);
         self.update_tree(key, Some(hash));
         // What is active is not replaced blindly: its code is asked.
@@ -530,6 +546,11 @@ impl Replica {
         }
         self.save(key, &merged, merged_bytes);
         Merge::Changed
+    }
+
+    /// True if an object was stored since the node started.
+    pub fn has_saved(&self) -> bool {
+        self.has_saved
     }
 
     /// The greatest clock reading that is believed.

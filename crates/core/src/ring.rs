@@ -21,17 +21,51 @@ use std::fmt;
 use std::hash::Hasher;
 
 use serde::{Deserialize, Serialize};
-use xxhash_rust::xxh3::Xxh3;
+use xxhash_rust::xxh3::{xxh3_64, Xxh3};
 
 use crate::placement::{Layout, Placement, RingNode, Strategy, PREFERENCE_MAX, WEIGHT_MAX, ZONE_BYTES_MAX};
-use crate::types::{NodeId, Partition, Position};
+use crate::types::{NodeId, Partition, Position, Rng};
 
 /// The most nodes that are remembered as removed; the oldest ids are dropped first.
 const REMOVED_MAX: usize = 1024;
 
+/// Names one founding of a cluster: drawn by its founder, and part of every later ring of that cluster. Never 0.
+///
+/// Two clusters may bear one name, but not one founding: nodes of different foundings refuse each other, because
+/// merging two rings would leave the keys of one of them where nobody looks.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Founding(pub u64);
+
+impl Founding {
+    /// A new one.
+    pub fn draw(rng: &mut Rng) -> Founding {
+        Founding(rng.next_u64().max(1))
+    }
+
+    /// The one of a cluster that is older than foundings. All its nodes know the name, whatever ring each knows, so all
+    /// of them derive the same.
+    pub fn of_name(cluster: &str) -> Founding {
+        Founding(xxh3_64(cluster.as_bytes()).max(1))
+    }
+}
+
+impl fmt::Display for Founding {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}
+
+impl fmt::Debug for Founding {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "{:x}", self.0)
+    }
+}
+
 /// All that nodes must agree on to compute the same ring.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct RingState {
+    /// Whose ring this is. States of different foundings never meet.
+    pub founding: Founding,
     /// 1 when the cluster is formed; the greater version wins.
     pub version: u64,
     /// Where data are to be.
@@ -175,9 +209,14 @@ impl std::error::Error for RingError {}
 
 impl RingState {
     /// The first ring of a cluster.
-    pub fn founding(strategy: Strategy, partitions: u16, nodes: Vec<RingNode>) -> RingState {
+    pub fn founding(
+        founding: Founding,
+        strategy: Strategy,
+        partitions: u16,
+        nodes: Vec<RingNode>,
+    ) -> RingState {
         let layout = Layout::founding(strategy, partitions, nodes);
-        RingState { version: 1, layout, old: None, arrived: true, removed: BTreeSet::new() }
+        RingState { founding, version: 1, layout, old: None, arrived: true, removed: BTreeSet::new() }
     }
 
     /// True if this state can be computed.
@@ -187,6 +226,7 @@ impl RingState {
             && (self.arrived || self.old.is_some())
             && self.removed.len() <= REMOVED_MAX
             && self.version <= u32::MAX as u64
+            && self.founding.0 != 0
     }
 
     /// Whether `node` holds data, is to hold some, or has not handed over all it held.
@@ -200,6 +240,7 @@ impl RingState {
     /// Requests carry it, so that a replica can refuse a coordinator that has not heard of a change yet.
     pub fn stamp(&self) -> u64 {
         let mut hasher = Xxh3::new();
+        hasher.write_u64(self.founding.0);
         self.layout.hash_into(&mut hasher);
         if let Some(old) = &self.old {
             old.hash_into(&mut hasher);
@@ -278,24 +319,38 @@ impl RingState {
             removed.pop_first();
         }
         let old = Some(self.old.as_ref().unwrap_or(&self.layout).clone());
-        Ok(RingState { version: self.version + 1, layout, old, arrived: has_arrived, removed })
+        Ok(RingState {
+            founding: self.founding,
+            version: self.version + 1,
+            layout,
+            old,
+            arrived: has_arrived,
+            removed,
+        })
     }
 
     /// The state after all nodes that this one waits for are ready. The same whoever computes it.
     pub fn successor(&self) -> RingState {
-        let (version, removed) = (self.version + 1, self.removed.clone());
+        let (founding, version, removed) = (self.founding, self.version + 1, self.removed.clone());
         let layout = self.layout.clone();
         if !self.arrived {
-            return RingState { version, layout, old: self.old.clone(), arrived: true, removed };
+            return RingState { founding, version, layout, old: self.old.clone(), arrived: true, removed };
         }
         // Who was removed since the data arrived goes now.
         let mut nodes = layout.nodes.clone();
         nodes.retain(|node| !removed.contains(&node.id));
         if nodes.len() < layout.nodes.len() {
             let old = Some(self.layout.clone());
-            return RingState { version, layout: layout.change(nodes), old, arrived: false, removed };
+            return RingState {
+                founding,
+                version,
+                layout: layout.change(nodes),
+                old,
+                arrived: false,
+                removed,
+            };
         }
-        RingState { version, layout, old: None, arrived: true, removed }
+        RingState { founding, version, layout, old: None, arrived: true, removed }
     }
 }
 
@@ -454,7 +509,7 @@ mod tests {
 
     fn state(nodes: u64) -> RingState {
         let nodes = (1..=nodes).map(|id| RingNode::new(NodeId(id))).collect();
-        RingState::founding(Strategy::EqualPartitions, 64, nodes)
+        RingState::founding(Founding(1), Strategy::EqualPartitions, 64, nodes)
     }
 
     fn join(id: u64) -> RingChange {
@@ -543,7 +598,8 @@ mod tests {
     fn segments_tile_the_ring() {
         for strategy in [Strategy::TokenRanges { tokens: 8 }, Strategy::EqualPartitions] {
             let nodes = (1..=3).map(|id| RingNode::new(NodeId(id))).collect();
-            let ring = Ring::new(RingState::founding(strategy, 64, nodes).change(&join(4)).unwrap());
+            let ring =
+                Ring::new(RingState::founding(Founding(1), strategy, 64, nodes).change(&join(4)).unwrap());
             let mut next = 0;
             for segment in ring.segments() {
                 assert_eq!(segment.from.0, next);

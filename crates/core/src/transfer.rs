@@ -324,7 +324,7 @@ mod tests {
 
     fn moving() -> Ring {
         let nodes = (1..=3).map(|id| RingNode::new(NodeId(id))).collect();
-        let state = RingState::founding(Strategy::EqualPartitions, 16, nodes);
+        let state = RingState::founding(crate::ring::Founding(1), Strategy::EqualPartitions, 16, nodes);
         Ring::new(state.change(&RingChange::Join { node: RingNode::new(NodeId(4)) }).unwrap())
     }
 

@@ -146,6 +146,56 @@ fn a_node_whose_clock_jumps_ahead_refuses_puts_until_its_peers_agree() {
     assert_eq!(cluster.values(1, "cart"), ["all agree"]);
 }
 
+/// Source: issue 12, section 3: half is not most, and a node that lags goes by the time of the others.
+#[test]
+fn one_clock_of_three_that_is_wrong_stops_no_other_and_spoils_no_expiry() {
+    for wrong_ms in [-7_200_000, 7_200_000, -30_000, 30_000] {
+        let mut cluster = Cluster::new(3);
+        cluster.machines[0].wall_ahead_ms = wrong_ms;
+        cluster.advance(2_000);
+        for i in [1, 2] {
+            cluster.put(i, &format!("key{i}"), "v").unwrap();
+        }
+        let asked = cluster.node(0).time(cluster.now(0)).wall_ms;
+        let right = cluster.now(1).wall_ms;
+        assert!(asked.abs_diff(right) <= 500, "off by {wrong_ms} ms: it goes by {asked}, not by {right}");
+        // As an interface makes an expiry of ten seconds.
+        let expiry = Expiry::At(asked + 10_000);
+        let (headers, basis, condition) = (Vec::new(), Basis::Local, Condition::Always);
+        let mutation = Mutation::Store { value: "soon gone".into(), headers, basis, expiry, condition };
+        let through = if wrong_ms > 60_000 { 1 } else { 0 };
+        cluster.update(through, "session", mutation).unwrap();
+        cluster.advance(9_000);
+        (0..3).for_each(|i| assert!(cluster.get(i, "session").unwrap().is_live(time(&cluster, i)), "at {i}"));
+        cluster.advance(2_000);
+        (0..3)
+            .for_each(|i| assert!(!cluster.get(i, "session").unwrap().is_live(time(&cluster, i)), "at {i}"));
+    }
+}
+
+fn time(cluster: &Cluster, i: usize) -> u64 {
+    cluster.node(i).time(cluster.now(i)).wall_ms
+}
+
+/// Source: issue 12, section 3: a node that is back with a wrong clock learns of it from its peers' greetings.
+#[test]
+fn a_node_that_starts_with_a_wrong_clock_goes_by_its_peers() {
+    let mut cluster = Cluster::new(3);
+    cluster.put(1, "cart", "v").unwrap();
+    cluster.kill(0);
+    cluster.machines[0].wall_ahead_ms = -7_200_000;
+    cluster.restart(0);
+    cluster.advance(1_000);
+    cluster.put(1, "cart", "w").unwrap();
+    cluster.put(0, "cart", "x").unwrap();
+    for i in 0..3 {
+        assert_eq!(cluster.values(i, "cart"), ["x"], "at {i}");
+    }
+    let told =
+        cluster.events.iter().any(|(i, event)| *i == 0 && matches!(event, Event::ClockCorrected { .. }));
+    assert!(told && cluster.total("clock_corrections") > 0);
+}
+
 /// Source: DESIGN §2: a counter never goes back, not even when the clock does.
 #[test]
 fn a_clock_that_jumps_back_makes_no_dot_smaller() {

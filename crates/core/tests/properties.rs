@@ -345,7 +345,7 @@ proptest! {
         let nodes: Vec<NodeId> = ids.iter().copied().map(NodeId).collect();
         let founding = |nodes: Vec<NodeId>| {
             let nodes = nodes.into_iter().map(RingNode::new).collect();
-            Ring::new(RingState::founding(Strategy6::EqualPartitions, partitions, nodes))
+            Ring::new(RingState::founding(oort_core::ring::Founding(1), Strategy6::EqualPartitions, partitions, nodes))
         };
         let ring = founding(nodes.clone());
         let again = founding(nodes.iter().rev().copied().collect());

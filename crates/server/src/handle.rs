@@ -7,12 +7,12 @@
 
 use std::fmt;
 use std::future::Future;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::Arc;
 
 use oort_core::client::{ClientError, Reply, Request};
 use oort_core::node::Node;
-use oort_core::types::Now;
+use oort_core::types::{NodeId, Now};
 use tokio::sync::{mpsc, oneshot};
 
 /// Commands that may wait for the loop. Fewer: bursts of HTTP requests are answered BUSY; more: they wait instead.
@@ -24,8 +24,26 @@ pub struct Inside<'a> {
     pub now: Now,
     /// Open Redis connections.
     pub connections: usize,
+    /// Links that are wanted and not there.
+    pub troubles: &'a [Trouble],
     /// When the process started, in milliseconds since 1970.
     pub started_wall_ms: u64,
+}
+
+/// Why there is no link with a peer.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Trouble {
+    /// The address that was dialled, or that the peer came from.
+    pub address: String,
+    /// Who it should be, or said it was, if that is known.
+    pub peer: Option<NodeId>,
+    /// This node dialled; else the peer did.
+    pub is_ours: bool,
+    pub why: String,
+    /// How often it was so.
+    pub times: u64,
+    /// When it was so last, in microseconds of the loop's clock.
+    pub last_us: u64,
 }
 
 /// What the loop is asked to do.
@@ -55,6 +73,7 @@ impl std::error::Error for Stopped {}
 pub struct Handle {
     commands: mpsc::Sender<Command>,
     stop: Arc<AtomicBool>,
+    correction_ms: Arc<AtomicI64>,
     waker: Arc<mio::Waker>,
 }
 
@@ -62,18 +81,25 @@ pub struct Handle {
 pub struct Inbox {
     commands: mpsc::Receiver<Command>,
     stop: Arc<AtomicBool>,
+    correction_ms: Arc<AtomicI64>,
 }
 
 /// Makes the two ends. Each command wakes the loop through `waker`.
 pub fn channel(waker: Arc<mio::Waker>) -> (Handle, Inbox) {
     let (sender, receiver) = mpsc::channel(QUEUE_MAX);
     let stop = Arc::new(AtomicBool::new(false));
-    let inbox = Inbox { commands: receiver, stop: stop.clone() };
-    let handle = Handle { commands: sender, stop, waker };
+    let correction_ms = Arc::new(AtomicI64::new(0));
+    let inbox = Inbox { commands: receiver, stop: stop.clone(), correction_ms: correction_ms.clone() };
+    let handle = Handle { commands: sender, stop, correction_ms, waker };
     (handle, inbox)
 }
 
 impl Inbox {
+    /// Tells the other threads what the node adds to its clock now.
+    pub fn tell_correction(&self, correction_ms: i64) {
+        self.correction_ms.store(correction_ms, Ordering::Relaxed);
+    }
+
     /// The next command, if one waits. Drain until `None` in each turn: a wake-up may stand for many commands.
     pub fn try_recv(&mut self) -> Option<Command> {
         if self.stop.swap(false, Ordering::AcqRel) {
@@ -84,6 +110,11 @@ impl Inbox {
 }
 
 impl Handle {
+    /// What the node adds to its clock, in milliseconds, to go by the time of most nodes.
+    pub fn correction_ms(&self) -> i64 {
+        self.correction_ms.load(Ordering::Relaxed)
+    }
+
     /// Asks the node to run `request`. It is queued at once, even if the future is never polled.
     ///
     /// Errors: `Busy` when [`QUEUE_MAX`] commands wait; `Stopping` when the loop has ended; `OutcomeUnknown` when it

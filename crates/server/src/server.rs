@@ -19,7 +19,7 @@ use crate::descriptors::{self, Budget};
 use crate::errno::cause;
 use crate::http;
 use crate::resp::request::Limits;
-use crate::shard::{Clocks, Shard, ShardOptions};
+use crate::shard::{Clocks, LoopError, OtherCluster, Shard, ShardOptions};
 use crate::storage::{self, FjallStore, StorageOptions, WAY_OUT};
 
 /// Why a node did not start, or had to end.
@@ -35,6 +35,11 @@ pub enum RunError {
         what: &'static str,
         address: String,
         error: io::Error,
+    },
+    /// The node has a ring, and was told to join another.
+    OtherCluster {
+        directory: PathBuf,
+        other: OtherCluster,
     },
     /// There is no memory for the machine that runs active objects.
     Sandbox(ScriptError),
@@ -60,6 +65,17 @@ impl fmt::Display for RunError {
             }
             RunError::Listen { what, address, error } => {
                 write!(f, "cannot listen on {address} for {what}: {}", cause(error))
+            }
+            RunError::OtherCluster { directory, other } => {
+                let OtherCluster { seed, theirs, ours, nodes } = other;
+                write!(
+                    f,
+                    "{}: this node belongs to a cluster of {nodes} of its own (founding {ours}), and 'join' names {seed}, \
+                     a node of another cluster of the same name (founding {theirs}). Two clusters cannot become one: \
+                     to make this node a new member of that cluster, start it with an empty directory; to keep its \
+                     data and its cluster, take {seed} out of 'join'",
+                    directory.display()
+                )
             }
             RunError::Sandbox(error) => write!(f, "cannot make the sandbox of active objects: {error}"),
             RunError::System { what, error } => write!(f, "{what}: {}", cause(error)),
@@ -113,7 +129,10 @@ pub fn run(config: Config) -> Result<(), RunError> {
     let limits = http::Limits { connections_max: budget.http, ..http::Limits::default() };
     let web = http::serve(web, handle, id, limits).map_err(system("cannot start HTTP"))?;
 
-    let result = shard.run().map_err(system("the event loop failed"));
+    let result = shard.run().map_err(|error| match error {
+        LoopError::Poll(error) => RunError::System { what: "the event loop failed", error },
+        LoopError::OtherCluster(other) => RunError::OtherCluster { directory: config.dir.clone(), other },
+    });
     web.stop();
     web.join();
     signal_handle.close();

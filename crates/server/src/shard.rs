@@ -21,10 +21,10 @@ use mio::{Events, Interest, Poll, Token, Waker};
 use oort_core::client::{ClientError, Reply};
 use oort_core::config::NodeConfig;
 use oort_core::detector::Health;
-use oort_core::membership::{Hello, Member, Membership};
+use oort_core::membership::{Dials, Hello, Member, Membership, Refusal};
 use oort_core::metrics::Metrics;
 use oort_core::node::{Event, Input, Node, Output};
-use oort_core::ring::Ring;
+use oort_core::ring::{Founding, Ring};
 use oort_core::tasks::Tasks;
 use oort_core::types::{NodeId, Now, Rng};
 use tokio::sync::oneshot;
@@ -62,6 +62,11 @@ const TURN_OUTPUTS_MAX: usize = 384;
 const STOP_PATIENCE: Duration = Duration::from_secs(5);
 /// How long a starting node looks for its peers before it serves clients without them, in microseconds.
 const SETTLE_US: u64 = 1_000_000;
+/// A seed of another cluster that is met within this time of the start ends the process. Later, an address may have
+/// changed hands while this node ran, which is no reason to stop serving.
+const JOIN_WINDOW_US: u64 = 10_000_000;
+/// How long such a node waits for a seed of its own cluster before it ends.
+const JOIN_PATIENCE_US: u64 = 2_000_000;
 /// A peer that leaves more than this unread, in bytes, is cut off; it comes back and gets hints.
 const OUTBOX_BYTES_MAX: usize = 256 << 20;
 
@@ -76,6 +81,25 @@ pub struct ShardOptions {
     pub limits: Limits,
     /// The store's directory, if its log was found damaged: to be acknowledged once the node has a new actor.
     pub lost_writes_in: Option<PathBuf>,
+}
+
+/// Why the loop ended though nobody asked it to.
+#[derive(Debug)]
+pub enum LoopError {
+    /// The system refuses to tell which sockets are ready.
+    Poll(io::Error),
+    /// The node was told to join another cluster than its own.
+    OtherCluster(OtherCluster),
+}
+
+/// A seed of another cluster.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct OtherCluster {
+    pub seed: String,
+    pub theirs: Founding,
+    pub ours: Founding,
+    /// Nodes in this node's own ring.
+    pub nodes: usize,
 }
 
 /// Who waits for a reply of the node.
@@ -117,6 +141,10 @@ pub struct Shard {
     scratch: Vec<u8>,
     numbers: Numbers,
     stop_deadline: Option<Instant>,
+    /// A seed of another cluster was met, and when this node ends because of it, in microseconds.
+    other_cluster: Option<(u64, OtherCluster)>,
+    /// A seed of the own cluster was met.
+    has_own_seed: bool,
     /// The log says that this node's address was another's.
     has_told_former: bool,
     /// Clients are served. A restarted node first looks for its peers, or it would refuse what they could answer.
@@ -226,6 +254,8 @@ impl Shard {
                 random: RefCell::new(Rng::new(random_seed)),
             },
             stop_deadline: None,
+            other_cluster: None,
+            has_own_seed: false,
             has_told_former: false,
             is_admitting: false,
             early: Vec::new(),
@@ -236,8 +266,8 @@ impl Shard {
         Ok((shard, handle))
     }
 
-    /// Runs until the node was asked to stop and has finished. Errors: polling failed.
-    pub fn run(mut self) -> io::Result<()> {
+    /// Runs until the node was asked to stop and has finished. Errors: see [`LoopError`].
+    pub fn run(mut self) -> Result<(), LoopError> {
         let mut events = Events::with_capacity(1024);
         self.step(Input::Tick);
         self.end_turn();
@@ -245,19 +275,20 @@ impl Shard {
             match self.poll.poll(&mut events, Some(self.pause())) {
                 Ok(()) => {}
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(error) => return Err(error),
+                Err(error) => return Err(LoopError::Poll(error)),
             }
             self.clocks.read();
             self.free.append(&mut self.closed);
             for slot in std::mem::take(&mut self.unread) {
                 self.with_client(slot, |shard, client| shard.run_client(slot, client));
             }
-            self.gather(&mut events)?;
+            self.gather(&mut events).map_err(LoopError::Poll)?;
             self.admit();
             self.drain_inbox();
             self.dial();
             self.close_overdue();
             self.accept_again();
+            self.leave_other_cluster();
             if self.clocks.now.get().mono_us >= self.node.next_wakeup() {
                 self.step(Input::Tick);
             }
@@ -266,7 +297,10 @@ impl Shard {
                 if let Err(error) = self.node.close() {
                     warn!(%error, "the next start has to visit all rows once");
                 }
-                return Ok(());
+                return match self.other_cluster.take() {
+                    Some((_, other)) if !self.has_own_seed => Err(LoopError::OtherCluster(other)),
+                    _ => Ok(()),
+                };
             }
         }
     }
@@ -326,6 +360,10 @@ impl Shard {
         if !self.is_admitting {
             wakeup = wakeup.min(SETTLE_US);
         }
+        if let Some((at_us, _)) = self.other_cluster.as_ref().filter(|_| self.stop_deadline.is_none()) {
+            // Past it, there is something to do only once.
+            wakeup = if self.has_own_seed { wakeup } else { wakeup.min(*at_us) };
+        }
         let now = self.clocks.read().mono_us;
         // Rounded up to the poll's milliseconds by the system: never early.
         let pause = Duration::from_micros(wakeup.saturating_sub(now));
@@ -356,6 +394,7 @@ impl Shard {
         }
         self.flush_dirty();
         self.node.commit(self.clocks.now.get(), &mut waiting);
+        self.inbox.tell_correction(self.node.clock_correction_ms());
         for output in waiting.drain(..) {
             self.release(output);
         }
@@ -407,6 +446,7 @@ impl Shard {
                 }
             }
             Output::Disconnect { peer } => self.links.forget(peer),
+            Output::Refuse { peer, refusal } => self.refuse(peer, &refusal),
             Output::Event(event) => self.note(&event),
         }
     }
@@ -430,7 +470,7 @@ impl Shard {
     fn reply(&mut self, id: u64, result: Result<Reply, ClientError>) {
         match self.owners.remove(id) {
             Some(Owner::Client { slot, session, sequence, index }) => {
-                let now_ms = self.clocks.now.get().wall_ms;
+                let now_ms = self.time().wall_ms;
                 self.with_client(slot, |shard, client| {
                     if client.session.id != session {
                         return;
@@ -447,11 +487,17 @@ impl Shard {
         }
     }
 
+    /// The time the node goes by.
+    fn time(&self) -> Now {
+        self.node.time(self.clocks.now.get())
+    }
+
     fn inside(&self) -> Inside<'_> {
         Inside {
             node: &self.node,
             now: self.clocks.now.get(),
             connections: self.numbers.clients,
+            troubles: self.links.troubles(),
             started_wall_ms: self.clocks.started_wall_ms,
         }
     }
@@ -628,11 +674,16 @@ impl Shard {
         }
         let is_refused = outcome.is_err();
         if let Err(error) = outcome {
+            let now_us = self.clocks.now.get().mono_us;
             match &endpoint.kind {
                 Kind::Inbound(inbound) => {
-                    warn!(from = %inbound.address, %error, "a peer connection is refused")
+                    let peer = match &error {
+                        wire::WireError::Refused { by: Some(hello), .. } => Some(hello.member.id),
+                        _ => inbound.peer,
+                    };
+                    self.links.refused_inbound(inbound.address.ip().to_string(), peer, &error, now_us)
                 }
-                Kind::Outbound(outbound) => self.links.refused(outbound, &error),
+                Kind::Outbound(_) => self.links.refused(slot, &error, now_us),
                 Kind::Client(_) => {}
             }
             // Say why, if the socket takes it: the answer is already in the output.
@@ -674,14 +725,18 @@ impl Shard {
                     return Err(error);
                 }
             };
-            if let Err(refusal) = self.node.check(&hello) {
-                wire::append_answer(output, Err(&refusal.to_string()));
-                return Err(wire::WireError::Refused { why: refusal.to_string() });
+            let dials = Dials { we: self.links.dials(&hello.member), they: true };
+            if let Err(refusal) = self.node.check(&hello, dials) {
+                let why = refusal.to_string();
+                wire::append_refusal(output, &why, &self.node.hello(now));
+                return Err(wire::WireError::Refused { why, by: Some(Box::new(hello)) });
             }
             wire::append_answer(output, Ok(&self.node.hello(now)));
-            inbound.peer = Some(hello.member.id);
+            let peer = hello.member.id;
+            inbound.peer = Some(peer);
             self.links.heard_of(&hello.member, now.mono_us);
-            if let Some(hello) = self.links.inbound_opened(hello.member.id) {
+            self.step(Input::Greeted { hello });
+            if let Some(hello) = self.links.inbound_opened(peer) {
                 self.linked(hello);
             }
         }
@@ -699,19 +754,74 @@ impl Shard {
                 false => Err(wire::WireError::Malformed { detail: "bytes after the greeting".into() }),
             };
         }
-        let Some(hello) = wire::next_answer(&mut outbound.input)? else { return Ok(()) };
-        if let Err(refusal) = self.node.check(&hello) {
-            return Err(wire::WireError::Refused { why: refusal.to_string() });
+        let hello = match wire::next_answer(&mut outbound.input) {
+            Ok(Some(hello)) => hello,
+            Ok(None) => return Ok(()),
+            Err(error) => {
+                if let wire::WireError::Refused { by: Some(hello), .. } = &error {
+                    if let Err(refusal) = self.node.check(hello, Dials { we: true, they: true }) {
+                        self.met_other_cluster(slot, &refusal);
+                    }
+                }
+                return Err(error);
+            }
+        };
+        let we = self.links.is_seed_of(slot, hello.member.id) || self.links.dials(&hello.member);
+        let dials = Dials { we, they: self.links.has_greeted(hello.member.id) };
+        if let Err(refusal) = self.node.check(&hello, dials) {
+            self.met_other_cluster(slot, &refusal);
+            return Err(wire::WireError::Refused { why: refusal.to_string(), by: None });
         }
         outbound.is_open = true;
+        self.has_own_seed |= self.links.seed_in(slot).is_some() && hello.founding.is_some();
         match self.links.opened(slot, hello) {
             Ok(Some(hello)) => self.linked(hello),
             Ok(None) => {}
             Err(links::Double) => {
-                return Err(wire::WireError::Refused { why: "a link to this peer is open already".into() })
+                let why = "a link to this peer is open already".into();
+                return Err(wire::WireError::Refused { why, by: None });
             }
         }
         Ok(())
+    }
+
+    /// Closes the link to a peer that is of another cluster after all.
+    fn refuse(&mut self, peer: NodeId, refusal: &Refusal) {
+        let address = self.node.membership().members.get(&peer).map(|member| member.addresses.peer.clone());
+        let error = wire::WireError::Refused { why: refusal.to_string(), by: None };
+        let now_us = self.clocks.now.get().mono_us;
+        self.links.refused_inbound(address.unwrap_or_default(), Some(peer), &error, now_us);
+        let is_its = |endpoint: &Option<Box<Endpoint>>| match endpoint.as_ref().map(|open| &open.kind) {
+            Some(Kind::Inbound(inbound)) => inbound.peer == Some(peer),
+            _ => false,
+        };
+        let inbound = (0..self.endpoints.len()).filter(|slot| is_its(&self.endpoints[*slot]));
+        let slots: Vec<usize> = inbound.chain(self.links.open_slot(peer)).collect();
+        slots.into_iter().for_each(|slot| self.close(slot));
+    }
+
+    /// The connection in `slot` was refused. If it was to a seed, and that is of another cluster than this node, then
+    /// this node was told to join a cluster it does not belong to.
+    fn met_other_cluster(&mut self, slot: usize, refusal: &Refusal) {
+        let Refusal::Founding { theirs, ours } = *refusal else { return };
+        let Some(seed) = self.links.seed_in(slot).map(str::to_owned) else { return };
+        let now_us = self.clocks.now.get().mono_us;
+        let is_members = |member: &Member| member.addresses.peer == seed;
+        // A member's address may have another tenant by now: nobody meant this node to join that one.
+        let is_meant = !self.node.membership().members.values().any(is_members);
+        if is_meant && now_us < JOIN_WINDOW_US && self.other_cluster.is_none() {
+            let nodes = self.node.ring().map_or(0, |ring| ring.nodes().len());
+            let other = OtherCluster { seed, theirs, ours, nodes };
+            self.other_cluster = Some((now_us + JOIN_PATIENCE_US, other));
+        }
+    }
+
+    /// Ends a node that was told to join another cluster, and nothing but that.
+    fn leave_other_cluster(&mut self) {
+        let is_due = |(at_us, _): &(u64, OtherCluster)| self.clocks.now.get().mono_us >= *at_us;
+        if !self.has_own_seed && self.other_cluster.as_ref().is_some_and(is_due) {
+            self.stop();
+        }
     }
 
     fn linked(&mut self, hello: Hello) {
@@ -793,7 +903,7 @@ impl Shard {
         for (address, target) in self.links.due(now.mono_us) {
             // A dial that fails at once is tried again like any other: the links keep the time.
             let Ok(stream) = TcpStream::connect(target) else { continue };
-            let Some(slot) = self.add(stream, Kind::Outbound(Outbound::new(address.clone()))) else {
+            let Some(slot) = self.add(stream, Kind::Outbound(Outbound::new())) else {
                 continue;
             };
             if let Some(Some(endpoint)) = self.endpoints.get_mut(slot) {
@@ -880,23 +990,32 @@ fn log(event: &Event) {
         Event::RingFormed { version, nodes, partitions, moving: true } => {
             info!(version, nodes, partitions, "the ring changes: data are moving")
         }
-        Event::RingLost { version, nodes } => error!(
-            version,
-            nodes,
-            "another ring of the same version won: the cluster was founded twice, or two operators changed it at once"
-        ),
+        Event::RingLost { version, nodes } => {
+            error!(
+                version,
+                nodes,
+                "another ring won: two operators changed it at once, or two groups of nodes founded one"
+            )
+        }
         Event::MemberChanged { member } => {
             let (address, stopped) = (&member.addresses.peer, member.stopped);
             info!(id = %member.id, name = member.name, address, stopped, "member")
         }
         Event::HealthChanged { peer, from, to } => info!(%peer, ?from, ?to, "health"),
-        Event::CorruptRow { detail } => error!(detail, "a row cannot be read: it is repaired from other replicas"),
+        Event::CorruptRow { detail } => {
+            error!(detail, "a row cannot be read: it is repaired from other replicas")
+        }
         Event::ActorRenewed { why } => warn!(why, "writing under a new actor"),
         Event::StoreRefuses { detail } => error!(detail, "writes are refused"),
         Event::StoreAccepts => info!("writes are accepted again"),
         Event::ClockAhead { ahead_ms } => {
             error!(ahead_ms, "the clock is ahead of the peers': writes are refused")
         }
+        Event::ClockCorrected { correction_ms: 0 } => info!("the clock is right again: it is read as it is"),
+        Event::ClockCorrected { correction_ms } => error!(
+            correction_ms,
+            "the clock is off from most of the peers': this node goes by theirs. Set the clock"
+        ),
         Event::ClockAgrees => info!("the clock agrees with the peers' again"),
         Event::DeadForgotten { key, .. } => debug!(?key, "a deleted object is forgotten"),
         Event::HandoffDone { owner, delivered } => info!(%owner, delivered, "hints delivered"),

@@ -13,13 +13,14 @@ use oort_core::types::{NodeId, Partition};
 use oort_core::vivaldi::Coordinate;
 use serde_json::{json, Value};
 
-use crate::handle::Inside;
+use crate::handle::{Inside, Trouble};
 
 /// Everything an operator asks first. Costs O(members + partitions + buckets) on the loop.
 ///
 /// ```text
-/// { "cluster": name,
+/// { "cluster": name, "founding": null or the id of the cluster's founding,
 ///   "node":    { "id", "name", "addresses": {"peer", "redis", "http"}, "ready", "read_only": null or why,
+///                "clock_correction_ms": what is added to a wrong clock to go by the time of most nodes,
 ///                "uptime_ms", "connections", "requests_in_flight", "store_bytes",
 ///                "in_ring", "partitions_to_fetch", "partitions_fetched", and since it started "keys_fetched",
 ///                "bytes_fetched" },
@@ -30,10 +31,12 @@ use crate::handle::Inside;
 ///                  "in_ring": "yes" | "joining" | "leaving" | "no" | "removed", "weight", "zone",
 ///                  "has_moved", "former": null or the id of the lost node whose place it seems to have } ],
 ///   "ring":    null or { "version", "partitions", "strategy", "nodes", "moving" },
+///   "links": [ { "address", "id": null or who it is, "dialled_by": "us" | "them", "why", "times" } ],
 ///   "hints_pending": count,
 ///   "buckets": [ { "name", "properties" } ] }
 /// ```
-/// `health` and `rtt_us` are this node's opinion; ids are 16 hexadecimal digits.
+/// `links` has those that are wanted and are not there, with the reason: seeds that do not answer, nodes of other
+/// clusters, copied directories. `health` and `rtt_us` are this node's opinion; ids are 16 hexadecimal digits.
 pub fn json(inside: &Inside) -> Value {
     let node = inside.node;
     let membership = node.membership();
@@ -64,12 +67,14 @@ pub fn json(inside: &Inside) -> Value {
     let own = membership.own();
     json!({
         "cluster": node.config().cluster,
+        "founding": membership.founding().map(|founding| founding.to_string()),
         "node": {
             "id": own.id.to_string(),
             "name": own.name,
             "addresses": addresses(&own.addresses),
             "ready": node.ring().is_some(),
             "read_only": node.read_only(),
+            "clock_correction_ms": node.clock_correction_ms(),
             "uptime_ms": inside.now.wall_ms.saturating_sub(inside.started_wall_ms),
             "connections": inside.connections,
             "requests_in_flight": node.requests_in_flight(),
@@ -82,6 +87,7 @@ pub fn json(inside: &Inside) -> Value {
         },
         "members": members,
         "ring": node.ring().map(ring),
+        "links": inside.troubles.iter().map(trouble).collect::<Vec<Value>>(),
         "hints_pending": node.metrics().hints_pending,
         "buckets": buckets(inside),
     })
@@ -99,6 +105,16 @@ pub fn former(node: &Node, id: NodeId) -> Option<&Member> {
     };
     find(|other, member| other.addresses.peer == member.addresses.peer)
         .or_else(|| find(|other, member| other.name == member.name))
+}
+
+fn trouble(trouble: &Trouble) -> Value {
+    json!({
+        "address": trouble.address,
+        "id": trouble.peer.map(|peer| peer.to_string()),
+        "dialled_by": if trouble.is_ours { "us" } else { "them" },
+        "why": trouble.why,
+        "times": trouble.times,
+    })
 }
 
 fn coordinate(coordinate: Coordinate) -> Value {

@@ -222,7 +222,7 @@ mod tests {
         assert_eq!(decode(b"AB=="), Err(TokenError::Character { at: 2 }));
         assert_eq!(decode(b"AB"), Err(TokenError::Character { at: 1 }));
         assert_eq!(decode(b"AAAAAAAA\r\n"), Err(TokenError::Character { at: 8 }));
-        assert_eq!(decode(&token.as_bytes()[..token.len() - 3]), Err(TokenError::Checksum));
+        assert_eq!(decode(&token.as_bytes()[..token.len() - 4]), Err(TokenError::Checksum));
         assert_eq!(
             decode(&vec![b'A'; TOKEN_BYTES_MAX + 1]),
             Err(TokenError::TooLong { bytes: TOKEN_BYTES_MAX + 1 })

@@ -5,7 +5,8 @@
 //! frame:     | length 4 | checksum 4 | body |        length of the body; checksum: low half of its XXH3
 //! ```
 //! Numbers are little-endian. The dialling node's greeting carries its postcard [`Hello`]; the answer's body starts
-//! with 0 and the other's hello, or with 1 and a text that says why the link is refused. The six bytes before the first
+//! with 0 and the other's hello, or with 1 and a text that says why the link is refused, or with 2, that text and the
+//! hello of the node that refuses. The six bytes before the first
 //! frame never change, so that any two versions can refuse each other. Drawn at more length in `docs/wire.md`.
 
 use std::fmt;
@@ -41,9 +42,11 @@ pub enum WireError {
     Malformed {
         detail: String,
     },
-    /// The other side will not have us.
+    /// The other side will not have us, or we not it.
     Refused {
         why: String,
+        /// The hello of the other side, if it sent one.
+        by: Option<Box<Hello>>,
     },
 }
 
@@ -62,7 +65,7 @@ impl fmt::Display for WireError {
             }
             WireError::Checksum => write!(f, "frame with a wrong checksum"),
             WireError::Malformed { detail } => write!(f, "malformed frame: {detail}"),
-            WireError::Refused { why } => write!(f, "refused: {why}"),
+            WireError::Refused { why, .. } => write!(f, "refused: {why}"),
         }
     }
 }
@@ -103,6 +106,13 @@ pub fn append_answer(out: &mut Vec<u8>, answer: Result<&Hello, &str>) {
         Ok(hello) => [&[0], &encode_hello(hello)[..]].concat(),
         Err(why) => [&[1], why.as_bytes()].concat(),
     };
+    append_greeting(out, PROTOCOL, &body);
+}
+
+/// Appends the answer to a greeting that could be read but is refused: why, and by whom.
+pub fn append_refusal(out: &mut Vec<u8>, why: &str, hello: &Hello) {
+    let body = vec![2];
+    let body = postcard::to_extend(&(why, hello), body).expect("writing to memory does not fail");
     append_greeting(out, PROTOCOL, &body);
 }
 
@@ -156,7 +166,13 @@ pub fn next_answer(input: &mut BytesMut) -> Result<Option<Hello>, WireError> {
     let Some(body) = next_greeting(input)? else { return Ok(None) };
     match body.split_first() {
         Some((0, hello)) => decode_hello(hello).map(Some),
-        Some((1, why)) => Err(WireError::Refused { why: String::from_utf8_lossy(why).into_owned() }),
+        Some((1, why)) => {
+            Err(WireError::Refused { why: String::from_utf8_lossy(why).into_owned(), by: None })
+        }
+        Some((2, refusal)) => match postcard::from_bytes::<(String, Hello)>(refusal) {
+            Ok((why, hello)) => Err(WireError::Refused { why, by: Some(Box::new(hello)) }),
+            Err(error) => Err(WireError::Malformed { detail: format!("refusal: {error}") }),
+        },
         _ => Err(WireError::Malformed { detail: "empty answer".into() }),
     }
 }
@@ -194,6 +210,7 @@ mod tests {
     use oort_core::config::Addresses;
     use oort_core::membership::Member;
     use oort_core::message::{ReadOutcome, WriteOutcome};
+    use oort_core::ring::Founding;
     use oort_core::types::{NodeId, ObjectKey};
     use proptest::prelude::*;
 
@@ -201,7 +218,15 @@ mod tests {
         let addresses =
             Addresses { peer: "127.0.0.1:1".into(), redis: "127.0.0.1:2".into(), http: "127.0.0.1:3".into() };
         let member = Member { version: 3, ..Member::new(NodeId(7), "n".into(), addresses) };
-        Hello { protocol: PROTOCOL, cluster: "c".into(), member, wall_ms: 5 }
+        Hello {
+            protocol: PROTOCOL,
+            cluster: "c".into(),
+            founding: Some(Founding(9)),
+            session: 8,
+            is_settled: true,
+            member,
+            wall_ms: 5,
+        }
     }
 
     #[test]
@@ -218,7 +243,12 @@ mod tests {
         let mut refusal = Vec::new();
         append_answer(&mut refusal, Err("wrong cluster name"));
         let why = "wrong cluster name".to_string();
-        assert_eq!(next_answer(&mut BytesMut::from(&refusal[..])), Err(WireError::Refused { why }));
+        let refused = WireError::Refused { why: why.clone(), by: None };
+        assert_eq!(next_answer(&mut BytesMut::from(&refusal[..])), Err(refused));
+        let mut refusal = Vec::new();
+        append_refusal(&mut refusal, &why, &hello());
+        let refused = WireError::Refused { why, by: Some(Box::new(hello())) };
+        assert_eq!(next_answer(&mut BytesMut::from(&refusal[..])), Err(refused));
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! has a cluster of its own, so they run side by side.
 
 mod active_objects;
+mod identity;
 mod redis_limits;
 mod ring_changes;
 mod support;

@@ -18,7 +18,7 @@ use oort_core::types::ObjectKey;
 use crate::history::{dots_of, History, KeyHistory, OpRecord, Outcome};
 
 /// Every checker's name, the promise it guards (by its number in DESIGN §1) and what it demands.
-pub const CHECKERS: [(&str, u8, &str); 19] = [
+pub const CHECKERS: [(&str, u8, &str); 21] = [
     ("lost-write", 2, "an acknowledged write is a sibling, was superseded by one, expired or lost by lww"),
     ("superseded", 3, "no sibling was superseded by another; lww keeps one"),
     ("resurrected", 5, "only what nobody could see is forgotten, and nothing that it superseded comes back"),
@@ -47,6 +47,8 @@ pub const CHECKERS: [(&str, u8, &str); 19] = [
     ("availability", 1, "without faults no request fails for want of a quorum"),
     ("final-read", 4, "at the end every node answers gets and scans with what the replicas hold"),
     ("formation", 1, "the cluster forms, every node starts on its own disk, links are accepted"),
+    ("identity", 2, "no node links with one of another cluster, or takes over its ring, whatever the name"),
+    ("clocks", 2, "a node that reaches all others goes by the time of most of them"),
     ("panic", 7, "no node panics"),
     ("rest", 7, "no node keeps itself busy for nothing"),
     ("encoding", 7, "whatever a node stores or sends can be read back"),

@@ -17,6 +17,7 @@ use std::collections::{BTreeMap, VecDeque};
 use bytes::Bytes;
 use oort_core::client::{ActiveError, ClientError, Operation, Reply, Request, RequestId};
 use oort_core::config::{Addresses, NodeConfig, SyncMode};
+use oort_core::detector::Health;
 use oort_core::message::Message;
 use oort_core::node::{Event as NodeEvent, Input, Node, Output};
 use oort_core::object::Object;
@@ -36,6 +37,11 @@ const TURN_INPUTS_MAX: u64 = 16;
 /// An answer may come this much after the operation's time limit, in microseconds, besides what the disk takes and the
 /// hedge by which a forwarding node waits longer than the node it forwarded to.
 const ANSWER_MARGIN_US: u64 = 50_000;
+/// A node that runs for so long, in microseconds, has compared clocks with all peers.
+const CLOCK_SETTLED_US: u64 = 2_000_000;
+/// Most that a node's time may be off, in milliseconds: by `skew`, and by what standstills and delays make of a
+/// difference that was measured badly. Less than what `clock` does.
+const CLOCK_OFF_MS_MAX: i64 = 40_000;
 
 /// How a process ends.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -105,6 +111,11 @@ enum Event {
     Start {
         machine: usize,
     },
+    /// A machine that is down gets another address, or swaps it with another's that is down.
+    Move {
+        machine: usize,
+        with: Option<usize>,
+    },
     Heal {
         cuts: Vec<(usize, usize)>,
     },
@@ -138,6 +149,8 @@ pub struct Cluster {
     /// When this many operations are left, the clients rest for so long, in microseconds, that deleted objects are
     /// forgotten while faults strike.
     rest: Option<(usize, u64)>,
+    /// The next address that nobody had yet.
+    next_address: u64,
     rest_until_us: u64,
     strikes: BTreeMap<&'static str, u64>,
     encoded: Vec<u8>,
@@ -173,6 +186,7 @@ impl Cluster {
             Event::End { machine, boot, ending } if self.is_life(machine, boot) => self.end(machine, ending),
             Event::Stop { .. } | Event::End { .. } => {}
             Event::Start { machine } => self.start(machine),
+            Event::Move { machine, with } => self.move_address(machine, with),
             Event::Heal { cuts } => self.heal(&cuts),
             Event::FreeDisk { machine } => self.machines[machine].disk.set_full(false),
             Event::SpeedUpDisk { machine } => self.machines[machine].disk_slowness = 1,
@@ -207,9 +221,13 @@ impl Cluster {
         let config = NodeConfig {
             name: format!("n{index}"),
             boot: machine.power_failures,
-            addresses: Addresses { peer: format!("{index}"), ..Addresses::default() },
+            addresses: Addresses { peer: machine.address.to_string(), ..Addresses::default() },
             ..self.config.clone()
         };
+        if machine.clock.is_far_ahead() {
+            // A node that starts alone cannot know, and would name its writes by that clock.
+            machine.clock = crate::machine::Clock::default();
+        }
         let now = machine.now(self.now_us);
         match Node::open(config, seed, Box::new(machine.disk.store()), now) {
             Ok(mut node) => {
@@ -228,7 +246,7 @@ impl Cluster {
                 self.by_id.insert(id, index);
                 // The seed nodes: everybody knows where the first two are.
                 for seed in (0..2.min(self.machines.len())).filter(|seed| *seed != index) {
-                    self.want_link(index, seed);
+                    self.want_link(index, seed, None);
                 }
                 self.schedule_turn(index);
             }
@@ -305,10 +323,10 @@ impl Cluster {
         machine.has_turn = false;
         machine.in_turn = true;
         let now = machine.now(self.now_us);
-        self.wall_ms_max = self.wall_ms_max.max(now.wall_ms);
         self.trace.event(self.now_us, b'T', index);
         let take = (1 + self.rng.below(TURN_INPUTS_MAX)).min(machine.inbox.len() as u64);
         let node = machine.node.as_mut().expect("a turn is one of a living node");
+        let wall_ms = node.time(now).wall_ms;
         let mut outputs = Vec::new();
         for _ in 0..take {
             let input = machine.inbox.pop_front().expect("the inbox was counted");
@@ -322,6 +340,7 @@ impl Cluster {
         if now.mono_us >= node.next_wakeup() {
             node.step(now, Input::Tick, &mut outputs);
         }
+        self.wall_ms_max = self.wall_ms_max.max(wall_ms);
         node.stage(&mut outputs);
         let (late, early): (Vec<Output>, Vec<Output>) = outputs.into_iter().partition(Output::waits_for_disk);
         let stored = machine.disk.take_staged();
@@ -340,7 +359,7 @@ impl Cluster {
             let prints = self.trace.prints().then(|| stored.after.clone());
             let key = stored.key.clone();
             let is_at_home = self.primaries(&key).contains(&index);
-            let when = Moment { machine: index, at_us: self.now_us, wall_ms: now.wall_ms, is_at_home };
+            let when = Moment { machine: index, at_us: self.now_us, wall_ms, is_at_home };
             self.history.stored(when, stored);
             if let Some(object) = prints.and_then(|bytes| Object::decode(&bytes).ok()) {
                 let text = show_object(&object, &|dot| self.history.name(dot));
@@ -400,11 +419,14 @@ impl Cluster {
                 Output::Send { to, message } => self.send(index, to, message),
                 Output::Connect { peer, address } => self.connect_wanted(index, peer, &address),
                 Output::Event(NodeEvent::DeadForgotten { key, object }) => {
-                    let wall_ms = self.machines[index].now(self.now_us).wall_ms;
+                    let machine = &self.machines[index];
+                    let now = machine.now(self.now_us);
+                    let wall_ms = machine.node.as_ref().map_or(now, |node| node.time(now)).wall_ms;
                     self.forgotten += 1;
                     self.history.forgot(index, self.now_us, wall_ms, &key, &object);
                 }
                 Output::Disconnect { peer } => self.dial_no_more(index, peer),
+                Output::Refuse { peer, .. } => self.refuse(index, peer),
                 Output::Event(event) => self.trace.line(self.now_us, || format!("n{index} notes {event:?}")),
             }
         }
@@ -481,6 +503,7 @@ impl Cluster {
         if !self.machines[index].is_up() {
             return self.disconnect(id);
         }
+        self.check_clock(index);
         self.machines[index].waiting.insert(id);
         self.deliver(index, Input::Request { id, request });
     }
@@ -543,6 +566,24 @@ impl Cluster {
         let record = self.history.operation(id);
         (record.outcome, record.end_us, record.error) = (outcome, now_us, error);
         self.done(id);
+    }
+
+    /// A node that reaches all others goes by the time of most, or its clients' expiries are not what they asked for.
+    fn check_clock(&mut self, index: usize) {
+        let machine = &self.machines[index];
+        let now = machine.now(self.now_us);
+        let Some(node) = &machine.node else { return };
+        let mut others = self.machines.iter().filter_map(|machine| machine.id);
+        let reaches_all = others.all(|id| node.health(id) == Health::Up);
+        if !reaches_all || now.mono_us < CLOCK_SETTLED_US {
+            return;
+        }
+        let true_ms = crate::trace::EPOCH_MS + self.now_us / 1000;
+        let off_ms = node.time(now).wall_ms as i64 - true_ms as i64;
+        if off_ms.abs() > CLOCK_OFF_MS_MAX {
+            let detail = format!("n{index} reaches all others and goes by a time that is {off_ms} ms off");
+            self.history.blame("clocks", None, detail);
+        }
     }
 
     fn check_time(&mut self, index: usize, id: RequestId) {

@@ -38,11 +38,17 @@ pub enum Fault {
     Corrupt,
     /// An operator has a node join or leave the ring, or changes a weight: no misbehaviour, but a strain.
     Ring,
+    /// A node of another cluster of the same name is met: at a member's address, or behind a link that was open before.
+    Stranger,
+    /// A node restarts under another address, or two swap theirs.
+    Address,
+    /// The wall clock of a node, of a minority in all, is wrong by more than the limit.
+    Clock,
 }
 
 impl Fault {
     /// All faults, in the order of their names in help texts.
-    pub const ALL: [Fault; 13] = [
+    pub const ALL: [Fault; 16] = [
         Fault::Delay,
         Fault::Loss,
         Fault::Duplicate,
@@ -56,6 +62,9 @@ impl Fault {
         Fault::DiskFull,
         Fault::Corrupt,
         Fault::Ring,
+        Fault::Stranger,
+        Fault::Address,
+        Fault::Clock,
     ];
 
     /// The name used in `--faults`.
@@ -74,7 +83,15 @@ impl Fault {
             Fault::DiskFull => "disk-full",
             Fault::Corrupt => "corrupt",
             Fault::Ring => "ring",
+            Fault::Stranger => "stranger",
+            Fault::Address => "address",
+            Fault::Clock => "clock",
         }
+    }
+
+    /// True if it is drawn apart from those before it, so that it changes nothing of what they do.
+    fn is_apart(self) -> bool {
+        matches!(self, Fault::Stranger | Fault::Address | Fault::Clock)
     }
 
     /// True if it strikes at points in time; the others befall single messages.
@@ -85,7 +102,7 @@ impl Fault {
 
 /// A selection of faults.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Faults(u16);
+pub struct Faults(u32);
 
 impl Faults {
     /// Every fault there is.
@@ -191,7 +208,9 @@ impl Plan {
     pub fn draw(selected: Faults, rng: &mut Rng) -> Plan {
         let few = selected.iter().count() <= 2;
         let mut plan = Plan::default();
+        let mut apart = Rng::new(!rng.clone().next_u64());
         for fault in selected.iter() {
+            let rng = if fault.is_apart() { &mut apart } else { &mut *rng };
             let is_in_force = rng.chance(1, 2) || few;
             // Drawn whether in force or not, so that leaving a fault out changes less of the rest.
             let (gap, lasts, share) = (rng.below(4), rng.below(4), rng.below(4));

@@ -21,6 +21,11 @@ pub struct Clock {
 }
 
 impl Clock {
+    /// True if it is ahead by more than any honest skew.
+    pub fn is_far_ahead(&self) -> bool {
+        self.offset_us > 60_000_000
+    }
+
     /// What it shows, in milliseconds since 1970.
     pub fn wall_ms(&self, now_us: u64) -> u64 {
         let drift_us = (now_us - self.since_us) as i64 * self.drift_ppm / 1_000_000;
@@ -37,6 +42,8 @@ pub struct Machine {
     pub id: Option<NodeId>,
     pub disk: Disk,
     pub clock: Clock,
+    /// Where it listens. No two machines have the same at one time.
+    pub address: u64,
     /// Starts so far: events of an earlier life do not concern a later one.
     pub boots: u64,
     pub booted_us: u64,
@@ -71,8 +78,9 @@ pub struct Machine {
 
 impl Machine {
     /// A machine with an empty disk, switched off.
-    pub fn new(rng: &mut Rng) -> Machine {
+    pub fn new(rng: &mut Rng, address: u64) -> Machine {
         Machine {
+            address,
             node: None,
             id: None,
             disk: Disk::default(),

@@ -19,6 +19,10 @@ pub struct End {
     pub open: Option<Connection>,
     /// The node wants a link to this peer.
     pub wanted: bool,
+    /// Where it takes the peer to be.
+    pub address: u64,
+    /// Its configuration has a name that leads to the peer wherever that is.
+    pub is_named: bool,
     /// An attempt to connect is under way.
     pub dialing: bool,
     /// Failed attempts in a row.

@@ -97,3 +97,23 @@ fn versions_of_two_homes_that_are_not_joined_lose_calls() {
 fn calls_acknowledged_before_they_are_durable_get_lost() {
     caught_among(true, |config| config.sabotage = Sabotage::AckBeforeDurable, "crash", &["active"]);
 }
+
+#[test]
+fn a_ring_of_another_cluster_takes_over() {
+    caught(|config| config.sabotage = Sabotage::IgnoreFounding, "stranger", &["identity"]);
+}
+
+#[test]
+fn a_node_that_did_not_ask_is_taken_in() {
+    caught(|config| config.sabotage = Sabotage::TakeInUnasked, "stranger", &["identity"]);
+}
+
+#[test]
+fn nodes_that_moved_are_not_found() {
+    caught(|config| config.sabotage = Sabotage::KeepAddress, "address", &["formation", "convergence"]);
+}
+
+#[test]
+fn a_node_goes_by_a_clock_that_is_wrong() {
+    caught(|config| config.sabotage = Sabotage::TrustOwnClock, "clock", &["clocks"]);
+}

@@ -2,15 +2,16 @@
 
 use bytes::Bytes;
 
-use super::{Event, Node, Origin, Output, Task, Work};
+use super::{Event, Greeting, Node, Origin, Output, Task, Work};
 use crate::bucket::{BucketEntry, BucketProperties, PropertyError, BUCKETS_MAX};
 use crate::client::{ClientError, Reply};
 use crate::config::NodeConfig;
 use crate::detector::{Health, RUMOUR_PEERS_MAX};
 use crate::handoff::Delivery;
-use crate::membership::{Changes, Gossip, Hello};
+use crate::membership::{Changes, Gossip, Hello, Member, Refusal};
 use crate::message::{Control, Message, TaskId, WriteOutcome};
 use crate::object::Object;
+use crate::ring::{Founding, RingState};
 use crate::types::{NodeId, Now, ObjectKey};
 
 /// A coordinate is told to everybody when it has moved by this much, in microseconds. Too small: gossip never rests;
@@ -113,19 +114,38 @@ impl Node {
     }
 
     fn ping(&mut self, now: Now, peer: NodeId, out: &mut Vec<Output>) {
-        let ping = Gossip::Ping { mono_us: now.mono_us, wall_ms: now.wall_ms };
+        let ping = Gossip::Ping { mono_us: now.mono_us, wall_ms: self.clocks.uncorrected_wall_ms() };
         self.send(now, peer, Message::Control(Control::Gossip(ping)), out);
     }
 
     // Links and health
 
+    /// A peer's own word about where it is goes before everything others tell of it: only it raises its version.
+    pub(super) fn greeted(&mut self, now: Now, hello: Hello, out: &mut Vec<Output>) {
+        self.take_word(now, hello.member, out);
+    }
+
+    fn take_word(&mut self, now: Now, member: Member, out: &mut Vec<Output>) {
+        #[cfg(feature = "sabotage")]
+        let member = match self.membership.members.get(&member.id) {
+            Some(held) if self.config.sabotage == crate::config::Sabotage::KeepAddress => {
+                Member { addresses: held.addresses.clone(), ..member }
+            }
+            _ => member,
+        };
+        let changes = self.membership.merge(vec![member], None, Vec::new());
+        self.membership_changed(now, changes, out);
+    }
+
     pub(super) fn link_up(&mut self, now: Now, hello: Hello, out: &mut Vec<Output>) {
         let peer = hello.member.id;
+        let (they_were_settled, we_were_settled) = (hello.is_settled, self.is_settled());
+        let greeting = Greeting { session: hello.session, they_were_settled, we_were_settled };
+        self.greetings.insert(peer, greeting);
         let before = self.detector.health(peer);
         let changed = self.detector.link_up(peer);
-        self.compare_clock(now, peer, hello.wall_ms, out);
-        let changes = self.membership.merge(vec![hello.member], None, Vec::new());
-        self.membership_changed(now, changes, out);
+        self.compare_clock(peer, hello.wall_ms, None, out);
+        self.take_word(now, hello.member, out);
         self.ping(now, peer, out);
         self.tell(peer, Gossip::Hash(self.membership.hash()), out);
         if changed {
@@ -138,8 +158,7 @@ impl Node {
         if self.detector.link_down(peer) {
             self.health_changed(now, peer, before, out);
         }
-        let known = self.clock_ahead_ms.remove(&peer);
-        self.clocks_far_behind -= known.is_some_and(|ahead_ms| self.is_far(ahead_ms)) as usize;
+        self.greetings.remove(&peer);
     }
 
     pub(super) fn heard(&mut self, now: Now, peer: NodeId, out: &mut Vec<Output>) {
@@ -187,7 +206,14 @@ impl Node {
                     self.tell(from, versions, out);
                 }
             }
-            Gossip::Versions { members, ring, buckets, reply } => {
+            Gossip::Versions { founding: Some(theirs), reply, .. } if self.is_foreign(theirs) => {
+                self.tell_ring(from, out);
+                if reply {
+                    let versions = self.membership.versions(false);
+                    self.tell(from, versions, out);
+                }
+            }
+            Gossip::Versions { members, founding: _, ring, buckets, reply } => {
                 let delta = self.membership.delta(&members, ring, &buckets);
                 self.tell(from, delta, out);
                 if reply {
@@ -197,6 +223,16 @@ impl Node {
             }
             Gossip::Delta { members, ring, buckets } => {
                 let has_stopped = members.iter().any(|member| member.id == from && member.stopped);
+                #[cfg(feature = "sabotage")]
+                let ring = ring.map(|ring| match self.membership.founding() {
+                    Some(founding) if self.config.sabotage == crate::config::Sabotage::IgnoreFounding => {
+                        crate::ring::RingState { founding, ..ring }
+                    }
+                    _ => ring,
+                });
+                if let Some(ring) = ring.as_ref().filter(|ring| self.is_foreign(ring.founding)) {
+                    return self.foreign_ring(now, from, ring.clone(), out);
+                }
                 let changes = self.membership.merge(members, ring, buckets);
                 self.membership_changed(now, changes, out);
                 self.found_ring(now, out);
@@ -205,14 +241,15 @@ impl Node {
                 }
             }
             Gossip::Ping { mono_us, wall_ms } => {
-                self.compare_clock(now, from, wall_ms, out);
-                let coordinate = self.coordinate;
-                self.tell(from, Gossip::Pong { mono_us, wall_ms: now.wall_ms, coordinate }, out);
+                self.compare_clock(from, wall_ms, None, out);
+                let (coordinate, wall_ms) = (self.coordinate, self.clocks.uncorrected_wall_ms());
+                self.tell(from, Gossip::Pong { mono_us, wall_ms, coordinate }, out);
             }
             Gossip::Pong { mono_us, wall_ms, coordinate } => {
-                self.detector.measured(from, now.mono_us.saturating_sub(mono_us).max(1), now.mono_us);
+                let round_trip_us = now.mono_us.saturating_sub(mono_us).max(1);
+                self.detector.measured(from, round_trip_us, now.mono_us);
                 self.coordinate.update(coordinate, self.detector.rtt_us(from), &mut self.rng);
-                self.compare_clock(now, from, wall_ms, out);
+                self.compare_clock(from, wall_ms, Some(round_trip_us), out);
             }
             Gossip::Rumour { silent } => {
                 for peer in silent.into_iter().take(RUMOUR_PEERS_MAX) {
@@ -221,6 +258,34 @@ impl Node {
                     }
                 }
             }
+        }
+    }
+
+    fn is_foreign(&self, theirs: Founding) -> bool {
+        #[cfg(feature = "sabotage")]
+        if self.config.sabotage == crate::config::Sabotage::IgnoreFounding {
+            return false;
+        }
+        self.membership.founding().is_some_and(|ours| ours != theirs)
+    }
+
+    /// A linked peer has a ring of another founding: one of the two had none when the link opened, or is not settled.
+    fn foreign_ring(&mut self, now: Now, peer: NodeId, ring: RingState, out: &mut Vec<Output>) {
+        let Some(ours) = self.membership.founding() else { return };
+        let theirs = ring.founding;
+        let greeting = self.greetings.get(&peer).copied();
+        let they_were_settled = greeting.is_some_and(|greeting| greeting.they_were_settled);
+        let we_were_settled = greeting.is_some_and(|greeting| greeting.we_were_settled);
+        match self.is_settled() {
+            // Greeted anew, the peer will know that it is for it to yield, or refuse.
+            true if they_were_settled || !we_were_settled => {
+                out.push(Output::Refuse { peer, refusal: Refusal::Founding { theirs, ours } })
+            }
+            false if they_were_settled || ring.version > 1 || ours < theirs => {
+                let changes = self.membership.yield_to(ring);
+                self.membership_changed(now, changes, out);
+            }
+            _ => self.tell_ring(peer, out),
         }
     }
 
@@ -245,8 +310,11 @@ impl Node {
             self.review_holders(now);
         }
         if changes.ring {
+            // Which cluster this node belongs to must not be forgotten once it has spoken for it.
+            self.replica.request_durable();
             self.ring_changed(now, out);
         }
+        changes.forgotten.iter().for_each(|peer| self.clocks.forget(*peer));
         out.extend(changes.forgotten.into_iter().map(|peer| Output::Disconnect { peer }));
     }
 
@@ -265,7 +333,7 @@ impl Node {
 
     fn found_ring(&mut self, now: Now, out: &mut Vec<Output>) {
         let NodeConfig { cluster_size, strategy, partitions, .. } = self.config;
-        if self.membership.found_ring(cluster_size, strategy, partitions) {
+        if self.membership.found_ring(cluster_size, strategy, partitions, &mut self.rng) {
             self.membership_is_dirty = true;
             self.ring_changed(now, out);
         }
@@ -301,28 +369,34 @@ impl Node {
 
     // Clocks
 
-    /// Notices when the wall clock jumps ahead; until a peer confirms the new time, no dots are made.
-    pub(super) fn watch_clock(&mut self, now: Now, out: &mut Vec<Output>) {
-        let passed_ms = now.mono_us.saturating_sub(self.last_now.mono_us) / 1000;
-        let expected_ms = self.last_now.wall_ms.saturating_add(passed_ms);
+    /// Takes a reading of the clocks; returns the time to go by.
+    pub(super) fn watch_clock(&mut self, now: Now, out: &mut Vec<Output>) -> Now {
+        let must_ask = self.clocks.watch(now);
+        let now = self.time(now);
         self.last_now = now;
-        if now.wall_ms > expected_ms.saturating_add(self.config.clock_skew_ms_max) {
-            self.clock_ahead_ms.clear();
-            self.clocks_far_behind = 0;
-            self.clock_is_doubtful = true;
+        if must_ask {
             for peer in self.peers_up() {
                 self.ping(now, peer, out);
             }
         }
+        now
     }
 
-    fn compare_clock(&mut self, now: Now, peer: NodeId, their_wall_ms: u64, out: &mut Vec<Output>) {
-        let ahead_ms = (now.wall_ms as i64).saturating_sub(their_wall_ms as i64);
-        let known = self.clock_ahead_ms.insert(peer, ahead_ms);
-        self.clocks_far_behind += self.is_far(ahead_ms) as usize;
-        self.clocks_far_behind -= known.is_some_and(|ahead_ms| self.is_far(ahead_ms)) as usize;
-        if self.clock_is_doubtful && self.clock_ahead_ms.len() * 2 >= self.detector.up_count() {
-            self.clock_is_doubtful = false;
+    /// A peer's clock read `their_wall_ms`; `round_trip_us` if that answers a question.
+    fn compare_clock(
+        &mut self,
+        peer: NodeId,
+        their_wall_ms: u64,
+        round_trip_us: Option<u64>,
+        out: &mut Vec<Output>,
+    ) {
+        let (up, peers) = (self.detector.up_count(), self.membership.members.len() - 1);
+        self.clocks.compared(peer, their_wall_ms, round_trip_us, up, peers);
+        let correction_ms = self.clocks.coming_correction_ms();
+        if correction_ms != self.told_correction_ms {
+            self.told_correction_ms = correction_ms;
+            self.metrics.clock_corrections += 1;
+            out.push(Output::Event(Event::ClockCorrected { correction_ms }));
         }
         let ahead = self.clock_is_ahead();
         if ahead.is_some() != self.clock_was_ahead {
@@ -336,20 +410,7 @@ impl Node {
 
     /// How far this node's clock is ahead of most of its peers', if that is too much to make dots by it.
     pub(super) fn clock_is_ahead(&self) -> Option<u64> {
-        let is_doubtful = self.clock_is_doubtful && self.detector.up_count() > 0;
-        let far = self.clocks_far_behind;
-        let is_far_ahead = far > 0 && 2 * far >= self.clock_ahead_ms.len();
-        if !is_doubtful && !is_far_ahead {
-            return None;
-        }
-        let mut ahead_ms: Vec<i64> = self.clock_ahead_ms.values().copied().collect();
-        ahead_ms.sort_unstable();
-        let median_ms = ahead_ms.get(ahead_ms.len() / 2).copied().unwrap_or(0);
-        Some(median_ms.max(self.config.clock_skew_ms_max as i64) as u64)
-    }
-
-    fn is_far(&self, ahead_ms: i64) -> bool {
-        ahead_ms > self.config.clock_skew_ms_max as i64
+        self.clocks.is_ahead(self.detector.up_count())
     }
 
     // Hints

@@ -16,6 +16,7 @@ use oort_core::client::{
     ClientError, Operation, Page, Quorum, Reply, Request, RequestId, Scan, Updated, Want,
 };
 use oort_core::config::{Addresses, NodeConfig};
+use oort_core::membership::{Dials, Hello};
 use oort_core::message::Message;
 use oort_core::mutation::Mutation;
 use oort_core::node::{Event, Input, Node, Output};
@@ -90,6 +91,8 @@ pub enum Crash {
 pub struct Cluster {
     pub machines: Vec<Machine>,
     pub events: Vec<(usize, Event)>,
+    /// Links that a node closed because the peer is of another cluster.
+    pub refused: Vec<(usize, NodeId)>,
     /// Every message that left a node, for golden scripts: from, to, whether it will arrive.
     pub log: Vec<(usize, usize, bool, Message)>,
     now_us: u64,
@@ -143,6 +146,7 @@ impl Cluster {
         let mut cluster = Cluster {
             machines: Vec::new(),
             events: Vec::new(),
+            refused: Vec::new(),
             log: Vec::new(),
             now_us: 1_000_000,
             wanted: (1..count).map(|i| (0, i)).collect(), // node 0 is everybody's seed
@@ -315,7 +319,9 @@ impl Cluster {
                 continue;
             }
             let hellos = [a, b].map(|i| self.node(i).hello(self.now(i)));
-            if self.node(a).check(&hellos[1]).is_err() || self.node(b).check(&hellos[0]).is_err() {
+            let refuses =
+                |i: usize, hello: &Hello| self.node(i).check(hello, Dials { we: true, they: true }).is_err();
+            if refuses(a, &hellos[1]) || refuses(b, &hellos[0]) {
                 continue;
             }
             self.links.insert((a, b));
@@ -349,6 +355,7 @@ impl Cluster {
                     let peer = self.index_of(peer);
                     self.wanted.retain(|link| peer.is_none_or(|peer| *link != pair(i, peer)));
                 }
+                Output::Refuse { peer, .. } => self.refused.push((i, peer)),
                 Output::Event(event) => self.events.push((i, event)),
             }
         }

@@ -385,11 +385,24 @@ fn report(status: &Json) -> String {
     if let Some(why) = node["read_only"].as_str() {
         out += &format!("it refuses writes: {why}\n");
     }
+    let correction_ms = node["clock_correction_ms"].as_i64().unwrap_or(0);
+    if correction_ms != 0 {
+        let (ahead_ms, side) =
+            (correction_ms.unsigned_abs(), if correction_ms > 0 { "behind" } else { "ahead of" });
+        out += &format!(
+            "its clock is {} {side} most of the others', whose time it goes by: set it\n",
+            duration(ahead_ms)
+        );
+    }
     if node["in_ring"] == "removed" {
         out += "an operator has removed it: it holds no data, and the others do not know it any more\n";
     }
     for member in members(status) {
         out += &returned(member, status).unwrap_or_default();
+    }
+    for link in status["links"].as_array().into_iter().flatten() {
+        let direction = if link["dialled_by"] == "us" { "no link to" } else { "refused a link from" };
+        out += &format!("{direction} {}: {}\n", text(&link["address"]), text(&link["why"]));
     }
     out.push('\n');
     let mut members: Vec<&Json> = members(status).collect();

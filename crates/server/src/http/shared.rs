@@ -84,10 +84,11 @@ impl Shared {
         }
     }
 
-    /// Milliseconds since 1970.
+    /// Milliseconds since 1970, by the time that the node goes by.
     pub fn wall_ms(&self) -> u64 {
         let since = SystemTime::now().duration_since(UNIX_EPOCH);
-        since.map_or(0, |elapsed| elapsed.as_millis() as u64)
+        let wall_ms = since.map_or(0, |elapsed| elapsed.as_millis() as u64);
+        wall_ms.saturating_add_signed(self.handle.correction_ms())
     }
 
     /// 128 bits in hexadecimal that nobody else has or can guess: a keyed hash of a running number, the key being

@@ -26,7 +26,7 @@ impl Shard {
         let local = stream.local_addr().map_or(String::new(), |local| local.to_string());
         let id = self.numbers.next_session;
         self.numbers.next_session += 1;
-        let mut session = Session::new(id, address.to_string(), local, self.clocks.now.get().wall_ms);
+        let mut session = Session::new(id, address.to_string(), local, self.time().wall_ms);
         session.set_node(self.node.id());
         self.add(stream, Kind::Client(Box::new(Connection::new(session, self.options.limits))));
     }
@@ -42,7 +42,7 @@ impl Shard {
     /// Runs the commands a client has sent, as far as they may run now.
     pub(super) fn run_client(&mut self, slot: usize, client: &mut Connection) {
         loop {
-            let now = self.clocks.now.get();
+            let now = self.time();
             let node = &self.node;
             let reach = |request: &Request| reach_of(request, |key| node.coordinates(key));
             let submission = match client.release(reach) {

@@ -64,16 +64,14 @@ impl Inbound {
 
 /// A connection that we opened: we send, the peer only greets.
 pub struct Outbound {
-    /// As it was configured or gossiped.
-    pub address: String,
     /// The greeting was answered.
     pub is_open: bool,
     pub input: BytesMut,
 }
 
 impl Outbound {
-    pub fn new(address: String) -> Outbound {
-        Outbound { address, is_open: false, input: BytesMut::new() }
+    pub fn new() -> Outbound {
+        Outbound { is_open: false, input: BytesMut::new() }
     }
 }
 

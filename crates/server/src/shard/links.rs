@@ -3,38 +3,53 @@
 //! A link is two connections, one for each direction, and is up while both are: what is asked over the one is answered
 //! over the other. A dial that fails is tried again after 50 ms, then after twice as long each time, up to a second.
 //! A peer that has left for good is not dialled any more; if it is there after all, it dials.
+//!
+//! Addresses change: a node may come back elsewhere, and another may have its address by now. The greeting says who
+//! answers, so a connection belongs to the node that greeted, and the one that was expected is looked for further; the
+//! core tells its new address as soon as the node has greeted anybody.
 //! Host names are resolved on a thread of their own, because the system's resolver blocks.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::mpsc;
 
-use oort_core::membership::{Hello, Member};
+use oort_core::membership::{Hello, Member, Refusal};
 use oort_core::types::NodeId;
 use tracing::{info, warn};
 
-use super::endpoint::Outbound;
+use crate::handle::Trouble;
 use crate::wire::WireError;
 
 const RETRY_US_MIN: u64 = 50_000;
 const RETRY_US_MAX: u64 = 1_000_000;
 /// A dial that is not answered in this time is given up.
 const DIAL_PATIENCE_US: u64 = 3_000_000;
+/// A seed that has not answered for so long is reported. Nodes that start together miss each other at first.
+const SEED_PATIENCE_US: u64 = 5_000_000;
+/// A newcomer may be greeted before it knows that its own greeting was answered; only more refusals are worth a line.
+const UNASKED_TIMES: u64 = 5;
+/// Most troubles that are remembered: beyond, the oldest is forgotten.
+const TROUBLES_MAX: usize = 64;
+/// A trouble that has not come again for so long is over.
+const TROUBLE_LASTS_US: u64 = 60_000_000;
 
 /// One address to keep a connection to.
 struct Target {
     address: String,
     /// `None`: a seed that has not told yet.
     peer: Option<NodeId>,
+    /// The configuration names this address.
+    is_seed: bool,
     /// Dial it again when the connection closes.
     is_wanted: bool,
     slot: Option<usize>,
     is_open: bool,
     dial_at_us: u64,
     retry_us: u64,
-    has_complained: bool,
     /// A dial has failed, so the peer is known to be absent.
     has_failed: bool,
+    /// Since when dials have failed.
+    failing_since_us: Option<u64>,
 }
 
 /// There is a connection to the peer already.
@@ -50,6 +65,9 @@ pub struct Links {
     inbound: BTreeMap<NodeId, usize>,
     /// Peers with both.
     linked: BTreeSet<NodeId>,
+    /// Connections under way to addresses that nobody wants dialled any more.
+    orphans: Vec<usize>,
+    troubles: Vec<Trouble>,
     resolved: mpsc::Receiver<(String, Option<SocketAddr>)>,
     resolver: mpsc::Sender<(String, Option<SocketAddr>)>,
 }
@@ -63,27 +81,68 @@ impl Links {
             open: BTreeMap::new(),
             inbound: BTreeMap::new(),
             linked: BTreeSet::new(),
+            orphans: Vec::new(),
+            troubles: Vec::new(),
             resolved,
             resolver,
         };
         for address in seeds {
-            links.add(address, None, true, 0);
+            links.add(address, None, true, 0).is_seed = true;
         }
         links
     }
 
-    fn add(&mut self, address: String, peer: Option<NodeId>, is_wanted: bool, dial_at_us: u64) {
+    fn add(
+        &mut self,
+        address: String,
+        peer: Option<NodeId>,
+        is_wanted: bool,
+        dial_at_us: u64,
+    ) -> &mut Target {
         self.targets.push(Target {
             address,
             peer,
+            is_seed: false,
             is_wanted,
             slot: None,
             is_open: false,
             dial_at_us,
             retry_us: RETRY_US_MIN,
-            has_complained: false,
             has_failed: false,
+            failing_since_us: None,
         });
+        self.targets.last_mut().expect("one was just added")
+    }
+
+    /// The position of the entry for `peer`.
+    fn position_of(&self, peer: NodeId) -> Option<usize> {
+        self.targets.iter().position(|target| target.peer == Some(peer))
+    }
+
+    /// Whether this node dials `member` of its own accord, so that it may be taken into its cluster.
+    pub fn dials(&self, member: &Member) -> bool {
+        // The address of a seed that is another node's was meant for that one.
+        let is_free = |target: &Target| target.peer.is_none_or(|peer| peer == member.id);
+        let is_its =
+            |target: &Target| target.is_seed && is_free(target) && target.address == member.addresses.peer;
+        self.open.contains_key(&member.id) || self.targets.iter().any(is_its)
+    }
+
+    /// Whether `peer` has dialled this node and was let in.
+    pub fn has_greeted(&self, peer: NodeId) -> bool {
+        self.inbound.contains_key(&peer)
+    }
+
+    /// Whether `slot` is a connection to a seed that `peer` may be.
+    pub fn is_seed_of(&self, slot: usize, peer: NodeId) -> bool {
+        let is_free = |target: &Target| target.peer.is_none_or(|bound| bound == peer);
+        self.targets.iter().any(|target| target.slot == Some(slot) && target.is_seed && is_free(target))
+    }
+
+    /// The seed whose connection `slot` is.
+    pub fn seed_in(&self, slot: usize) -> Option<&str> {
+        let target = self.targets.iter().find(|target| target.slot == Some(slot) && target.is_seed)?;
+        Some(&target.address)
     }
 
     /// The slot of the open link to `peer`.
@@ -105,7 +164,9 @@ impl Links {
         }
         match self.targets.iter_mut().find(|target| target.peer.is_none() && target.address == address) {
             Some(seed) => seed.peer = Some(peer),
-            None => self.add(address, Some(peer), true, now_us),
+            None => {
+                self.add(address, Some(peer), true, now_us);
+            }
         }
         None
     }
@@ -118,18 +179,21 @@ impl Links {
         self.targets.retain(|target| target.is_wanted || target.slot.is_some());
     }
 
-    /// A peer dialled us: it is there, so dial it without waiting, also if nobody has told of it before.
+    /// A peer dialled us: it is there, at the address it says, so dial it without waiting, also if nobody has told of
+    /// it before.
     pub fn heard_of(&mut self, member: &Member, now_us: u64) {
-        let target = self
-            .targets
-            .iter_mut()
-            .find(|target| target.peer == Some(member.id) || target.address == member.addresses.peer);
-        let Some(target) = target else {
+        let address = &member.addresses.peer;
+        let is_seed = |target: &Target| target.peer.is_none() && target.address == *address;
+        let index = self.position_of(member.id).or_else(|| self.targets.iter().position(is_seed));
+        let Some(index) = index else {
             // Once the link is up the node says whether it is wanted.
-            return self.add(member.addresses.peer.clone(), Some(member.id), false, now_us);
+            self.add(address.clone(), Some(member.id), false, now_us);
+            return;
         };
+        let target = &mut self.targets[index];
         target.retry_us = RETRY_US_MIN;
         if target.slot.is_none() {
+            target.address.clone_from(address);
             target.dial_at_us = target.dial_at_us.min(now_us);
         }
     }
@@ -142,11 +206,12 @@ impl Links {
 
     /// What to dial now: the address as it is known, and resolved.
     pub fn due(&mut self, now_us: u64) -> Vec<(String, SocketAddr)> {
+        self.troubles.retain(|trouble| now_us <= trouble.last_us + TROUBLE_LASTS_US);
         let mut ready = Vec::new();
         while let Ok((address, resolved)) = self.resolved.try_recv() {
             match resolved {
                 Some(resolved) => ready.push((address, resolved)),
-                None => warn!(address, "cannot resolve the address of a peer"),
+                None => self.complain(address, None, true, "its name cannot be resolved".into(), now_us),
             }
         }
         for target in &mut self.targets {
@@ -175,26 +240,60 @@ impl Links {
     /// The greeting on `slot` was answered with `hello`. Errors: there is a connection to that peer already.
     pub fn opened(&mut self, slot: usize, hello: Hello) -> Result<Option<Hello>, Double> {
         let peer = hello.member.id;
-        let Some(index) = self.targets.iter().position(|target| target.slot == Some(slot)) else {
+        let Some(mut index) = self.targets.iter().position(|target| target.slot == Some(slot)) else {
             return Err(Double);
         };
-        // Another entry for the same peer, as after a change of address, is no longer needed.
+        let expected = self.targets[index].peer;
+        let is_another = expected.is_some_and(|expected| expected != peer);
+        if is_another {
+            // The peer that was expected lives elsewhere now. Its entry stays, to be told where.
+            let target = &mut self.targets[index];
+            target.slot = None;
+            target.retry_us = RETRY_US_MAX;
+            target.dial_at_us = target.dial_at_us.saturating_add(RETRY_US_MAX);
+            target.has_failed = true;
+        }
         if self.open.contains_key(&peer) {
-            self.targets.remove(index);
+            if !is_another {
+                // Another entry for the same peer, as after a change of address, is no longer needed.
+                self.targets.remove(index);
+            }
             return Err(Double);
         }
+        if is_another {
+            index = self.move_to(peer, self.targets[index].address.clone());
+        }
         let target = &mut self.targets[index];
-        (target.peer, target.is_open, target.retry_us, target.has_complained) =
-            (Some(peer), true, RETRY_US_MIN, false);
+        (target.peer, target.slot, target.is_open) = (Some(peer), Some(slot), true);
+        (target.retry_us, target.failing_since_us) = (RETRY_US_MIN, None);
+        let address = target.address.clone();
         self.targets
             .retain(|other| other.slot == Some(slot) || other.peer != Some(peer) || other.slot.is_some());
+        self.troubles.retain(|trouble| !trouble.is_ours || trouble.address != address);
         self.open.insert(peer, (slot, hello));
         Ok(self.complete(peer))
+    }
+
+    /// The index of the entry for `peer`, whose address is `address` from now on.
+    fn move_to(&mut self, peer: NodeId, address: String) -> usize {
+        match self.position_of(peer) {
+            Some(index) => {
+                self.targets[index].address = address;
+                self.orphans.extend(self.targets[index].slot.take());
+                index
+            }
+            None => {
+                // Once the link is up the node says whether it is wanted.
+                self.add(address, Some(peer), false, 0);
+                self.targets.len() - 1
+            }
+        }
     }
 
     /// A connection from `peer` has greeted. Returns the peer's hello if the link is up by that.
     pub fn inbound_opened(&mut self, peer: NodeId) -> Option<Hello> {
         *self.inbound.entry(peer).or_default() += 1;
+        self.troubles.retain(|trouble| trouble.is_ours || trouble.peer != Some(peer));
         self.complete(peer)
     }
 
@@ -222,23 +321,75 @@ impl Links {
         })
     }
 
-    /// A link was refused by us or by the other side: say so once, and try again rarely.
-    pub fn refused(&mut self, outbound: &Outbound, error: &WireError) {
-        let Some(index) = self.targets.iter().position(|target| target.address == outbound.address) else {
+    /// The link that was dialled in `slot` was refused by us or by the other side: say so once, and try again rarely.
+    pub fn refused(&mut self, slot: usize, error: &WireError, now_us: u64) {
+        let Some(index) = self.targets.iter().position(|target| target.slot == Some(slot)) else {
             return;
         };
-        let is_self = matches!(error, WireError::Refused { why } if why.contains("same id"));
-        if is_self {
-            // The list of seeds may name every node, this one included.
-            info!(address = outbound.address, "this node is its own seed");
-            self.targets.remove(index);
-            return;
-        }
         let target = &mut self.targets[index];
-        target.retry_us = RETRY_US_MAX;
-        if !std::mem::replace(&mut target.has_complained, true) {
-            warn!(address = outbound.address, %error, "cannot link");
+        let (is_itself, is_unasked) = match error {
+            WireError::Refused { why, .. } => (why == Refusal::ITSELF, *why == Refusal::Unasked.to_string()),
+            _ => (false, false),
+        };
+        if !is_unasked {
+            target.retry_us = RETRY_US_MAX;
         }
+        match is_itself {
+            // The list of seeds may name every node, this one included.
+            true if target.peer.is_none() => {
+                info!(address = target.address, "this node is its own seed");
+                self.targets.remove(index);
+            }
+            // This node has the address that the peer had.
+            true => {}
+            false => {
+                let (address, peer) = (target.address.clone(), target.peer);
+                self.complain(address, peer, true, error.to_string(), now_us)
+            }
+        }
+    }
+
+    /// A peer that dialled this node from `address` was refused.
+    pub fn refused_inbound(&mut self, address: String, peer: Option<NodeId>, error: &WireError, now_us: u64) {
+        self.complain(address, peer, false, error.to_string(), now_us);
+    }
+
+    /// Remembers why there is no link, and says so if that is new.
+    fn complain(&mut self, address: String, peer: Option<NodeId>, is_ours: bool, why: String, now_us: u64) {
+        // A peer that dials comes from another port each time.
+        let is_same = |trouble: &&mut Trouble| {
+            let is_same_end = match (is_ours, peer) {
+                (true, _) | (false, None) => trouble.address == address,
+                (false, Some(_)) => trouble.peer == peer,
+            };
+            trouble.is_ours == is_ours && is_same_end && trouble.why == why
+        };
+        let patience = if why.contains(&Refusal::Unasked.to_string()) { UNASKED_TIMES } else { 1 };
+        let times = match self.troubles.iter_mut().find(is_same) {
+            Some(trouble) => {
+                (trouble.times, trouble.last_us) = (trouble.times + 1, now_us);
+                trouble.times
+            }
+            None => {
+                if self.troubles.len() >= TROUBLES_MAX {
+                    self.troubles.remove(0);
+                }
+                let (address, why) = (address.clone(), why.clone());
+                self.troubles.push(Trouble { address, peer, is_ours, why, times: 1, last_us: now_us });
+                1
+            }
+        };
+        if times == patience {
+            match is_ours {
+                true => warn!(address, why, "cannot link"),
+                false => warn!(from = address, why, "a peer is refused"),
+            }
+        }
+    }
+
+    /// The links that are wanted, by this node or another, and are not there, with the reasons.
+    pub fn troubles(&self) -> &[Trouble] {
+        &self.troubles
     }
 
     /// The connection in `slot` is gone. Returns the peer whose link is down by that.
@@ -249,18 +400,28 @@ impl Links {
         target.dial_at_us = now_us + target.retry_us;
         let (peer, was_open) = (target.peer, std::mem::replace(&mut target.is_open, false));
         target.has_failed |= !was_open;
+        let failing_since_us = match was_open {
+            true => now_us,
+            false => *target.failing_since_us.get_or_insert(now_us),
+        };
+        let is_silent_seed = target.is_seed && peer.is_none() && now_us > failing_since_us + SEED_PATIENCE_US;
+        let address = target.address.clone();
         if !target.is_wanted {
             self.targets.remove(index);
+        }
+        if is_silent_seed && !self.troubles.iter().any(|other| other.is_ours && other.address == address) {
+            self.complain(address, None, true, "this seed does not answer".into(), now_us);
         }
         let peer = peer.filter(|_| was_open)?;
         self.open.remove(&peer);
         self.linked.remove(&peer).then_some(peer)
     }
 
-    /// Slots of dials that took too long.
-    pub fn overdue(&self, now_us: u64) -> Vec<usize> {
+    /// Slots of dials that took too long, or that nobody waits for any more.
+    pub fn overdue(&mut self, now_us: u64) -> Vec<usize> {
         let is_overdue = |target: &&Target| !target.is_open && target.dial_at_us + DIAL_PATIENCE_US < now_us;
-        self.targets.iter().filter(is_overdue).filter_map(|target| target.slot).collect()
+        let overdue = self.targets.iter().filter(is_overdue).filter_map(|target| target.slot);
+        self.orphans.drain(..).chain(overdue).collect()
     }
 }
 

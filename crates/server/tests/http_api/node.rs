@@ -99,7 +99,7 @@ fn run(config: NodeConfig, mut poll: mio::Poll, mut inbox: Inbox, switches: Arc<
                     node.step(now(), Input::Request { id, request }, &mut out);
                 }
                 Command::Inspect(look) => {
-                    look(&Inside { node: &node, now: now(), connections: 3, started_wall_ms })
+                    look(&Inside { node: &node, now: now(), connections: 3, troubles: &[], started_wall_ms })
                 }
                 Command::Stop => return,
             }

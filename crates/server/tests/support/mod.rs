@@ -206,6 +206,23 @@ impl Cluster {
         number - 1
     }
 
+    /// A node of the same cluster name that is told of nobody, not started yet.
+    pub fn stray(&self) -> Node {
+        let base = free_ports(3);
+        let [redis, http, peer] = [0, 1, 2].map(|offset| format!("127.0.0.1:{}", base + offset));
+        let data = self.dir.path().join(format!("data-{base}"));
+        let own = [
+            ("--name", format!("stray{base}")),
+            ("--dir", data.display().to_string()),
+            ("--redis", redis.clone()),
+            ("--http", http.clone()),
+            ("--peer", peer.clone()),
+        ];
+        let flags = own.into_iter().flat_map(|(flag, value)| [flag.to_owned(), value]).collect();
+        let log = self.dir.path().join(format!("log-{base}"));
+        Node { redis, http, peer, flags, data, log, process: None }
+    }
+
     /// Waits until every node sees every other.
     pub fn wait_until_whole(&self) {
         for node in &self.nodes {
@@ -234,6 +251,24 @@ impl Node {
         let mut command = oort();
         command.arg("start").args(&self.flags).stdout(log.try_clone().unwrap()).stderr(log);
         self.process = Some(Process::spawn(&mut command));
+    }
+
+    /// Starts with another value of `flag` from now on.
+    pub fn set_flag(&mut self, flag: &str, value: &str) {
+        match self.flags.iter().position(|given| given == flag) {
+            Some(at) => self.flags[at + 1] = value.to_owned(),
+            None => self.flags.extend([flag.to_owned(), value.to_owned()]),
+        }
+    }
+
+    /// Waits until the process ends by itself.
+    pub fn wait_for_end(&mut self) -> ExitStatus {
+        self.process.take().expect("it runs").wait()
+    }
+
+    /// The node's directory.
+    pub fn data(&self) -> &Path {
+        &self.data
     }
 
     /// `kill -9`.

@@ -1,6 +1,7 @@
 //! Connections and what travels over them.
 
 use bytes::Bytes;
+use oort_core::membership::{Dials, Refusal};
 use oort_core::message::{Message, ReadOutcome};
 use oort_core::node::Input;
 use oort_core::object::Object;
@@ -69,9 +70,8 @@ impl Cluster {
     // Connections
 
     pub(super) fn connect_wanted(&mut self, machine: usize, peer: NodeId, address: &str) {
-        let is_known = |index: &usize| *index < self.machines.len();
-        match address.parse().ok().filter(is_known) {
-            Some(index) if index != machine => self.want_link(machine, index),
+        match (self.by_id.get(&peer), address.parse()) {
+            (Some(&index), Ok(address)) if index != machine => self.want_link(machine, index, Some(address)),
             _ => {
                 let detail = format!("n{machine} wants a link to {peer} at '{address}'");
                 self.history.blame("formation", None, detail);
@@ -86,8 +86,13 @@ impl Cluster {
         }
     }
 
-    pub(super) fn want_link(&mut self, machine: usize, peer: usize) {
-        self.network.end(machine, peer).wanted = true;
+    pub(super) fn want_link(&mut self, machine: usize, peer: usize, address: Option<u64>) {
+        let end = self.network.end(machine, peer);
+        end.wanted = true;
+        match address {
+            Some(address) => end.address = address,
+            None => end.is_named = true,
+        }
         let delay_us = self.rng.below(2_000);
         self.schedule_dial(machine, peer, delay_us);
     }
@@ -107,6 +112,10 @@ impl Cluster {
         if end.open.is_some() || !end.wanted || !self.machines[from].is_up() {
             return;
         }
+        let address = end.address;
+        if !end.is_named && address != self.machines[to].address {
+            return self.dial_stale(from, to, address);
+        }
         let can_answer = self.machines[to].is_up() && !self.machines[to].is_stopping;
         let is_awake =
             !self.machines[from].is_stalled(self.now_us) && !self.machines[to].is_stalled(self.now_us);
@@ -118,6 +127,19 @@ impl Cluster {
         self.schedule_dial(from, to, delay_us);
     }
 
+    /// `to` is not where it was: nobody answers there, or another machine.
+    fn dial_stale(&mut self, from: usize, to: usize, address: u64) {
+        let delay_us = self.network.back_off_us(from, to, &mut self.rng);
+        self.schedule_dial(from, to, delay_us);
+        let tenant = (0..self.machines.len()).find(|index| self.machines[*index].address == address);
+        let Some(tenant) = tenant.filter(|tenant| *tenant != from) else { return };
+        let end = self.network.end(from, tenant);
+        if end.open.is_none() && !end.dialing {
+            // The greeting says who answers, and the caller goes on with that one.
+            self.want_link(from, tenant, Some(address));
+        }
+    }
+
     /// Both ends introduce themselves, check the other, and have a link.
     fn connect(&mut self, from: usize, to: usize) {
         let mut hellos = Vec::new();
@@ -126,9 +148,9 @@ impl Cluster {
             let node = machine.node.as_ref().expect("both ends are up");
             let hello = node.hello(machine.now(self.now_us));
             let node = self.machines[a].node.as_ref().expect("both ends are up");
-            if let Err(refusal) = node.check(&hello) {
-                let detail = format!("n{a} refuses n{b}: {refusal}");
-                return self.history.blame("formation", None, detail);
+            let dials = Dials { we: self.network.end(a, b).wanted, they: self.network.end(b, a).wanted };
+            if let Err(refusal) = node.check(&hello, dials) {
+                return self.refused(from, to, (a, b), &refusal);
             }
             hellos.push((a, b, hello));
         }
@@ -145,6 +167,31 @@ impl Cluster {
         for (a, _, hello) in hellos {
             self.deliver(a, Input::LinkUp { hello });
         }
+    }
+
+    /// `a` refuses `b`, which is right only if `b` did not ask, or if `a` takes the former life of `b` for alive.
+    fn refused(&mut self, from: usize, to: usize, (a, b): (usize, usize), refusal: &Refusal) {
+        match refusal {
+            Refusal::Unasked | Refusal::Copy { .. } => {
+                self.trace.line(self.now_us, || format!("n{a} refuses n{b}: {refusal}"));
+                let delay_us = self.network.back_off_us(from, to, &mut self.rng);
+                self.schedule_dial(from, to, delay_us);
+            }
+            _ => {
+                let detail = format!("n{a} refuses n{b}: {refusal}");
+                self.history.blame("formation", None, detail);
+            }
+        }
+    }
+
+    /// The node finds that a peer is not of its cluster, and closes their link.
+    pub(super) fn refuse(&mut self, machine: usize, peer: NodeId) {
+        let Some(&peer) = self.by_id.get(&peer) else { return };
+        self.trace.line(self.now_us, || format!("n{machine} refuses n{peer}"));
+        let Some(connection) = self.network.end(machine, peer).open else { return };
+        let at_us = self.now_us + self.network.travel_us(&mut self.rng);
+        self.at(at_us, Event::LinkClosed { machine: peer, peer: machine, connection });
+        self.link_closed(machine, peer, connection);
     }
 
     /// One end learns that its connection is gone.
@@ -171,6 +218,7 @@ impl Cluster {
             }
             let end = self.network.end(machine, peer);
             end.wanted = false;
+            end.is_named = false;
             end.failures = 0;
             let Some(connection) = end.open.take() else { continue };
             let delay_us = match is_silent || !self.network.passes(machine, peer) {

@@ -148,7 +148,7 @@ impl Cluster {
         }
         let rest = (config.collect_after_ms > 0).then_some((setup.ops / 2, 4 * COLLECT_AFTER_MS * 1000));
         let network = Network::new(nodes, &mut rng);
-        let machines = (0..nodes).map(|_| Machine::new(&mut rng)).collect();
+        let machines = (0..nodes).map(|index| Machine::new(&mut rng, index as u64)).collect();
         let mut workload = Workload::draw(nodes, setup.ops, &mut rng);
         if setup.active {
             let durability = match choices.below(4) {
@@ -178,6 +178,7 @@ impl Cluster {
             forgotten: 0,
             rest,
             rest_until_us: 0,
+            next_address: nodes as u64,
             strikes: BTreeMap::new(),
             encoded: Vec::new(),
         }
@@ -219,6 +220,7 @@ impl Cluster {
             self.look();
         }
         self.blame_unanswered();
+        self.check_foundings();
         let state = self.final_state(is_faultless);
         judge(&mut self.history, &state);
         converged_us
@@ -473,6 +475,15 @@ impl Cluster {
         let index = *self.primaries(key).first()?;
         let bytes: Bytes = self.machines[index].disk.row(Space::Data, key.row())?;
         Object::decode(&bytes).ok()
+    }
+
+    /// All nodes belong to the cluster that was founded at the start.
+    fn check_foundings(&mut self) {
+        let foundings: BTreeSet<_> = self.nodes().map(|node| node.membership().founding()).collect();
+        if foundings.len() > 1 {
+            let detail = format!("at the end the nodes belong to clusters of the foundings {foundings:?}");
+            self.history.blame("identity", None, detail);
+        }
     }
 
     fn blame_unanswered(&mut self) {

@@ -1,13 +1,19 @@
 //! Things that go wrong at points in time, and how they end.
 
 use oort_core::client::Operation;
+use oort_core::config::NodeConfig;
+use oort_core::detector::Health;
+use oort_core::membership::{Dials, Gossip};
+use oort_core::message::{Control, Message};
+use oort_core::node::{Input, Node};
 use oort_core::object::Object;
 use oort_core::placement::RingNode;
-use oort_core::ring::RingChange;
+use oort_core::ring::{RingChange, RingState};
 use oort_core::store::Space;
 use oort_core::types::{NodeId, ObjectKey, Rng};
 
 use super::{Cluster, Ending, Event};
+use crate::disk::Disk;
 use crate::faults::{Fault, Plan, Timing};
 use crate::machine::Clock;
 
@@ -70,6 +76,9 @@ impl Cluster {
             Fault::DiskFull => self.fill_disk(machine, lasts_us),
             Fault::Corrupt => self.corrupt(machine),
             Fault::Ring => self.change_ring(machine),
+            Fault::Stranger => self.meet_stranger(machine),
+            Fault::Address => self.readdress(machine, lasts_us),
+            Fault::Clock => self.set_clock_far(machine),
             Fault::Delay | Fault::Loss | Fault::Duplicate | Fault::Reorder => false,
         };
         if has_struck {
@@ -165,6 +174,91 @@ impl Cluster {
         let ending = Ending::Killed;
         self.at(end_us, Event::End { machine, boot, ending });
         self.at(end_us + 5_000 + lasts_us, Event::Start { machine });
+        true
+    }
+
+    /// A machine restarts elsewhere; now and then two swap places.
+    fn readdress(&mut self, machine: usize, lasts_us: u64) -> bool {
+        let other = self.rng.below(self.machines.len() as u64) as usize;
+        let with = (other != machine && self.rng.chance(1, 3)).then_some(other);
+        let is_free = |machine: usize| self.machines[machine].is_up() && !self.machines[machine].is_stopping;
+        if ![Some(machine), with].into_iter().flatten().all(is_free) {
+            return false;
+        }
+        for index in [Some(machine), with].into_iter().flatten() {
+            self.end(index, Ending::Killed);
+            self.at(self.now_us + 5_000 + lasts_us, Event::Start { machine: index });
+        }
+        self.at(self.now_us + 1_000, Event::Move { machine, with });
+        true
+    }
+
+    pub(super) fn move_address(&mut self, machine: usize, with: Option<usize>) {
+        // The faults may have ended meanwhile, and the machines be up again.
+        if [Some(machine), with].into_iter().flatten().any(|index| self.machines[index].is_up()) {
+            return;
+        }
+        match with {
+            Some(other) => {
+                let address = self.machines[other].address;
+                self.machines[other].address =
+                    std::mem::replace(&mut self.machines[machine].address, address);
+            }
+            None => {
+                self.machines[machine].address = self.next_address;
+                self.next_address += 1;
+            }
+        }
+        self.trace.line(self.now_us, || format!("n{machine} moves, with {with:?}"));
+    }
+
+    /// Sets the clock of one of a minority of machines far behind or ahead.
+    fn set_clock_far(&mut self, machine: usize) -> bool {
+        let machine = machine % ((self.machines.len() - 1) / 2).max(1);
+        let far_us = [70_000_000, 600_000_000, 7_200_000_000][self.rng.below(3) as usize];
+        let offset_us = if self.rng.chance(1, 2) { far_us } else { -far_us };
+        if !self.machines[machine].is_up() {
+            return false;
+        }
+        self.machines[machine].clock = Clock { offset_us, drift_ppm: 0, since_us: self.now_us };
+        true
+    }
+
+    /// A node of another cluster of the same name turns up. Neither side may take the other in.
+    fn meet_stranger(&mut self, machine: usize) -> bool {
+        let seed = self.rng.next_u64();
+        let now = self.machines[machine].now(self.now_us);
+        let Some(node) = &self.machines[machine].node else { return false };
+        let Some(ours) = node.ring().map(|ring| ring.state().clone()) else { return false };
+        let peers = self.machines.iter().filter_map(|machine| machine.id);
+        let up: Vec<NodeId> = peers.filter(|id| *id != node.id() && node.health(*id) == Health::Up).collect();
+        let has_ring = self.rng.chance(2, 3);
+        let config = NodeConfig {
+            name: "stranger".into(),
+            addresses: node.config().addresses.clone(),
+            cluster_size: has_ring as u16,
+            ..self.config.clone()
+        };
+        let disk = Box::new(Disk::default().store());
+        let mut stranger = Node::open(config, seed, disk, now).expect("an empty disk has no bad records");
+        stranger.step(now, Input::Tick, &mut Vec::new());
+        // It did not ask: the machine found it at the address of a member.
+        let dials = Dials { we: false, they: false };
+        let is_taken_in = node.check(&stranger.hello(now), dials).is_ok();
+        let takes_in = stranger.check(&node.hello(now), dials).is_ok();
+        if is_taken_in || takes_in {
+            let detail = format!("n{machine} and a node of another cluster link (ring there: {has_ring})");
+            self.history.blame("identity", None, detail);
+        }
+        let Some(theirs) = stranger.ring().map(|ring| ring.state().clone()) else { return true };
+        let is_settled = node.is_settled();
+        if let (true, Some(&from)) = (self.rng.chance(1, 2) && is_settled, up.first()) {
+            // Had they linked before either had a ring, this is how the machine would learn of the other ring.
+            let ring = Some(RingState { version: ours.version + theirs.version, ..theirs });
+            let delta = Gossip::Delta { members: Vec::new(), ring, buckets: Vec::new() };
+            let message = Message::Control(Control::Gossip(delta));
+            self.deliver(machine, Input::Message { from, message });
+        }
         true
     }
 

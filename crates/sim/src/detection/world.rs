@@ -183,7 +183,10 @@ impl World {
                 Output::Reply { id, result } => {
                     self.replies.insert(id, result);
                 }
-                Output::Connect { .. } | Output::Disconnect { .. } | Output::Event(_) => {}
+                Output::Connect { .. }
+                | Output::Disconnect { .. }
+                | Output::Refuse { .. }
+                | Output::Event(_) => {}
             }
         }
         if wake_us < self.wake_us[index] {

@@ -403,7 +403,11 @@ impl Bench {
         match output {
             Output::Reply { result, .. } => self.replies.push(result.map_err(|error| error.to_string())?),
             // A node of its own has nobody to talk to, and its events are its start.
-            Output::Send { .. } | Output::Connect { .. } | Output::Disconnect { .. } | Output::Event(_) => {}
+            Output::Send { .. }
+            | Output::Connect { .. }
+            | Output::Disconnect { .. }
+            | Output::Refuse { .. }
+            | Output::Event(_) => {}
         }
         Ok(())
     }

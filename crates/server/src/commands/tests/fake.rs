@@ -174,7 +174,12 @@ impl FakeNode {
         FakeNode {
             config,
             membership,
-            ring: Some(Ring::new(RingState::founding(Strategy::EqualPartitions, 16, nodes))),
+            ring: Some(Ring::new(RingState::founding(
+                oort_core::ring::Founding(1),
+                Strategy::EqualPartitions,
+                16,
+                nodes,
+            ))),
             down: None,
             metrics: Metrics::default(),
             others: Vec::new(),
@@ -186,7 +191,12 @@ impl FakeNode {
     /// A ring of the first `nodes` members.
     pub fn set_ring(&mut self, nodes: usize) {
         let nodes = self.membership.members.values().take(nodes).map(Member::ring_node).collect();
-        self.ring = Some(Ring::new(RingState::founding(Strategy::EqualPartitions, 16, nodes)));
+        self.ring = Some(Ring::new(RingState::founding(
+            oort_core::ring::Founding(1),
+            Strategy::EqualPartitions,
+            16,
+            nodes,
+        )));
     }
 }
 
