@@ -58,6 +58,10 @@ pub enum Sabotage {
     ForgetUnasked,
     /// A node is given up though others reach it.
     AskNoOpinion,
+    /// What a failing call of an active object has changed stays.
+    UndoNothing,
+    /// A failing call takes an active object back to what is stored of it.
+    UndoAll,
 }
 
 /// A node's configuration. The defaults suit a cluster in one data centre.
