@@ -318,9 +318,10 @@ pub struct Failure {
 pub enum FailureKind {
     /// The source does not compile.
     Syntax,
-    /// The code raised an error. What it had changed by then stays, as in any program.
+    /// The code raised an error, or left a state that cannot be kept. All changes of the call are undone.
     Error,
-    /// A limit was reached, or what it left cannot be kept: the object goes back to its last saved state.
+    /// A limit on work was reached: time, instructions, memory or messages. All changes of the call are undone, and its
+    /// caller rests.
     Limit,
     /// The object has no such function.
     NoFunction,
@@ -401,6 +402,20 @@ pub trait Sandbox {
         facts: Facts,
     ) -> Result<(), Failure>;
 
+    /// As `reload`, of an object that cannot be loaded: from the state that is stored of it.
+    fn renew(
+        &mut self,
+        key: &ObjectKey,
+        source: &Bytes,
+        state: &Bytes,
+        limits: &Limits,
+        facts: Facts,
+    ) -> Result<Place, Failure>;
+
+    /// Ends the object's run and takes back all that it did: the object is what it was before, or what it was when the
+    /// run last stored it. Errors: then only `save` still knows what that was.
+    fn undo(&mut self, key: &ObjectKey, facts: Facts) -> Result<(), Failure>;
+
     /// True if the object defines this function.
     fn has(&self, key: &ObjectKey, function: &str) -> bool;
 
@@ -410,7 +425,8 @@ pub trait Sandbox {
     /// Goes on with the run that waits.
     fn resume(&mut self, key: &ObjectKey, result: HostResult, facts: Facts) -> Turn;
 
-    /// The object's state in bytes; equal states have equal bytes. Errors: it holds what cannot be kept, or too much.
+    /// The object's state in bytes; equal states have equal bytes. Errors: while a run waits, it may hold what cannot
+    /// be kept, or too much. No run that is done has left such a state: it has failed instead.
     fn save(&mut self, key: &ObjectKey) -> Result<Bytes, Failure>;
 
     /// All data fields, as `onUpdate` gets those of a new object and `get` those that are stored. Errors as `save`.

@@ -204,7 +204,7 @@ pub enum ActiveError {
     Forbidden,
     /// This node runs no code.
     NoSandbox,
-    /// Its code refused to be stored or overwritten: the handler returned nil.
+    /// Its code refused to be stored or overwritten: the handler returned nil or false.
     Refused { handler: Handler },
     /// The handler returned what it may not: not the object, a string, a number or nil; or of `selectReplicas`, no
     /// owners.
@@ -215,7 +215,7 @@ pub enum ActiveError {
     Reserved { handler: Handler },
     /// So many calls wait for one that waits for its node.
     Crowded { waiting: u32 },
-    /// It reached a limit lately. It is run again after so many milliseconds.
+    /// The caller drove it to a limit lately, and may call that function again after so many milliseconds.
     Rests { for_ms: u32 },
     /// Another write took its place while it waited.
     Replaced,
@@ -225,6 +225,8 @@ pub enum ActiveError {
     NoCopy,
     /// Its code failed.
     Failed(Failure),
+    /// The handler called `deleteSelf`, which only others may.
+    CannotDelete { handler: Handler },
 }
 
 /// The functions that the store itself calls, by those names.
@@ -275,7 +277,7 @@ impl fmt::Display for ActiveError {
             ActiveError::NoSandbox => write!(f, "this node runs no active objects"),
             ActiveError::Refused { handler } => {
                 let name = handler.name();
-                write!(f, "the object refuses: {name} returned nil")
+                write!(f, "the object refuses: {name} returned nil or false")
             }
             ActiveError::Returned { handler } => {
                 let name = handler.name();
@@ -283,7 +285,7 @@ impl fmt::Display for ActiveError {
                     Handler::SelectReplicas => {
                         write!(f, "{name} must return an array with owners of the key")
                     }
-                    _ => write!(f, "{name} must return self, a string, a number, or nil to refuse"),
+                    _ => write!(f, "{name} must return self, a string, a number, or nil or false to refuse"),
                 }
             }
             ActiveError::CannotWait { handler } => {
@@ -296,10 +298,20 @@ impl fmt::Display for ActiveError {
                 write!(f, "{waiting} calls wait for this object: try again later")
             }
             ActiveError::Rests { for_ms } => {
-                write!(f, "the object reached a limit and rests for {for_ms} ms: ASO.INFO has the limit")
+                write!(
+                    f,
+                    "this call reached a limit of the object and is not run again for {for_ms} ms: ASO.INFO has the limit"
+                )
             }
             ActiveError::Replaced => write!(f, "the object was written by others while the call waited"),
             ActiveError::TimedOut => write!(f, "the call waited for its node until its time was up"),
+            ActiveError::CannotDelete { handler } => {
+                write!(
+                    f,
+                    "{} cannot call deleteSelf: onGet, onTimer and functions that are called can",
+                    handler.name()
+                )
+            }
             ActiveError::NoCopy => {
                 write!(f, "no node that can be reached has a copy of the object")
             }

@@ -66,6 +66,10 @@ pub enum Sabotage {
     TrustOwnClock,
     /// The address in a greeting is not believed if another is known.
     KeepAddress,
+    /// What a failing call of an active object has changed stays.
+    UndoNothing,
+    /// A failing call takes an active object back to what is stored of it.
+    UndoAll,
 }
 
 /// A node's configuration. The defaults suit a cluster in one data centre.

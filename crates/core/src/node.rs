@@ -26,6 +26,7 @@ mod operators;
 mod overdue;
 mod puts;
 mod residents;
+mod rests;
 mod serve;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};

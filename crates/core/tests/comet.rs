@@ -2,8 +2,10 @@
 
 mod support;
 
+use std::sync::Arc;
+
 use bytes::Bytes;
-use oort_core::active::{Ask, Call, Value};
+use oort_core::active::{Ask, Call, Caller, Value};
 use oort_core::bucket::{ActiveDurability, ActiveProperties, BucketProperties, Conflict, DEFAULT_BUCKET};
 use oort_core::client::{ActiveError, ClientError, Handler, Operation, Quorum, Reply, Want};
 use oort_core::mutation::{Expiry, Mutation, MutationError};
@@ -356,46 +358,284 @@ fn a_handler_that_waits_holds_up_the_others_and_nobody_else() {
     assert_eq!(get(&mut cluster, 2, "asking"), 3.into());
 }
 
+/// An object that fails in all ways, each time after it has changed something.
+const FRAGILE: &str = "aso.n = 0
+    function good() self.n = self.n + 1 return self.n end
+    function spin() self.n = self.n + 100 while true do end end
+    function grow() self.n = self.n + 100 self.text = string.rep('x', 90000) .. string.rep('y', 90000) end
+    function fail() self.n = self.n + 100 error('on purpose') end
+    function deep() self.n = self.n + 100 self.t = {} local t = self.t for i = 1, 40 do t[1] = {} t = t[1] end end
+    function cycle() self.n = self.n + 100 self.t = {} self.t.t = self.t end
+    function code() self.n = self.n + 100 self.later = function() end end
+    function swap() self.n = self.n + 100 self.good = nil end
+    function answer() self.n = self.n + 100 return good end
+    function wait() self.n = self.n + 100 comet.lookup() error('later') end
+    function flood() self.n = self.n + 100 while true do comet.lookup() end end
+    function leave() self.n = self.n + 100 comet.deleteSelf() error('no, stay') end
+    function stored() self.n = self.n + 1 comet.put(self) self.n = self.n + 100 error('after it was stored') end
+    function onGet() return self.n end";
+const FAILURES: [(&str, &str); 12] = [
+    ("spin", "more than 100000 instructions"),
+    ("grow", "more than 100000 bytes"),
+    ("fail", "on purpose"),
+    ("deep", "nested deeper than 32 levels"),
+    ("cycle", "self.t.t holds a table that contains itself"),
+    ("code", "self.later holds a function"),
+    ("swap", "are the source's alone"),
+    ("answer", "the result holds a function"),
+    ("wait", "later"),
+    ("flood", "more than 20 messages"),
+    ("leave", "no, stay"),
+    ("nothing", "no function nothing"),
+];
+
+/// Source: DESIGN §5, "A call that fails undoes itself and nothing else."
 #[test]
-fn failures_are_told_and_leave_the_object_as_it_was_saved() {
-    let fragile = "aso.n = 0
-        function spin() self.n = self.n + 1 while true do end end
-        function grow() self.n = self.n + 1 self.text = string.rep('x', 90000) .. string.rep('y', 90000) end
-        function fail() self.n = self.n + 1 error('on purpose') end
-        function onGet() return self.n end";
+fn a_call_that_fails_undoes_itself_and_nothing_else() {
+    for quorum in [false, true] {
+        let mut cluster = Cluster::new(3);
+        if quorum {
+            with_quorum(&mut cluster);
+        }
+        create(&mut cluster, 0, "fragile", FRAGILE).unwrap();
+        let mut answered = 0;
+        for (function, expected) in FAILURES {
+            answered += 1;
+            assert_eq!(call(&mut cluster, 2, "fragile", "good", &[]), Ok(answered.into()), "{function}");
+            let failed = call(&mut cluster, 1, "fragile", function, &[]).unwrap_err().to_string();
+            assert!(failed.contains(expected), "{function}: {failed}");
+            assert_eq!(get(&mut cluster, 0, "fragile"), answered.into(), "{function}");
+        }
+        // Its messages come again. What it has stored itself stays.
+        cluster.advance(61_000);
+        let failed = call(&mut cluster, 1, "fragile", "stored", &[]).unwrap_err().to_string();
+        assert!(failed.contains("after it was stored"), "{failed}");
+        answered += 1;
+        assert_eq!(get(&mut cluster, 0, "fragile"), answered.into());
+        // All of it is written.
+        cluster.advance(3_000);
+        let list = cluster.list("fragile");
+        cluster.crash(list[0], Crash::Power);
+        cluster.advance(5_000);
+        let other = list[1];
+        assert_eq!(get(&mut cluster, other, "fragile"), answered.into(), "quorum: {quorum}");
+    }
+}
+
+#[test]
+fn a_caller_that_drives_an_object_to_its_limits_rests_and_nobody_else() {
     let mut cluster = Cluster::new(3);
-    with_quorum(&mut cluster);
-    create(&mut cluster, 0, "fragile", fragile).unwrap();
-    let text = |result: Result<Value, ClientError>| result.unwrap_err().to_string();
-    let spun = text(call(&mut cluster, 1, "fragile", "spin", &[]));
-    assert!(spun.contains("more than 100000 instructions"), "{spun}");
-    cluster.advance(100);
-    let grown = text(call(&mut cluster, 1, "fragile", "grow", &[]));
-    assert!(grown.contains("more than 100000 bytes"), "{grown}");
-    let resting = text(call(&mut cluster, 1, "fragile", "fail", &[]));
-    assert!(resting.contains("rests for 400 ms"), "{resting}");
-    cluster.advance(400);
-    assert_eq!(get(&mut cluster, 1, "fragile"), 0.into());
-    let failed = text(call(&mut cluster, 1, "fragile", "fail", &[]));
-    assert!(failed.contains("on purpose"), "{failed}");
-    assert_eq!(get(&mut cluster, 1, "fragile"), 1.into(), "an error is no limit: what was done stays");
-    let missing = text(call(&mut cluster, 2, "fragile", "nothing", &[]));
-    assert!(missing.contains("no function nothing"), "{missing}");
-    assert_eq!(info(&mut cluster, "fragile", "failures"), 4.into());
-    // New code does not have to wait.
-    text(call(&mut cluster, 1, "fragile", "spin", &[]));
-    let source = Mutation::Activate { source: fragile.into(), expiry: Expiry::Default, keeps_state: true };
+    create(&mut cluster, 0, "fragile", FRAGILE).unwrap();
+    let by = |cluster: &mut Cluster, i: usize, port: u16, function: &str| {
+        let caller = Caller { ip: Some("10.0.0.1".into()), port: Some(port), ..Caller::default() };
+        let what = Ask::Function(Bytes::copy_from_slice(function.as_bytes()));
+        let call = Call { what, arguments: Vec::new(), caller: Some(Arc::new(caller)) };
+        let operation = Operation::Call { key: key("fragile"), call, quorum: Quorum::default() };
+        cluster.run(i, operation).map_err(|error| error.to_string())
+    };
+    let mut runs = 0;
+    for n in 0..30 {
+        let spun = by(&mut cluster, n % 3, 666, "spin").unwrap_err();
+        let is_rest = spun.contains("is not run again for");
+        assert!(n % 10 != 0 || !is_rest, "{n}: {spun}");
+        runs += usize::from(!is_rest);
+        for port in 1..4 {
+            by(&mut cluster, n % 3, port, "good").unwrap();
+        }
+        by(&mut cluster, n % 3, 666, "good").expect("another function does not rest");
+        if n % 10 == 9 {
+            cluster.advance(60_000);
+        }
+    }
+    assert!(runs <= 9, "{runs}");
+    assert_eq!(get(&mut cluster, 1, "fragile"), 120.into());
+    // It can be looked at all the time, and new code ends all rests.
+    by(&mut cluster, 0, 666, "spin").unwrap_err();
+    let error = info(&mut cluster, "fragile", "last_error");
+    assert!(error.get("message").is_some(), "{error:?}");
+    let source = Mutation::Activate { source: FRAGILE.into(), expiry: Expiry::Default, keeps_state: true };
     cluster.update(2, "fragile", source).unwrap();
-    assert_eq!(get(&mut cluster, 1, "fragile"), 1.into());
+    let spun = by(&mut cluster, 0, 666, "spin").unwrap_err();
+    assert!(spun.contains("instructions"), "{spun}");
+}
+
+#[test]
+fn a_full_queue_keeps_no_other_caller_out() {
+    let mut cluster = Cluster::new(3);
+    create(&mut cluster, 0, "slow", "function wait() comet.get() return 'done' end").unwrap();
+    let by = |port: u16| {
+        let caller = Caller { ip: Some("10.0.0.1".into()), port: Some(port), ..Caller::default() };
+        let call = Call {
+            what: Ask::Function(Bytes::from_static(b"wait")),
+            arguments: Vec::new(),
+            caller: Some(Arc::new(caller)),
+        };
+        // The call itself needs nobody else.
+        Operation::Call { key: key("slow"), call, quorum: Quorum { r: Some(1), ..Quorum::default() } }
+    };
+    let home = cluster.list("slow")[0];
+    // The others do not answer: the first call waits, and all others behind it.
+    cluster.mute((home + 1) % 3);
+    cluster.mute((home + 2) % 3);
+    let flood: Vec<_> = (0..1_001).map(|_| cluster.ask(home, by(1))).collect();
+    let good: Vec<_> = (2..12).map(|port| cluster.ask(home, by(port))).collect();
+    let more = cluster.ask(home, by(1));
+    cluster.pump();
+    let is_crowded = |answer: Option<Result<Reply, ClientError>>| {
+        matches!(answer, Some(Err(ClientError::Active(ActiveError::Crowded { .. }))))
+    };
+    assert!(is_crowded(cluster.answer(more)));
+    assert!(good.into_iter().all(|id| !is_crowded(cluster.answer(id))));
+    assert_eq!(flood.into_iter().filter(|id| is_crowded(cluster.answer(*id))).count(), 10);
+}
+
+#[test]
+fn failures_are_told() {
+    let mut cluster = Cluster::new(3);
+    create(&mut cluster, 0, "fragile", FRAGILE).unwrap();
+    call(&mut cluster, 1, "fragile", "fail", &[]).unwrap_err();
+    assert_eq!(info(&mut cluster, "fragile", "failures"), 1.into());
     let last = info(&mut cluster, "fragile", "last_error");
-    assert!(last.get("message").is_some(), "{last:?}");
+    assert_eq!(last.get("message"), Some(&"aso:5: on purpose".into()), "{last:?}");
     let syntax = create(&mut cluster, 0, "broken", "function (").unwrap_err().to_string();
     assert!(syntax.contains("does not compile"), "{syntax}");
+    let nothing = create(&mut cluster, 0, "broken", "-- nothing").unwrap_err().to_string();
+    assert!(nothing.contains("the source defines nothing"), "{nothing}");
+    let binary = create(&mut cluster, 0, "broken", "aso.x = 1\n\0 aso.y = 2").unwrap_err().to_string();
+    assert!(binary.contains("line 2: byte 0x00 is no text"), "{binary}");
     assert_eq!(call(&mut cluster, 0, "broken", "f", &[]), Err(ClientError::Active(ActiveError::Missing)));
     let reserved = call(&mut cluster, 0, "fragile", "onTimer", &[]);
     assert_eq!(reserved, Err(ClientError::Active(ActiveError::Reserved { handler: Handler::OnTimer })));
     cluster.put(0, "plain", "text").unwrap();
     assert_eq!(call(&mut cluster, 0, "plain", "f", &[]), Err(ClientError::Active(ActiveError::NotActive)));
+}
+
+#[test]
+fn no_object_is_beyond_new_code() {
+    // Its source fails from a certain time on, as one does that asks the clock.
+    let mut cluster = Cluster::new(3);
+    let at_ms = cluster.now(0).wall_ms + 30_000;
+    let dying =
+        format!("if comet.systemTime() > {at_ms} then error('too late') end aso.n = 7 function onGet() end");
+    create(&mut cluster, 0, "dying", &dying).unwrap();
+    cluster.advance(200_000);
+    let failed = call(&mut cluster, 1, "dying", "onGet", &[]).unwrap_err().to_string();
+    assert!(failed.contains("too late"), "{failed}");
+    let last = info(&mut cluster, "dying", "last_error");
+    assert_eq!(last.get("message"), Some(&"aso:1: too late".into()), "{last:?}");
+    let source = |text: &str| Mutation::Activate {
+        source: Bytes::copy_from_slice(text.as_bytes()),
+        expiry: Expiry::Default,
+        keeps_state: true,
+    };
+    cluster.update(1, "dying", source("function onGet() return self.n end")).unwrap();
+    assert_eq!(get(&mut cluster, 2, "dying"), 7.into());
+    // The limit is lowered below what is stored: it can be asked, and may shrink.
+    let large = "aso.text = string.rep('x', 50000) function shrink() self.text = 'small' return 'done' end
+        function grow() self.text = self.text .. 'more' end function onGet() return #self.text end";
+    create(&mut cluster, 0, "large", large).unwrap();
+    let aso = ActiveProperties { memory_bytes: 10_000, ..ActiveProperties::default() };
+    cluster.set_bucket(0, DEFAULT_BUCKET, BucketProperties { aso, ..BucketProperties::default() });
+    cluster.advance(200_000);
+    assert_eq!(get(&mut cluster, 0, "large"), 50_000.into());
+    let grown = call(&mut cluster, 0, "large", "grow", &[]).unwrap_err().to_string();
+    assert!(grown.contains("more than 10000 bytes"), "{grown}");
+    cluster.update(1, "large", source(large)).unwrap();
+    assert_eq!(call(&mut cluster, 0, "large", "shrink", &[]), Ok("done".into()));
+    assert_eq!(get(&mut cluster, 2, "large"), 5.into());
+}
+
+#[test]
+fn a_merge_that_fails_leaves_the_newest() {
+    let merges = [
+        "function onMerge(other) self.best = 999 error('no') end",
+        "function onMerge(other) self.best = 999 while true do end end",
+        "function onMerge(other) self.best = 999 comet.lookup() end",
+        "function onMerge(other) self.best = 999 self.text = string.rep('x', 99990) end",
+        "function onMerge(other) self.best = 999 comet.deleteSelf() end",
+        "function onMerge(other) self.best = 999 self.f = function() end end",
+    ];
+    for merge in merges {
+        let source = format!(
+            "aso.best = 0 function bid(n) self.best = tonumber(n) return self.best end
+            function onGet() return self.best end {merge}"
+        );
+        let mut cluster = Cluster::new(5);
+        create(&mut cluster, 0, "auction", &source).unwrap();
+        let list = cluster.list("auction");
+        cluster.split(&[list[0], list[3]], &[list[1], list[2], list[4]]);
+        call(&mut cluster, list[0], "auction", "bid", &[5.into()]).unwrap();
+        cluster.advance(1_500);
+        call(&mut cluster, list[1], "auction", "bid", &[7.into()]).unwrap();
+        cluster.advance(1_500);
+        cluster.heal();
+        cluster.advance(5_000);
+        assert_eq!(get(&mut cluster, list[2], "auction"), 7.into(), "{merge}");
+        assert_eq!(cluster.total("active_merges_lost"), 1, "{merge}");
+    }
+}
+
+#[test]
+fn false_refuses_as_nil_does_and_true_is_an_error() {
+    let mut cluster = Cluster::new(3);
+    let source = "aso.value = 'v' aso.asked = 0
+        function onUpdate(new) self.asked = self.asked + 1 return new == 'true' end
+        function onGet() return {self.value, self.asked} end";
+    create(&mut cluster, 0, "picky", source).unwrap();
+    let refusal = ClientError::Active(ActiveError::Refused { handler: Handler::OnUpdate });
+    assert_eq!(cluster.put(1, "picky", "text"), Err(refusal));
+    let error = ClientError::Active(ActiveError::Returned { handler: Handler::OnUpdate });
+    assert_eq!(cluster.put(1, "picky", "true"), Err(error));
+    assert_eq!(get(&mut cluster, 2, "picky"), Value::Array(vec!["v".into(), 0.into()]));
+    for (answer, error) in [
+        ("false", ActiveError::Refused { handler: Handler::OnPut }),
+        ("true", ActiveError::Returned { handler: Handler::OnPut }),
+    ] {
+        let source = format!("function onPut() return {answer} end");
+        assert_eq!(create(&mut cluster, 0, "never", &source), Err(ClientError::Active(error)));
+        assert_eq!(cluster.values(0, "never"), Vec::<String>::new());
+    }
+    // No handler that must return at once may delete.
+    let deleting = "aso.value = 'v' function onUpdate(new) comet.deleteSelf() return new end";
+    create(&mut cluster, 0, "deleting", deleting).unwrap();
+    let error = ClientError::Active(ActiveError::CannotDelete { handler: Handler::OnUpdate });
+    assert_eq!(cluster.put(1, "deleting", "text"), Err(error));
+    assert_eq!(get(&mut cluster, 2, "deleting"), "v".into());
+    let error = ClientError::Active(ActiveError::CannotDelete { handler: Handler::OnPut });
+    assert_eq!(
+        create(&mut cluster, 0, "never", "function onPut() comet.deleteSelf() return self end"),
+        Err(error)
+    );
+}
+
+#[test]
+fn a_bucket_that_forbids_objects_stops_those_that_are_there() {
+    let mut cluster = Cluster::new(3);
+    let ticking = "aso.n = 0 aso.interval = 1 function onTimer() self.n = self.n + 1 end
+        function onUpdate() return self end function onGet() return self.n end";
+    create(&mut cluster, 0, "ticking", ticking).unwrap();
+    cluster.advance(3_000);
+    let allow = |cluster: &mut Cluster, active: bool| {
+        cluster.set_bucket(0, DEFAULT_BUCKET, BucketProperties { active, ..BucketProperties::default() });
+        cluster.advance(2_000);
+    };
+    allow(&mut cluster, false);
+    let forbidden = ClientError::Active(ActiveError::Forbidden);
+    assert_eq!(ask(&mut cluster, 1, "ticking", Ask::Get, &[]), Err(forbidden.clone()));
+    assert_eq!(call(&mut cluster, 1, "ticking", "onGet", &[]), Err(forbidden.clone()));
+    assert_eq!(cluster.put(2, "ticking", "text"), Err(forbidden));
+    let runs = cluster.total("active_timer_runs");
+    cluster.advance(10_000);
+    assert_eq!(cluster.total("active_timer_runs"), runs);
+    assert!(info(&mut cluster, "ticking", "source_bytes") != Value::Nil, "it can be looked at");
+    allow(&mut cluster, true);
+    assert!(ask(&mut cluster, 1, "ticking", Ask::Get, &[]).is_ok());
+    allow(&mut cluster, false);
+    let delete = Mutation::Delete {
+        basis: oort_core::mutation::Basis::Local,
+        condition: oort_core::mutation::Condition::Always,
+    };
+    assert!(cluster.update(1, "ticking", delete).unwrap().applied);
 }
 
 #[test]

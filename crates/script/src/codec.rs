@@ -25,8 +25,14 @@ use crate::limits::ScriptError;
 /// Tables within tables, at most.
 pub const LEVELS_MAX: usize = 32;
 
-const FORMAT: u8 = 1;
-const CONVERGENT: u8 = 8;
+pub(crate) const FORMAT: u8 = 1;
+pub(crate) const NIL: u8 = 0;
+pub(crate) const FALSE: u8 = 1;
+pub(crate) const TRUE: u8 = 2;
+pub(crate) const BYTES: u8 = 5;
+pub(crate) const ARRAY: u8 = 6;
+pub(crate) const MAP: u8 = 7;
+pub(crate) const CONVERGENT: u8 = 8;
 
 /// Integers beyond are not told apart by Lua's numbers.
 pub(crate) const EXACT_MAX: f64 = 9_007_199_254_740_992.0;
@@ -83,20 +89,16 @@ pub fn encode(value: &Value) -> Vec<u8> {
 /// The bytes of a value alone.
 pub(crate) fn put(value: &Value, out: &mut Vec<u8>) {
     if let Some(bytes) = unveiled(value) {
-        out.push(CONVERGENT);
-        put_varint(bytes.len() as u64, out);
-        out.extend_from_slice(bytes);
-        return;
+        return put_bytes(CONVERGENT, bytes, out);
     }
-    out.push(tag(value));
     match value {
-        Value::Nil | Value::Bool(_) => {}
-        Value::Integer(n) => put_varint(((n << 1) ^ (n >> 63)) as u64, out),
+        Value::Integer(n) => return put_integer(*n, out),
+        Value::Bytes(bytes) => return put_bytes(BYTES, bytes, out),
+        _ => out.push(tag(value)),
+    }
+    match value {
+        Value::Nil | Value::Bool(_) | Value::Integer(_) | Value::Bytes(_) => {}
         Value::Number(n) => out.extend_from_slice(&n.to_bits().to_le_bytes()),
-        Value::Bytes(bytes) => {
-            put_varint(bytes.len() as u64, out);
-            out.extend_from_slice(bytes);
-        }
         Value::Array(items) => {
             put_varint(items.len() as u64, out);
             for item in items {
@@ -113,7 +115,20 @@ pub(crate) fn put(value: &Value, out: &mut Vec<u8>) {
     }
 }
 
-fn put_varint(mut n: u64, out: &mut Vec<u8>) {
+/// The bytes of an integer.
+pub(crate) fn put_integer(n: i64, out: &mut Vec<u8>) {
+    out.push(3);
+    put_varint(((n << 1) ^ (n >> 63)) as u64, out);
+}
+
+/// The bytes of a string or of a convergent value, as its tag says.
+pub(crate) fn put_bytes(tag: u8, bytes: &[u8], out: &mut Vec<u8>) {
+    out.push(tag);
+    put_varint(bytes.len() as u64, out);
+    out.extend_from_slice(bytes);
+}
+
+pub(crate) fn put_varint(mut n: u64, out: &mut Vec<u8>) {
     while n >= 0x80 {
         out.push(n as u8 | 0x80);
         n >>= 7;

@@ -49,6 +49,7 @@ mod codec;
 mod convergent;
 mod held;
 mod value;
+mod state;
 mod shape;
 mod host;
 mod methods;

@@ -2,7 +2,11 @@
 
 use std::fmt;
 
-use oort_core::active::{Fuel, Limits};
+use oort_core::active::{Fuel, Limits, INTERVAL_MS_MAX, INTERVAL_MS_MIN};
+
+/// The least and the greatest time between two runs of `onTimer`, in seconds.
+pub(crate) const INTERVAL_SECONDS_MIN: f64 = INTERVAL_MS_MIN as f64 / 1000.0;
+pub(crate) const INTERVAL_SECONDS_MAX: f64 = INTERVAL_MS_MAX as f64 / 1000.0;
 
 /// Instructions that one safepoint stands for: there is one for each 4 to 12.
 pub const SAFEPOINT_COST: i64 = 8;
@@ -57,8 +61,10 @@ impl fmt::Display for LimitError {
     }
 }
 
-/// Why a call, a load or an encoding failed. A failed call may have changed some fields already: whoever wants all
-/// or nothing loads the object again from its last encoded state.
+/// Why a call, a load or an encoding failed. A failed call may have changed some fields already: [`Vm::undo`] takes the
+/// object back to the state before it.
+///
+/// [`Vm::undo`]: crate::Vm::undo
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ScriptError {
     /// The source does not compile.
@@ -84,10 +90,23 @@ pub enum Unkeepable {
     Thread,
     Userdata,
     Cycle,
+    Metatable,
+    /// A function, or a table with functions, that is not as the source made it.
+    Changed,
+    /// One of the names of the object itself.
+    OwnName,
+    /// The object itself is frozen.
+    Frozen,
+    /// The time between two runs of `onTimer`.
+    Interval,
     NanKey,
     TableKey,
-    TooDeep { levels_max: usize },
-    TooLarge { bytes_max: usize },
+    TooDeep {
+        levels_max: usize,
+    },
+    TooLarge {
+        bytes_max: usize,
+    },
 }
 
 impl fmt::Display for Unkeepable {
@@ -97,6 +116,19 @@ impl fmt::Display for Unkeepable {
             Unkeepable::Thread => write!(f, "a coroutine, which cannot be kept"),
             Unkeepable::Userdata => write!(f, "a value of the host, which cannot be kept"),
             Unkeepable::Cycle => write!(f, "a table that contains itself"),
+            Unkeepable::Metatable => write!(f, "a table with a metatable, which cannot be kept"),
+            Unkeepable::Changed => {
+                write!(
+                    f,
+                    "code that a call has changed: functions, and tables with functions or a metatable, are the source's alone"
+                )
+            }
+            Unkeepable::Frozen => write!(f, "a frozen table, which the object itself cannot be"),
+            Unkeepable::Interval => write!(
+                f,
+                "no number of seconds from {INTERVAL_SECONDS_MIN} to {INTERVAL_SECONDS_MAX}, as the object has a timer"
+            ),
+            Unkeepable::OwnName => write!(f, "another value than the object, whose name it is"),
             Unkeepable::NanKey => write!(f, "a key that is not a number (NaN)"),
             Unkeepable::TableKey => write!(f, "a key that is neither a string, a number nor a boolean"),
             Unkeepable::TooDeep { levels_max } => write!(f, "tables nested deeper than {levels_max} levels"),

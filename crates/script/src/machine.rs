@@ -10,7 +10,7 @@ use oort_core::active::{
 use oort_core::types::ObjectKey;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-use crate::limits::ScriptError;
+use crate::limits::{LimitError, ScriptError};
 use crate::meter::Clock;
 use crate::object::{state_fields, Object};
 use crate::vm::{Config, Step, Suspended, Vm};
@@ -141,6 +141,24 @@ impl Sandbox for Machine {
         Ok(())
     }
 
+    fn renew(
+        &mut self,
+        key: &ObjectKey,
+        source: &Bytes,
+        state: &Bytes,
+        limits: &Limits,
+        facts: Facts,
+    ) -> Result<Place, Failure> {
+        let object = self.vm.renew(key.key_bytes(), source, state, *limits, facts).map_err(failure);
+        self.replace(key, object)
+    }
+
+    fn undo(&mut self, key: &ObjectKey, facts: Facts) -> Result<(), Failure> {
+        let (vm, resident) = self.resident(key)?;
+        resident.waiting = None;
+        vm.undo(&mut resident.object, facts).map_err(failure)
+    }
+
     fn has(&self, key: &ObjectKey, function: &str) -> bool {
         self.object(key).is_some_and(|object| object.has(function))
     }
@@ -171,7 +189,11 @@ impl Sandbox for Machine {
 
     fn save(&mut self, key: &ObjectKey) -> Result<Bytes, Failure> {
         let (vm, resident) = self.resident(key)?;
-        vm.encode(&mut resident.object).map(Bytes::from).map_err(failure)
+        match resident.waiting {
+            // It stores itself.
+            Some(_) => vm.encode(&mut resident.object).map(Bytes::from).map_err(failure),
+            None => Ok(Bytes::copy_from_slice(&resident.object.kept)),
+        }
     }
 
     fn fields(&mut self, key: &ObjectKey) -> Result<Value, Failure> {
@@ -248,12 +270,14 @@ fn misused(message: &str) -> Failure {
 fn failure(error: ScriptError) -> Failure {
     let kind = match &error {
         ScriptError::Syntax { .. } => FailureKind::Syntax,
-        ScriptError::Runtime { .. } => FailureKind::Error,
         ScriptError::NoFunction { .. } => FailureKind::NoFunction,
-        ScriptError::Limit { .. }
+        // Found out without much work, like an error.
+        ScriptError::Runtime { .. }
         | ScriptError::Unkeepable { .. }
         | ScriptError::BadState { .. }
-        | ScriptError::Machine { .. } => FailureKind::Limit,
+        | ScriptError::Machine { .. }
+        | ScriptError::Limit { limit: LimitError::Memory { .. }, .. } => FailureKind::Error,
+        ScriptError::Limit { .. } => FailureKind::Limit,
     };
     Failure { kind, message: error.to_string(), trace: error.trace().to_string() }
 }

@@ -11,11 +11,12 @@ use bytes::Bytes;
 use mlua::{Function, Lua, Table};
 use oort_core::active::{Limits, Value};
 
-use crate::codec::{decode_veiled, encode};
+use crate::codec::decode_veiled;
 use crate::held::{self, Gauge};
 use crate::join;
-use crate::limits::{LimitError, ScriptError, Unkeepable};
-use crate::shape::Shape;
+use crate::limits::{LimitError, ScriptError, Unkeepable, INTERVAL_SECONDS_MAX, INTERVAL_SECONDS_MIN};
+use crate::shape::{Shape, Signature};
+use crate::state::{self, Made, Names, Root};
 use crate::value::{into_lua, state_into_lua, Convergent, Refusal, Taker};
 
 /// The names under which code finds its object.
@@ -26,6 +27,8 @@ pub(crate) struct Code {
     pub source: Rc<[u8]>,
     pub main: Function,
     pub shape: Shape,
+    /// How its functions are to be called, by name, known once it has run.
+    pub signatures: OnceCell<BTreeMap<Vec<u8>, Signature>>,
     /// What the source makes anew, known once it has run.
     pub baseline: OnceCell<Baseline>,
 }
@@ -33,15 +36,8 @@ pub(crate) struct Code {
 /// What a source makes, by name.
 #[derive(Default)]
 pub(crate) struct Baseline {
-    fields: BTreeMap<Vec<u8>, Made>,
-    globals: BTreeMap<Vec<u8>, Made>,
-}
-
-/// What a name holds after the source has run.
-enum Made {
-    /// A function, or a table with functions in it.
-    Code,
-    Data(Value),
+    fields: Names,
+    globals: Names,
 }
 
 /// What becomes of fields that the source makes and a state has not.
@@ -65,6 +61,10 @@ pub struct Object {
     pub(crate) last_dot: u64,
     pub(crate) limits: Limits,
     pub(crate) messages_left: u32,
+    /// The bytes of its state before the call that runs; empty before it was first known.
+    pub(crate) kept: Vec<u8>,
+    /// Of the functions that its source has made, as they must stay.
+    pub(crate) print: u64,
     /// Allocated by its calls since its state was last measured.
     pub(crate) unmeasured_bytes: usize,
     /// Allocated by its calls since it was loaded.
@@ -102,50 +102,99 @@ impl Object {
 
     /// All fields that are data, as a map.
     ///
-    /// Errors: `Unkeepable`, with the path to what cannot be kept, and the limit on memory.
+    /// Errors: `Unkeepable`, with the path to what cannot be kept.
     pub fn fields(&self) -> Result<Value, ScriptError> {
         let empty = Baseline::default();
         let baseline = self.code.baseline.get().unwrap_or(&empty);
-        let mut taker = self.taker(Convergent::Plain);
+        // What is kept has a bound of its own.
+        let mut taker = Taker::new(usize::MAX, Convergent::Plain);
         let fields = kept(&mut taker, &self.fields, &baseline.fields, &[], "self");
-        fields.map(Value::Map).map_err(|error| too_large(error, &self.limits))
+        fields.map(Value::Map)
     }
 
-    /// The state in bytes; equal states have equal bytes.
+    /// Writes the state into `out`: equal states have equal bytes. Returns the print of the code.
     ///
-    /// Errors: as [`Object::fields`].
-    pub(crate) fn encode(&mut self) -> Result<Vec<u8>, ScriptError> {
-        let [fields, globals] = self.state()?;
-        let state = encode(&Value::Array(vec![Value::Map(fields), Value::Map(globals)]));
-        if self.code.source.len() + state.len() > self.limits.memory_bytes as usize {
-            return Err(memory_limit(&self.limits));
+    /// Errors: `Unkeepable`, with the path to what cannot be kept, and the limit on memory. A state that has not grown
+    /// since it was kept is not refused for its size: the limit may have been lowered since.
+    pub(crate) fn write(&self, out: &mut Vec<u8>) -> Result<u64, ScriptError> {
+        self.write_within(out, 0)
+    }
+
+    /// As `write`. The state may have grown by `slack_bytes`.
+    pub(crate) fn write_within(&self, out: &mut Vec<u8>, slack_bytes: usize) -> Result<u64, ScriptError> {
+        let empty = Baseline::default();
+        let baseline = self.code.baseline.get().unwrap_or(&empty);
+        let place = self.fields.to_pointer();
+        let fields = Root { table: &self.fields, made: &baseline.fields, own: (&[], place), name: "self" };
+        let own = (&OBJECT_NAMES[..], place);
+        let globals = Root { table: &self.globals, made: &baseline.globals, own, name: "the global" };
+        let bytes_max = (self.limits.memory_bytes as usize).saturating_sub(self.code.source.len());
+        let written = state::write(out, [fields, globals], bytes_max.max(self.kept.len() + slack_bytes));
+        written.map_err(|error| too_large(error, &self.limits))
+    }
+
+    /// Takes what the object has become for its state, unless that cannot be kept.
+    ///
+    /// Errors: as [`Object::write`], and code that is not what the source made.
+    pub(crate) fn keep(&mut self, scratch: &mut Vec<u8>) -> Result<(), ScriptError> {
+        if self.write(scratch)? != self.print {
+            return Err(self.changed_code());
+        }
+        if self.kept != *scratch {
+            self.kept.clear();
+            self.kept.extend_from_slice(scratch);
         }
         self.unmeasured_bytes = 0;
-        Ok(state)
+        Ok(())
+    }
+
+    /// True if the state is what is kept, and the code what it was.
+    pub(crate) fn is_kept(&self, scratch: &mut Vec<u8>) -> bool {
+        self.write(scratch).is_ok_and(|print| print == self.print) && self.kept == *scratch
+    }
+
+    /// Which functions are not as the source made them.
+    fn changed_code(&self) -> ScriptError {
+        let empty = Baseline::default();
+        let baseline = self.code.baseline.get().unwrap_or(&empty);
+        for (table, made, root) in
+            [(&self.fields, &baseline.fields, "self"), (&self.globals, &baseline.globals, "the global")]
+        {
+            let mut new = None;
+            let _ = table.for_each(|name: mlua::Value, value: mlua::Value| {
+                if let (mlua::Value::String(name), mlua::Value::Function(_)) = (name, value) {
+                    if !matches!(made.get(&name.as_bytes()[..]), Some(Made::Code)) {
+                        new = Some(name.as_bytes().to_vec());
+                    }
+                }
+                Ok(())
+            });
+            if let Some(name) = new {
+                return Refusal::from(Unkeepable::Function).within(|| Value::Bytes(name)).at(root);
+            }
+        }
+        Refusal::from(Unkeepable::Changed).at("self")
     }
 
     /// What is kept of fields and globals.
     fn state(&self) -> Result<[Entries; 2], ScriptError> {
-        let empty = Baseline::default();
-        let baseline = self.code.baseline.get().unwrap_or(&empty);
-        let mut taker = self.taker(Convergent::Veiled);
-        let fields = kept(&mut taker, &self.fields, &baseline.fields, &[], "self");
-        let fields = fields.map_err(|error| too_large(error, &self.limits))?;
-        let globals = kept(&mut taker, &self.globals, &baseline.globals, &OBJECT_NAMES, "the global");
-        let mut globals = globals.map_err(|error| too_large(error, &self.limits))?;
-        globals.retain(|(name, value)| !is_made(baseline, name, value));
-        Ok([fields, globals])
+        let mut bytes = Vec::new();
+        self.write(&mut bytes)?;
+        parts(decode_veiled(&bytes)?)
     }
 
     fn taker(&self, convergent: Convergent) -> Taker {
         Taker::new(self.limits.memory_bytes as usize, convergent)
     }
 
-    /// Only the size is of interest: what cannot be kept is said when it shall be kept.
-    pub(crate) fn measure(&mut self) -> Result<(), ScriptError> {
-        match self.encode() {
+    /// Only the size is of interest: what cannot be kept is said when the call ends.
+    pub(crate) fn measure(&mut self, scratch: &mut Vec<u8>) -> Result<(), ScriptError> {
+        match self.write(scratch) {
             Err(error @ ScriptError::Limit { .. }) => Err(error),
-            _ => Ok(()),
+            _ => {
+                self.unmeasured_bytes = 0;
+                Ok(())
+            }
         }
     }
 
@@ -154,14 +203,13 @@ impl Object {
         if self.code.baseline.get().is_some() {
             return Ok(());
         }
-        let read = |table: &Table| -> Result<BTreeMap<Vec<u8>, Made>, ScriptError> {
-            let mut made = BTreeMap::new();
+        let read = |table: &Table| -> Result<Names, ScriptError> {
+            let mut made = Names::new();
             table.for_each(|name: mlua::Value, value: mlua::Value| {
                 if let mlua::Value::String(name) = name {
-                    let taken = self.taker(Convergent::Veiled).take(&value);
-                    let is = match taken {
+                    let is = match state::value_bytes(&value, self.limits.memory_bytes as usize) {
                         Ok(data) => Made::Data(data),
-                        Err(Refusal { reason: Unkeepable::TooLarge { .. }, .. }) => return Ok(()),
+                        Err(Unkeepable::TooLarge { .. }) => return Ok(()),
                         Err(_) => Made::Code,
                     };
                     made.insert(name.as_bytes().to_vec(), is);
@@ -178,6 +226,9 @@ impl Object {
 
     /// Puts the fields and globals of a state in place of those that the source made.
     ///
+    /// What the source makes a function now stays one, whatever stood there before. An interval of the timer that none
+    /// can be, from before they were refused, becomes one.
+    ///
     /// Errors: `BadState`.
     pub(crate) fn restore(
         &self,
@@ -187,8 +238,10 @@ impl Object {
         fresh: Fresh,
     ) -> Result<(), ScriptError> {
         let [fields, globals] = parts(decode_veiled(state)?)?;
-        let made_code = |name: &mlua::Value| match (name, self.code.baseline.get()) {
-            (mlua::Value::String(name), Some(baseline)) => {
+        let empty = Baseline::default();
+        let baseline = self.code.baseline.get().unwrap_or(&empty);
+        let made_code = |name: &mlua::Value| match name {
+            mlua::Value::String(name) => {
                 matches!(baseline.fields.get(&name.as_bytes()[..]), Some(Made::Code))
             }
             _ => false,
@@ -203,12 +256,25 @@ impl Object {
         for name in stale {
             self.fields.raw_set(name, mlua::Value::Nil)?;
         }
-        for (table, entries) in [(&self.fields, fields), (&self.globals, globals)] {
+        let tables = [(&self.fields, fields, &baseline.fields), (&self.globals, globals, &baseline.globals)];
+        for (table, entries, made) in tables {
             for (name, value) in entries {
-                if !is_object_name(&name) {
+                let is_code =
+                    matches!(&name, Value::Bytes(name) if matches!(made.get(name), Some(Made::Code)));
+                if !is_object_name(&name) && !is_code {
                     table.raw_set(into_lua(lua, &name)?, state_into_lua(lua, gauge, &value)?)?;
                 }
             }
+        }
+        let interval: mlua::Value = self.fields.raw_get("interval")?;
+        if !interval.is_nil() && self.has("onTimer") {
+            let seconds = match interval {
+                mlua::Value::Integer(seconds) => seconds as f64,
+                mlua::Value::Number(seconds) => seconds,
+                _ => f64::NAN,
+            };
+            let nearest = seconds.clamp(INTERVAL_SECONDS_MIN, INTERVAL_SECONDS_MAX);
+            self.fields.raw_set("interval", Some(nearest).filter(|_| !seconds.is_nan()))?;
         }
         Ok(())
     }
@@ -218,7 +284,13 @@ impl Object {
     /// convergent values differed, so that nothing of the other state is lost.
     ///
     /// Errors: `BadState`; whatever the own state cannot keep; the limit on memory, if they are too large together.
-    pub(crate) fn join(&mut self, lua: &Lua, gauge: &Gauge, state: &[u8]) -> Result<bool, ScriptError> {
+    pub(crate) fn join(
+        &mut self,
+        lua: &Lua,
+        gauge: &Gauge,
+        scratch: &mut Vec<u8>,
+        state: &[u8],
+    ) -> Result<bool, ScriptError> {
         let theirs = parts(decode_veiled(state)?)?;
         let ours = self.state()?;
         let mut is_lossless = true;
@@ -227,7 +299,7 @@ impl Object {
             let theirs = theirs.iter().filter(|(name, _)| !is_object_name(name));
             is_lossless &= join::join_table(lua, gauge, table, theirs)?;
         }
-        self.measure()?;
+        self.keep(scratch)?;
         Ok(is_lossless)
     }
 }
@@ -266,7 +338,7 @@ fn parts(state: Value) -> Result<[Entries; 2], ScriptError> {
 fn kept(
     taker: &mut Taker,
     table: &Table,
-    made: &BTreeMap<Vec<u8>, Made>,
+    made: &Names,
     hidden: &[&str],
     root: &str,
 ) -> Result<Entries, ScriptError> {
@@ -274,11 +346,6 @@ fn kept(
         !hidden.iter().any(|hidden| hidden.as_bytes() == name) && !matches!(made.get(name), Some(Made::Code))
     };
     taker.entries(table, is_kept).map_err(|refusal: Refusal| refusal.at(root))
-}
-
-fn is_made(baseline: &Baseline, name: &Value, value: &Value) -> bool {
-    let Value::Bytes(name) = name else { return false };
-    matches!(baseline.globals.get(name), Some(Made::Data(made)) if made == value)
 }
 
 /// A state that is too large to read is one that takes too much memory.

@@ -68,9 +68,9 @@ pub(crate) enum Item<'a> {
     Bytes(&'a [u8]),
     /// Where it lies.
     Table(*const c_void),
-    Function,
+    Function(*const c_void),
     Thread,
-    Userdata,
+    Userdata(*const c_void),
     Other,
 }
 
@@ -224,9 +224,9 @@ impl<'a> Stack<'a> {
                     Item::Bytes(std::slice::from_raw_parts(bytes.cast(), len_bytes))
                 }
                 ffi::LUA_TTABLE => Item::Table(ffi::lua_topointer(self.state, at)),
-                ffi::LUA_TFUNCTION => Item::Function,
+                ffi::LUA_TFUNCTION => Item::Function(ffi::lua_topointer(self.state, at)),
                 ffi::LUA_TTHREAD => Item::Thread,
-                ffi::LUA_TUSERDATA => Item::Userdata,
+                ffi::LUA_TUSERDATA => Item::Userdata(ffi::lua_topointer(self.state, at)),
                 _ => Item::Other,
             }
         }
@@ -246,6 +246,30 @@ impl<'a> Stack<'a> {
             }
         };
         Ok((next >= 0).then_some(next))
+    }
+
+    /// True if the value at an index has a metatable of its own.
+    pub fn has_metatable(&mut self, at: c_int) -> bool {
+        if self.reserve(1).is_err() {
+            return true;
+        }
+        // SAFETY: there is room for the metatable, which is taken away again.
+        unsafe {
+            let has = ffi::lua_getmetatable(self.state, at.max(1)) != 0;
+            if has {
+                ffi::lua_settop(self.state, -2);
+            }
+            has
+        }
+    }
+
+    /// True if the value at an index is a frozen table.
+    pub fn is_frozen(&self, at: c_int) -> bool {
+        // SAFETY: the state is live, and the value is a table.
+        unsafe {
+            let at = at.max(1);
+            ffi::lua_type(self.state, at) == ffi::LUA_TTABLE && ffi::lua_getreadonly(self.state, at) != 0
+        }
     }
 
     /// The value at an index as one of mlua's. Errors: `MemoryError`.

@@ -2,12 +2,15 @@
 //! arguments they want.
 //!
 //! Objects are written in several ways. `function onGet(caller)` finds its object in the global `self`;
-//! `function aso:onGet(caller)` and `onGet = function(self, caller)` are handed it. And the slides call a function
-//! declared with a colon by a dot: `self.selectReplicas(neighbors)`, whose argument would arrive as `self`. So a
-//! source is read once more as a stream of words: names of functions are collected, and the functions that take
-//! `self` but are mentioned behind a dot get a wrapper that supplies the object.
+//! `function aso:onGet(caller)` and `onGet = function(self, caller)` are handed it. The rule: a function is handed its
+//! object if it is declared with a colon, or if its first parameter is named `self`. A function that is assigned to a
+//! field and has another first parameter is refused when an object is made: in Lua that parameter would be the object.
+//!
+//! And the slides call a function declared with a colon by a dot: `self.selectReplicas(neighbors)`, whose argument
+//! would arrive as `self`. So a source is read once more as a stream of words: the functions in it are collected, by
+//! the line in which they begin, and those that take `self` but are mentioned behind a dot get a wrapper for that.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 /// How a function was declared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,11 +20,32 @@ pub(crate) struct Signature {
     pub takes_arguments: bool,
 }
 
-/// What is known of a source's functions, by their last name.
+/// A function in a source.
+#[derive(Debug)]
+struct Declared {
+    /// The line in which it begins, from 1.
+    line: usize,
+    /// The last part of its name, or of that to which it is assigned.
+    name: Option<Vec<u8>>,
+    signature: Signature,
+    /// It is assigned, and its first parameter is not `self`.
+    is_unclear: bool,
+}
+
+/// What is known of a source's functions.
 #[derive(Debug, Default)]
 pub(crate) struct Shape {
-    signatures: BTreeMap<Vec<u8>, Signature>,
+    declared: Vec<Declared>,
     mentioned_with_dot: BTreeSet<Vec<u8>>,
+}
+
+/// Why a function is refused.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Unclear {
+    /// It is assigned to a field, and its first parameter is not `self`.
+    FirstParameter,
+    /// Two functions begin in its line, of which only one takes `self`.
+    TwoInOneLine,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,12 +58,12 @@ enum Word<'a> {
 
 impl Shape {
     pub fn of(source: &[u8]) -> Shape {
-        let words = words(source);
+        let (words, lines) = words(source);
         let mut shape = Shape::default();
         let mut at = 0;
         while at < words.len() {
             if words[at] == Word::Name(b"function") {
-                at = shape.function(&words, at);
+                at = shape.function(&words, at, lines[at]);
             } else {
                 shape.mention(&words, at);
                 at += 1;
@@ -48,26 +72,47 @@ impl Shape {
         shape
     }
 
-    pub fn signature(&self, name: &[u8]) -> Option<Signature> {
-        self.signatures.get(name).copied()
+    /// How the function under `name` that begins in `line` was declared. `None`: not in this source.
+    ///
+    /// Errors: what it takes cannot be told, or is told in a way that means two things. With the answer all the same.
+    pub fn signature(&self, name: &[u8], line: usize) -> (Option<Signature>, Result<(), Unclear>) {
+        let in_line = || self.declared.iter().filter(|one| one.line == line);
+        let named = || in_line().filter(|one| one.name.as_deref() == Some(name));
+        let found: Vec<&Declared> = match named().next() {
+            Some(_) => named().collect(),
+            None => in_line().collect(),
+        };
+        let Some(first) = found.first() else { return (None, Ok(())) };
+        let signature = Signature {
+            takes_self: first.signature.takes_self,
+            // What one of them takes must be handed to it.
+            takes_arguments: found.iter().any(|one| one.signature.takes_arguments),
+        };
+        let is_clear = if found.iter().any(|one| one.signature.takes_self != signature.takes_self) {
+            Err(Unclear::TwoInOneLine)
+        } else if first.is_unclear {
+            Err(Unclear::FirstParameter)
+        } else {
+            Ok(())
+        };
+        (Some(signature), is_clear)
     }
 
-    /// The functions that need the wrapper.
-    pub fn wrapped(&self) -> impl Iterator<Item = &[u8]> {
-        let methods = self.signatures.iter().filter(|(_, signature)| signature.takes_self);
-        methods.map(|(name, _)| name.as_slice()).filter(|name| self.mentioned_with_dot.contains(*name))
+    /// True if the function under this name is called, or handed on, behind a dot.
+    pub fn is_mentioned_with_dot(&self, name: &[u8]) -> bool {
+        self.mentioned_with_dot.contains(name)
     }
 
     /// Reads a function's head. Returns the index of the first word after it.
-    fn function(&mut self, words: &[Word], function: usize) -> usize {
+    fn function(&mut self, words: &[Word], function: usize, line: usize) -> usize {
         let mut at = function + 1;
         let mut name = None;
-        let mut takes_self = false;
+        let (mut takes_self, mut is_assigned) = (false, false);
         while let Some(word) = words.get(at) {
             match word {
                 Word::Name(part) => name = Some(*part),
                 Word::Sign(b':') => takes_self = true,
-                Word::Sign(b'.') => {}
+                Word::Sign(b'.') => is_assigned = true,
                 _ => break,
             }
             at += 1;
@@ -76,23 +121,22 @@ impl Shape {
             (name, function.checked_sub(2).map(|from| &words[from..function]))
         {
             name = Some(*assigned);
+            // `local f = function` is a local function by another spelling.
+            let before = function.checked_sub(3).and_then(|before| words.get(before));
+            is_assigned = before != Some(&Word::Name(b"local"));
         }
         if words.get(at) == Some(&Word::Sign(b'(')) {
             at += 1;
         }
         let first = words.get(at);
         let mut takes_arguments = !matches!(first, Some(Word::Sign(b')')) | None);
+        let is_unclear = is_assigned && !takes_self && takes_arguments && first != Some(&Word::Name(b"self"));
         if !takes_self && first == Some(&Word::Name(b"self")) {
             takes_self = true;
             takes_arguments = words.get(at + 1) != Some(&Word::Sign(b')'));
         }
-        if let Some(name) = name {
-            let signature = Signature { takes_self, takes_arguments };
-            let known = self.signatures.entry(name.to_vec()).or_insert(signature);
-            // Two functions of one name: what one of them takes must be handed to it.
-            known.takes_self |= takes_self;
-            known.takes_arguments |= takes_arguments;
-        }
+        let signature = Signature { takes_self, takes_arguments };
+        self.declared.push(Declared { line, name: name.map(<[u8]>::to_vec), signature, is_unclear });
         at
     }
 
@@ -107,16 +151,18 @@ impl Shape {
     }
 }
 
-/// The words of a source, without comments.
-fn words(source: &[u8]) -> Vec<Word<'_>> {
-    let mut words = Vec::new();
-    let mut at = 0;
+/// The words of a source, without comments, and the lines in which they begin.
+fn words(source: &[u8]) -> (Vec<Word<'_>>, Vec<usize>) {
+    let (mut words, mut lines) = (Vec::new(), Vec::new());
+    let (mut at, mut line, mut counted) = (0, 1, 0);
     while let Some(byte) = source.get(at) {
         let rest = &source[at..];
+        line += source[counted..at].iter().filter(|byte| **byte == b'\n').count();
+        counted = at;
         match byte {
             b'-' if rest.starts_with(b"--") => {
                 at += 2;
-                at += long_bracket(&source[at..]).unwrap_or_else(|| line(&source[at..]));
+                at += long_bracket(&source[at..]).unwrap_or_else(|| rest_of_line(&source[at..]));
             }
             b'[' => match long_bracket(rest) {
                 Some(length) => {
@@ -148,15 +194,17 @@ fn words(source: &[u8]) -> Vec<Word<'_>> {
                 at += 1;
             }
         }
+        // Each turn makes a word at most.
+        lines.resize(words.len(), line);
     }
-    words
+    (words, lines)
 }
 
 fn is_name(byte: u8) -> bool {
     byte.is_ascii_alphabetic() || byte == b'_'
 }
 
-fn line(text: &[u8]) -> usize {
+fn rest_of_line(text: &[u8]) -> usize {
     text.iter().position(|b| *b == b'\n').unwrap_or(text.len())
 }
 
@@ -202,11 +250,12 @@ mod tests {
         let cases = [
             ("function onGet() end", "onGet", Some((false, false))),
             ("function onGet(caller) end", "onGet", Some((false, true))),
+            ("function onGet(self, x) end", "onGet", Some((true, true))),
             ("function aso:onTimer() end", "onTimer", Some((true, false))),
             ("function aso:onGet(caller) end", "onGet", Some((true, true))),
             ("aso.onGet = function(self, ...) end", "onGet", Some((true, true))),
             ("aso.onGet = function(self) end", "onGet", Some((true, false))),
-            ("return { onGet = function (caller) end }", "onGet", Some((false, true))),
+            ("return { onGet = function () end }", "onGet", Some((false, false))),
             ("function object.onGet(self) end", "onGet", Some((true, false))),
             (
                 "-- function onGet(self) end\nlocal x = 'function onGet() end' [[function onGet()]]",
@@ -214,25 +263,45 @@ mod tests {
                 None,
             ),
             ("--[==[ ]] function a() ]==] function b() end", "b", Some((false, false))),
+            ("local f = function(x) end aso.g = f", "g", Some((false, true))),
         ];
         for (source, name, wanted) in cases {
-            let found = Shape::of(source.as_bytes()).signature(name.as_bytes());
+            let (found, is_clear) = Shape::of(source.as_bytes()).signature(name.as_bytes(), 1);
             assert_eq!(found.map(|s| (s.takes_self, s.takes_arguments)), wanted, "{source}");
+            assert_eq!(is_clear, Ok(()), "{source}");
         }
     }
 
     #[test]
-    fn methods_mentioned_with_a_dot_are_wrapped() {
+    fn what_a_function_takes_is_never_guessed() {
+        let cases = [
+            ("aso.f = function(x) end", Unclear::FirstParameter),
+            ("return { f = function(caller) end }", Unclear::FirstParameter),
+            ("function aso.f(this) end", Unclear::FirstParameter),
+            ("aso.f = function(...) end", Unclear::FirstParameter),
+            ("if x then function f() end else function f(self) end end", Unclear::TwoInOneLine),
+            ("local a, b = function(x) end, function(self) end aso.f = b", Unclear::TwoInOneLine),
+        ];
+        for (source, wanted) in cases {
+            let (_, is_clear) = Shape::of(source.as_bytes()).signature(b"f", 1);
+            assert_eq!(is_clear, Err(wanted), "{source}");
+        }
+        let two_lines = Shape::of(b"local function f(x) return x end\n[[\n]] function aso:f(x) end");
+        let takes_self = |line| two_lines.signature(b"f", line).0.map(|signature| signature.takes_self);
+        assert_eq!([takes_self(1), takes_self(2), takes_self(3)], [Some(false), None, Some(true)]);
+    }
+
+    #[test]
+    fn methods_mentioned_with_a_dot_are_known() {
         let cases = [
             ("function aso:m(a) end self.m(1)", true),
             ("function aso:m(a) end dht.lookup(key, self.m)", true),
             ("function aso:m(a) end self:m(1)", false),
-            ("function aso.m(a) end self.m(1)", false),
             ("aso.m = function(self) end", false),
             ("aso.m = function(self) end x = aso.m == nil", true),
         ];
-        for (source, is_wrapped) in cases {
-            assert_eq!(Shape::of(source.as_bytes()).wrapped().count() == 1, is_wrapped, "{source}");
+        for (source, is_mentioned) in cases {
+            assert_eq!(Shape::of(source.as_bytes()).is_mentioned_with_dot(b"m"), is_mentioned, "{source}");
         }
     }
 

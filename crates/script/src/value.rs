@@ -9,7 +9,7 @@ use std::ffi::{c_int, c_void};
 use mlua::{Lua, Table};
 use oort_core::active::Value;
 
-use crate::codec::{self, order, unveiled, veiled, LEVELS_MAX};
+use crate::codec::{self, order, unveiled, LEVELS_MAX};
 use crate::held::{self, Gauge};
 use crate::limits::{ScriptError, Unkeepable};
 use crate::raw::{Item, Stack};
@@ -74,8 +74,6 @@ pub(crate) fn state_into_lua(lua: &Lua, gauge: &Gauge, value: &Value) -> Result<
 pub(crate) enum Convergent {
     /// They are shown as plain data.
     Plain,
-    /// They stay what they are, for a state.
-    Veiled,
     /// They are refused.
     Refused,
 }
@@ -103,6 +101,15 @@ impl Refusal {
             path.push_str(part);
         }
         ScriptError::Unkeepable { path, reason: self.reason }
+    }
+
+    /// The refusal of the table around, where it stood under `key`.
+    pub fn within(mut self, key: impl FnOnce() -> Value) -> Refusal {
+        // Where a bound on the whole was passed says nothing.
+        if !matches!(self.reason, Unkeepable::TooLarge { .. }) {
+            self.path.push(step_to(&key()));
+        }
+        self
     }
 }
 
@@ -154,12 +161,12 @@ impl Taker {
                 Value::Bytes(bytes.to_vec())
             }
             Item::Table(_) => self.table(stack, at)?,
-            Item::Function => return Err(Unkeepable::Function.into()),
+            Item::Function(_) => return Err(Unkeepable::Function.into()),
             Item::Thread => return Err(Unkeepable::Thread.into()),
-            Item::Userdata if self.convergent == Convergent::Refused => {
+            Item::Userdata(_) if self.convergent == Convergent::Refused => {
                 return Err(Unkeepable::Userdata.into())
             }
-            Item::Userdata => match stack.value(at) {
+            Item::Userdata(_) => match stack.value(at) {
                 Ok(mlua::Value::UserData(data)) => self.convergent(&data)?,
                 _ => return Err(Unkeepable::Userdata.into()),
             },
@@ -171,11 +178,6 @@ impl Taker {
         let refusal = Refusal::from(Unkeepable::Userdata);
         match self.convergent {
             Convergent::Refused => Err(refusal),
-            Convergent::Veiled => {
-                let bytes = held::bytes(data).ok_or(refusal)?;
-                self.charge(TABLE_BYTES + bytes.len())?;
-                Ok(veiled(bytes))
-            }
             Convergent::Plain => {
                 let value = held::plain(data).ok_or(refusal)?;
                 let mut bytes = Vec::new();
@@ -275,19 +277,13 @@ impl Taker {
     }
 
     fn item(&mut self, key: impl FnOnce() -> Value, stack: &mut Stack, at: c_int) -> Result<Value, Refusal> {
-        self.take_at(stack, at).map_err(|mut refusal| {
-            // Where a bound on the whole was passed says nothing.
-            if !matches!(refusal.reason, Unkeepable::TooLarge { .. }) {
-                refusal.path.push(step_to(&key()));
-            }
-            refusal
-        })
+        self.take_at(stack, at).map_err(|refusal| refusal.within(key))
     }
 }
 
 /// What a number of Lua's is outside, exact or not; `codec::number` is for those that are counted with. Minus zero has
 /// no integer.
-fn number_outside(n: f64) -> Value {
+pub(crate) fn number_outside(n: f64) -> Value {
     const END: f64 = (1u64 << 63) as f64;
     let integer = n as i64;
     match (-END..END).contains(&n) && (integer as f64).to_bits() == n.to_bits() {

@@ -7,7 +7,8 @@
 //! Nothing is collected while a handler runs, so what it may allocate does not depend on its neighbours. Between
 //! handlers the collector gets as much work as they made for it.
 
-use std::collections::{HashMap, VecDeque};
+use std::cell::OnceCell;
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::rc::Rc;
 
 use bytes::Bytes;
@@ -25,7 +26,7 @@ use crate::limits::{ScriptError, WORKING_BYTES};
 use crate::meter::{self, Clock, Left};
 use crate::object::{memory_limit, Code, Fresh, Object, OBJECT_NAMES};
 use crate::raw::{self, Item, Ran, Stack};
-use crate::shape::Shape;
+use crate::shape::{Shape, Signature, Unclear};
 use crate::value::{into_lua, Convergent, Taker};
 
 /// Idle threads that are kept for the next calls.
@@ -33,6 +34,8 @@ const IDLE_THREADS_MAX: usize = 64;
 /// An object is loaded anew when its calls have allocated this many times what it may keep: what its code hides from
 /// its state, in local variables of its source, is bounded so. Such variables are not kept in any case.
 const HIDDEN_MEMORY_FACTOR: usize = 4;
+/// A state that is too large already may grow by this when it gets new code, for the fields that come with it.
+const FRESH_BYTES: usize = 4096;
 /// Beyond what the meter allows, so that its precise error comes before the allocator's.
 const HEAP_SLACK_BYTES: usize = 64 * 1024;
 
@@ -62,6 +65,8 @@ pub struct Vm {
     idle: Vec<Thread>,
     loads: u64,
     collector: Collector,
+    /// The state that was written last.
+    scratch: Vec<u8>,
 }
 
 /// How far a call got.
@@ -143,6 +148,7 @@ impl Vm {
             idle: Vec::new(),
             loads: 0,
             collector,
+            scratch: Vec::new(),
         })
     }
 
@@ -177,8 +183,39 @@ impl Vm {
         limits: Limits,
         facts: Facts,
     ) -> Result<Object, ScriptError> {
-        let state = object.encode()?;
-        self.make(object.key.clone(), source, Some((&state, Fresh::Kept)), limits, facts)
+        let bytes = source.len() + object.kept.len();
+        if source.len() > object.code.source.len() && bytes > limits.memory_bytes as usize {
+            return Err(memory_limit(&limits));
+        }
+        let state = object.kept.clone();
+        self.renew(object.key.clone(), source, &state, limits, facts)
+    }
+
+    /// As `reload`, of an object that is not loaded: `state` is what is stored of it. A state beyond the limit on
+    /// memory, which may have been lowered since, stays as large as it is.
+    pub fn renew(
+        &mut self,
+        key: Bytes,
+        source: &[u8],
+        state: &[u8],
+        limits: Limits,
+        facts: Facts,
+    ) -> Result<Object, ScriptError> {
+        self.make(key, source, Some((state, Fresh::Kept)), limits, facts)
+    }
+
+    /// Takes an object back to the state that it had before its last call, which has failed; or to that which was last
+    /// encoded, if that was later.
+    ///
+    /// Errors: as `load`. The object is then of no use but for its state.
+    pub fn undo(&mut self, object: &mut Object, facts: Facts) -> Result<(), ScriptError> {
+        if object.is_kept(&mut self.scratch) {
+            return Ok(());
+        }
+        let state = std::mem::take(&mut object.kept);
+        let result = self.load_state(object, &state, facts);
+        object.kept = state;
+        result
     }
 
     fn make(
@@ -189,9 +226,14 @@ impl Vm {
         limits: Limits,
         facts: Facts,
     ) -> Result<Object, ScriptError> {
-        let bytes = source.len() + state.map_or(0, |(state, _)| state.len());
-        if bytes > limits.memory_bytes as usize {
+        // What is stored already was within its limit once: it must be possible to go on with it.
+        let is_stored = state.is_some_and(|(_, fresh)| fresh == Fresh::Dropped);
+        let bytes_max = (limits.memory_bytes as usize).max(if is_stored { usize::MAX } else { 0 });
+        if source.len() > bytes_max {
             return Err(memory_limit(&limits));
+        }
+        if !is_stored {
+            check_text(source)?;
         }
         let code = self.code(source)?;
         let fields = self.lua.create_table()?;
@@ -211,20 +253,41 @@ impl Vm {
             last_dot: 0,
             limits,
             messages_left,
+            kept: Vec::new(),
+            print: 0,
             unmeasured_bytes: 0,
             allocated_bytes: 0,
         };
-        self.run_source(&mut object, facts)?;
+        let is_deleted = self.run_source(&mut object, facts)?;
+        if is_deleted && !is_stored {
+            let message = "an object cannot delete itself while it is made: only handlers can".to_string();
+            return Err(ScriptError::Runtime { message, trace: String::new() });
+        }
         if object.fields.is_readonly() {
             let message = "the table of an object cannot be frozen".to_string();
             return Err(ScriptError::Runtime { message, trace: String::new() });
         }
-        self.adopt_functions(&object)?;
+        self.adopt_functions(&object, is_stored)?;
+        if !is_stored && object.fields.is_empty() {
+            let message = "the source defines nothing: an object needs a field or a function, such as \
+                aso.value = 1 or function onGet() return 1 end";
+            return Err(ScriptError::Runtime { message: message.to_string(), trace: String::new() });
+        }
         object.note_baseline()?;
-        match state {
-            Some((state, fresh)) => object.restore(&self.lua, &self.context.gauge, state, fresh)?,
+        if let Some((state, fresh)) = state {
+            object.restore(&self.lua, &self.context.gauge, state, fresh)?;
+            object.kept.extend_from_slice(state);
+        }
+        let slack_bytes = if state.is_some() && !is_stored { FRESH_BYTES } else { 0 };
+        match object.write_within(&mut self.scratch, slack_bytes) {
+            Ok(print) => {
+                object.print = print;
+                object.kept.clone_from(&self.scratch);
+            }
+            // It can be asked, until a call leaves something that cannot be kept.
+            Err(_) if is_stored => {}
             // What is new may be too large already.
-            None => object.measure()?,
+            Err(error) => return Err(error),
         }
         self.collector.pace(&self.lua, self.used_bytes());
         Ok(object)
@@ -284,7 +347,8 @@ impl Vm {
     ///
     /// Errors: `Unkeepable`, with the path to what cannot be kept, and the limit on memory.
     pub fn encode(&mut self, object: &mut Object) -> Result<Vec<u8>, ScriptError> {
-        object.encode()
+        object.keep(&mut self.scratch)?;
+        Ok(object.kept.clone())
     }
 
     /// Joins a concurrent state of the same object into this one: convergent values at equal places are joined, all
@@ -292,7 +356,7 @@ impl Vm {
     ///
     /// Errors: `BadState`; whatever the own state cannot keep; the limit on memory, if they are too large together.
     pub fn join(&mut self, object: &mut Object, state: &[u8]) -> Result<bool, ScriptError> {
-        object.join(&self.lua, &self.context.gauge, state)
+        object.join(&self.lua, &self.context.gauge, &mut self.scratch, state)
     }
 
     /// Sets a field to data. Errors: `Machine`, without memory.
@@ -332,7 +396,8 @@ impl Vm {
         let chunk = self.lua.load(bytecode).set_mode(ChunkMode::Binary).set_name("=aso");
         let main = chunk.into_function().map_err(syntax)?;
         let (source, shape) = (Rc::from(source), Shape::of(source));
-        let code = Rc::new(Code { source, main, shape, baseline: Default::default() });
+        let code =
+            Rc::new(Code { source, main, shape, signatures: OnceCell::new(), baseline: OnceCell::new() });
         if self.codes.len() >= self.codes_max {
             self.codes.retain(|_, code| Rc::strong_count(code) > 1);
         }
@@ -340,8 +405,9 @@ impl Vm {
         Ok(code)
     }
 
-    /// Runs the source, and finds the object in what it left: a returned table, or one named `aso` or `object`.
-    fn run_source(&mut self, object: &mut Object, facts: Facts) -> Result<(), ScriptError> {
+    /// Runs the source, and finds the object in what it left: a returned table, or one named `aso` or `object`. Returns
+    /// whether it asked to be deleted.
+    fn run_source(&mut self, object: &mut Object, facts: Facts) -> Result<bool, ScriptError> {
         let main = object.code.main.deep_clone()?;
         main.set_environment(object.globals.clone())?;
         let thread = self.thread()?;
@@ -370,11 +436,11 @@ impl Vm {
         for name in OBJECT_NAMES {
             object.globals.raw_set(name, &object.fields)?;
         }
-        Ok(())
+        Ok(run.is_deleted)
     }
 
     /// Makes bare functions functions of the object, and wraps the methods that are called with a dot.
-    fn adopt_functions(&self, object: &Object) -> Result<(), ScriptError> {
+    fn adopt_functions(&self, object: &Object, is_stored: bool) -> Result<(), ScriptError> {
         let mut bare = Vec::new();
         object.globals.for_each(|name: mlua::Value, value: mlua::Value| {
             if let mlua::Value::Function(function) = value {
@@ -387,7 +453,17 @@ impl Vm {
                 object.fields.raw_set(name, function)?;
             }
         }
-        for name in object.code.shape.wrapped() {
+        let signatures = match object.code.signatures.get() {
+            Some(signatures) => signatures,
+            None => {
+                let signatures = signatures(object, is_stored)?;
+                object.code.signatures.get_or_init(|| signatures)
+            }
+        };
+        for (name, signature) in signatures {
+            if !signature.takes_self || !object.code.shape.is_mentioned_with_dot(name) {
+                continue;
+            }
             let name = self.lua.create_string(name)?;
             if let mlua::Value::Function(method) = object.fields.raw_get(&name)? {
                 let wrapped: Function = self.library.wrap.call((method, &object.fields))?;
@@ -401,8 +477,9 @@ impl Vm {
     fn begin(&mut self, object: &Object, call: &Invocation) -> Result<(Thread, Run), ScriptError> {
         let thread = self.thread()?;
         let mut stack = Stack::of(&self.lua, &thread);
-        let signature = object.code.shape.signature(call.function.as_bytes());
-        let takes_self = signature.is_none_or(|signature| signature.takes_self);
+        let signatures = object.code.signatures.get();
+        let signature = signatures.and_then(|known| known.get(call.function.as_bytes()));
+        let takes_self = signature.is_some_and(|signature| signature.takes_self);
         if !stack.push_function(&object.fields, call.function.as_bytes(), takes_self)? {
             self.recycle(thread);
             return Err(ScriptError::NoFunction { name: call.function.to_string() });
@@ -440,14 +517,12 @@ impl Vm {
             Ok(ran) => ran,
             Err(error) => return Step::Failed(error),
         };
-        if object.unmeasured_bytes > object.limits.memory_bytes as usize / 2 {
-            if let Err(error) = object.measure() {
-                return Step::Failed(error);
-            }
-        }
         // Handlers reach no other way to wait than a request, which may have failed behind its back.
         if let Some(request) = self.context.pending.take() {
             if ran == Ran::ToAYield {
+                if let Err(error) = self.measure(object) {
+                    return Step::Failed(error);
+                }
                 let waiting = Waiting::Handler(thread);
                 return Step::Suspended(Box::new(Suspended { request, waiting, run }));
             }
@@ -462,11 +537,19 @@ impl Vm {
             self.recycle(thread);
         }
         if let Some(Deferred { request, callback }) = run.deferred.pop_front() {
+            if let Err(error) = self.measure(object) {
+                return Step::Failed(error);
+            }
             return Step::Suspended(Box::new(Suspended {
                 request,
                 waiting: Waiting::Callback(callback),
                 run,
             }));
+        }
+        // Before the answer: an answered call must be one that can be kept. An object that is deleted need not be.
+        let kept = if run.is_deleted { Ok(()) } else { object.keep(&mut self.scratch) };
+        if let Err(error) = kept {
+            return Step::Failed(error);
         }
         if object.allocated_bytes > HIDDEN_MEMORY_FACTOR * object.limits.memory_bytes as usize {
             if let Err(error) = self.load_anew(object, run.facts) {
@@ -481,11 +564,26 @@ impl Vm {
         })
     }
 
+    /// What an object that waits has become must not grow from answer to answer.
+    fn measure(&mut self, object: &mut Object) -> Result<(), ScriptError> {
+        match object.unmeasured_bytes > object.limits.memory_bytes as usize / 2 {
+            true => object.measure(&mut self.scratch),
+            false => Ok(()),
+        }
+    }
+
     fn load_anew(&mut self, object: &mut Object, facts: Facts) -> Result<(), ScriptError> {
-        let state = object.encode()?;
+        let state = std::mem::take(&mut object.kept);
+        let result = self.load_state(object, &state, facts);
+        object.kept = state;
+        result
+    }
+
+    /// Loads an object again from a state of its own.
+    fn load_state(&mut self, object: &mut Object, state: &[u8], facts: Facts) -> Result<(), ScriptError> {
         let (key, source, limits) = (object.key.clone(), object.code.source.clone(), object.limits);
         let (messages_left, last_dot) = (object.messages_left, object.last_dot);
-        *object = self.load(key, &source, Some(&state), limits, facts)?;
+        *object = self.load(key, &source, Some(state), limits, facts)?;
         object.messages_left = messages_left;
         object.last_dot = object.last_dot.max(last_dot);
         Ok(())
@@ -587,6 +685,58 @@ impl Vm {
             self.idle.push(thread);
         }
     }
+}
+
+/// How the functions of an object that was just made are to be called.
+///
+/// Errors: one of them is handed its object or not, as the reader pleases. What is stored already goes on as it did.
+fn signatures(object: &Object, is_stored: bool) -> Result<BTreeMap<Vec<u8>, Signature>, ScriptError> {
+    let mut functions = Vec::new();
+    object.fields.for_each(|name: mlua::Value, value: mlua::Value| {
+        if let (mlua::Value::String(name), mlua::Value::Function(function)) = (name, value) {
+            functions.push((name.as_bytes().to_vec(), function.info().line_defined));
+        }
+        Ok(())
+    })?;
+    functions.sort_unstable();
+    let mut signatures = BTreeMap::new();
+    for (name, line) in functions {
+        let Some(line) = line else { continue };
+        let (signature, is_clear) = object.code.shape.signature(&name, line);
+        if let Err(unclear) = is_clear {
+            if !is_stored {
+                let (name, why) = (
+                    String::from_utf8_lossy(&name),
+                    match unclear {
+                        Unclear::FirstParameter => {
+                            "it is assigned to a field, and its first parameter is not named self"
+                        }
+                        Unclear::TwoInOneLine => "two functions begin in its line, of which one takes self",
+                    },
+                );
+                let message = format!(
+                    "aso:{line}: whether {name} is handed the object cannot be told: {why}. Write \
+                     function aso:{name}(...) if it is, and function {name}(...) if it uses the global self"
+                );
+                return Err(ScriptError::Runtime { message, trace: String::new() });
+            }
+        }
+        signatures.extend(signature.map(|signature| (name, signature)));
+    }
+    Ok(signatures)
+}
+
+/// Errors: bytes that no text has. Luau would end the source at the first NUL, without a word.
+fn check_text(source: &[u8]) -> Result<(), ScriptError> {
+    let is_control = |byte: &u8| byte.is_ascii_control() && !b"\t\n\r\x0c".contains(byte);
+    let wrong = match std::str::from_utf8(source) {
+        Ok(_) => source.iter().position(is_control),
+        Err(error) => Some(source.iter().position(is_control).unwrap_or(usize::MAX).min(error.valid_up_to())),
+    };
+    let Some(at) = wrong else { return Ok(()) };
+    let line = 1 + source[..at].iter().filter(|byte| **byte == b'\n').count();
+    let message = format!("line {line}: byte 0x{:02x} is no text: a source is UTF-8", source[at]);
+    Err(ScriptError::Syntax { message })
 }
 
 impl Run {

@@ -382,10 +382,9 @@ fn what_cannot_be_kept_is_named() {
     let mut vm = vm();
     for (body, path, reason) in cases {
         let mut object = load(&mut vm, &format!("function f() {body} end"));
-        done(step(&mut vm, &mut object, "f", &[]));
         let wanted = ScriptError::Unkeepable { path: path.into(), reason };
-        let state = vm.encode(&mut object);
-        assert_eq!(state, Err(wanted), "{body}");
+        assert_eq!(failed(step(&mut vm, &mut object, "f", &[])), wanted, "{body}");
+        assert_eq!(vm.encode(&mut object), Err(wanted), "{body}");
     }
 }
 

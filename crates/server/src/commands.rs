@@ -17,6 +17,7 @@ pub mod arguments;
 pub mod glob;
 pub mod active;
 pub mod batch;
+pub mod exchange;
 pub mod strings;
 pub mod keys;
 pub mod rename;

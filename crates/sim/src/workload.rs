@@ -99,12 +99,13 @@ pub struct Workload {
     timeout_ms_max: u32,
 }
 
-/// Counts in fields that converge: at once, after a wait for its node, and before one. Another creation leaves it as it
-/// is.
+/// Counts in fields that converge: at once, after a wait for its node, and before one; or fails when it has counted, by
+/// an error or by never ending. Another creation leaves it as it is.
 pub const ACTIVE_SOURCE: &str = "aso.hits = comet.counter() aso.log = comet.set()
 function hit(n, mark) self.hits:add(n) self.log:add(mark) return self.hits:value() end
 function look(n, mark) comet.get() comet.lookup() return hit(n, mark) end
 function save(n, mark) hit(n, mark) comet.put(self) return self.hits:value() end
+function fail(n, mark) hit(n, mark) if n % 4 == 0 then while true do end end error('on purpose') end
 function aso:onUpdate(new, caller) return self end
 function onGet() return self.hits:value() end";
 /// Makes it have its copies at all owners but one, now this one and now another.
@@ -382,8 +383,8 @@ fn active_operation(key: ObjectKey, is_placed: bool, id: RequestId, rng: &mut Rn
         2 => Operation::Call { key, call: call(Ask::Get, Vec::new()), quorum },
         _ => {
             let arguments = vec![Value::Integer(1 + rng.below(1000) as i64), Value::from(mark(id).as_str())];
-            let names: [&[u8]; 4] = [b"hit", b"hit", b"look", b"save"];
-            let function = Bytes::from_static(names[rng.below(4) as usize]);
+            let names: [&[u8]; 5] = [b"hit", b"hit", b"look", b"save", b"fail"];
+            let function = Bytes::from_static(names[rng.below(5) as usize]);
             Operation::Call { key, call: call(Ask::Function(function), arguments), quorum }
         }
     }

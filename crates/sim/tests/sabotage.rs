@@ -94,6 +94,16 @@ fn versions_of_two_homes_that_are_not_joined_lose_calls() {
 }
 
 #[test]
+fn a_call_that_fails_and_undoes_nothing_leaves_what_was_refused() {
+    caught_among(true, |config| config.sabotage = Sabotage::UndoNothing, "none", &["active"]);
+}
+
+#[test]
+fn a_call_that_fails_and_undoes_what_others_did_loses_calls() {
+    caught_among(true, |config| config.sabotage = Sabotage::UndoAll, "none", &["active"]);
+}
+
+#[test]
 fn calls_acknowledged_before_they_are_durable_get_lost() {
     caught_among(true, |config| config.sabotage = Sabotage::AckBeforeDurable, "crash", &["active"]);
 }

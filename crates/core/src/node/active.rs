@@ -6,6 +6,9 @@
 //! (`aso_durability` = `quorum`), or within `aso_async_ms`. Runs of one object are serial: while a handler waits for
 //! its node, others queue.
 //!
+//! A run that fails is undone, and nothing else: the sandbox knows the state after every run that ended well, saved or
+//! not, and takes the object back to it. `rests` has what callers pay that drive an object to its limits.
+//!
 //! If a split lets two homes run, their versions are siblings. Whoever reads them next joins them: convergent fields
 //! merge, `onMerge(other)` is called for the rest, and without it the newest wins and the loser is counted.
 //!
@@ -15,6 +18,7 @@ use std::borrow::Cow;
 
 use super::coordinate::Hop;
 use super::homes::{Asked, Awaited, Job, Resident, Run, What, QUEUE_MAX};
+use super::rests::Asker;
 use super::{Node, Origin, Output, Purpose, Task, Work};
 use crate::active::{
     Answer, Ask, Call, Caller, CallerPlace, Done, Facts, Failure, FailureKind, Invocation, Limits, Place,
@@ -215,13 +219,25 @@ impl Node {
         out: &mut Vec<Output>,
     ) {
         if let Some(resident) = self.homes.get(&key).filter(|resident| resident.run.is_some()) {
-            if resident.queue.len() >= QUEUE_MAX {
-                let error = ActiveError::Crowded { waiting: QUEUE_MAX as u32 };
-                return self.finish(job.origin, Err(refused(error)), out);
+            let mut refused_job = None;
+            let is_full = resident.queue.len() >= QUEUE_MAX;
+            if is_full {
+                // A caller that fills the queue keeps no other out.
+                refused_job = resident.queue.displace(&job);
             }
             let deadline_us = job.deadline_us;
-            resident.queue.push(job, merged);
-            return self.homes.answer_by(&key, deadline_us);
+            match is_full && refused_job.is_none() {
+                true => refused_job = Some(job),
+                false => {
+                    resident.queue.push(job, merged);
+                    self.homes.answer_by(&key, deadline_us);
+                }
+            }
+            if let Some(job) = refused_job {
+                let error = ActiveError::Crowded { waiting: QUEUE_MAX as u32 };
+                self.finish(job.origin, Err(refused(error)), out);
+            }
+            return;
         }
         self.run(now, &key, job, merged, out);
         self.run_queue(now, &key, out);
@@ -239,9 +255,19 @@ impl Node {
 
     fn run(&mut self, now: Now, key: &ObjectKey, job: Job, merged: Option<Object>, out: &mut Vec<Output>) {
         let Job { origin, what, deadline_us } = job;
-        let brings_code =
-            matches!(&what, What::Update(update) if matches!(update.mutation, Mutation::Activate { .. }));
-        if let Some(for_ms) = self.homes.rests_ms(key, now.mono_us).filter(|_| !brings_code) {
+        if matches!(&what, What::Call(asked) if asked.call.what == Ask::Info) {
+            let info = self.info_of(now, key, merged);
+            return self.answer_call(origin, info, false, out);
+        }
+        let is_forbidden = !self.buckets().properties(key.bucket()).active;
+        if is_forbidden && matches!(what, What::Call(_) | What::Timer(_) | What::Place) {
+            return self.finish(origin, Err(refused(ActiveError::Forbidden)), out);
+        }
+        let rests_ms = match self.homes.rests.knows(key) {
+            true => asker(&what).and_then(|asker| self.homes.rests.left_ms(key, asker, now.mono_us)),
+            false => None,
+        };
+        if let Some(for_ms) = rests_ms {
             return self.finish(origin, Err(refused(ActiveError::Rests { for_ms })), out);
         }
         let result = match what {
@@ -269,6 +295,10 @@ impl Node {
                 return self.finish(job.origin, Err(error), out);
             }
         }
+        if is_quorum {
+            // So that a run that cannot be kept goes back to what is stored.
+            self.write_unwritten(now, key);
+        }
         self.homes.note_clock(now.wall_ms);
         let Some(resident) = self.homes.get(key) else {
             return self.finish(job.origin, Err(refused(ActiveError::Replaced)), out);
@@ -289,14 +319,7 @@ impl Node {
             What::Call(asked) => {
                 let Call { what, arguments, caller } = &asked.call;
                 let caller = caller.as_deref().unwrap_or(&nobody);
-                let function = match what {
-                    Ask::Info => {
-                        let info = self.info(now, key);
-                        return self.answer_call(job.origin, info, false, out);
-                    }
-                    Ask::Get => Cow::Borrowed(Handler::OnGet.name()),
-                    Ask::Function(name) => String::from_utf8_lossy(name),
-                };
+                let function = function_of(what);
                 match function == Handler::OnGet.name() {
                     true => (function, CallerPlace::First(caller), &arguments[..]),
                     false => (function, CallerPlace::Last(caller), &arguments[..]),
@@ -340,11 +363,9 @@ impl Node {
             }
             Turn::Done(done) => self.done(now, key, job, done, out),
             Turn::Failed(failure) => {
-                self.note_failure(now, key, &failure);
-                // What it had changed when it failed is kept like any change, or not at all.
+                self.note_failure(now, key, &failure, asker(&job.what));
                 match failure.kind {
-                    FailureKind::Error => self.changed(now, key),
-                    FailureKind::Limit => self.roll_back(now, key),
+                    FailureKind::Error | FailureKind::Limit => self.roll_back(now, key),
                     FailureKind::NoFunction | FailureKind::Syntax => {}
                 }
                 self.finish(job.origin, Err(failed(failure)), out);
@@ -352,20 +373,32 @@ impl Node {
         }
     }
 
-    pub(super) fn note_failure(&mut self, now: Now, key: &ObjectKey, failure: &Failure) {
+    /// Counts a failure. `asker` rests for it if it reached a limit.
+    pub(super) fn note_failure(
+        &mut self,
+        now: Now,
+        key: &ObjectKey,
+        failure: &Failure,
+        asker: Option<Asker>,
+    ) {
         self.metrics.active_failures += 1;
-        if failure.kind == FailureKind::Limit {
-            self.homes.pause(key, now.mono_us);
+        if let Some(asker) = asker.filter(|_| failure.kind == FailureKind::Limit) {
+            let run_us = u64::from(self.limits(key).wall_us);
+            self.homes.rests.failed(key, asker, run_us, now.mono_us);
         }
+        self.homes.note_error(key, now.wall_ms, failure);
         if let Some(resident) = self.homes.get(key) {
             resident.report.failures += 1;
-            resident.report.last_error = Some(Box::new((now.wall_ms, failure.clone())));
         }
     }
 
     fn done(&mut self, now: Now, key: &ObjectKey, job: Job, done: Done, out: &mut Vec<Output>) {
         self.metrics.active_calls += 1;
-        self.homes.unpause(key);
+        if self.homes.rests.knows(key) {
+            if let Some(asker) = asker(&job.what) {
+                self.homes.rests.went_well(key, asker);
+            }
+        }
         let durability = self.durability(key);
         let Some(resident) = self.homes.get(key) else {
             return self.finish(job.origin, Err(refused(ActiveError::Replaced)), out);
@@ -400,6 +433,12 @@ impl Node {
                 self.answer_call(job.origin, value, false, out);
             }
             ActiveDurability::Quorum => {
+                let refusal = self.write_quorum(key, quorum).err();
+                let refusal = refusal.or_else(|| self.write_refusal(key, self.default_writes(key)));
+                if let Some(error) = refusal {
+                    self.load_saved(now, key);
+                    return self.finish(job.origin, Err(error), out);
+                }
                 let reply = Reply::Called(Called { value, is_kept: true });
                 self.keep(now, key, job.origin, quorum, reply, job.deadline_us, out);
             }
@@ -411,6 +450,35 @@ impl Node {
             self.metrics.gets += 1;
         }
         self.finish(origin, Ok(Reply::Called(Called { value, is_kept })), out);
+    }
+}
+
+/// The caller of a job and its question. `None`: the job asks for no function, or brings new code.
+fn asker(what: &What) -> Option<Asker> {
+    Some(match what {
+        What::Call(asked) => {
+            let Call { what, arguments, caller } = &asked.call;
+            Asker::new(caller.as_deref(), &function_of(what), arguments)
+        }
+        What::Timer(_) => Asker::new(None, Handler::OnTimer.name(), &[]),
+        What::Update(update) => match &update.mutation {
+            // New code ends all rests.
+            Mutation::Activate { keeps_state: true, .. } => return None,
+            Mutation::Activate { source: value, .. } | Mutation::Store { value, .. } => {
+                let arguments = [Value::Bytes(value.to_vec())];
+                Asker::new(update.caller.as_deref(), Handler::OnUpdate.name(), &arguments)
+            }
+            _ => return None,
+        },
+        What::Place => return None,
+    })
+}
+
+/// The function that is asked for.
+fn function_of(what: &Ask) -> Cow<'_, str> {
+    match what {
+        Ask::Get | Ask::Info => Cow::Borrowed(Handler::OnGet.name()),
+        Ask::Function(name) => String::from_utf8_lossy(name),
     }
 }
 

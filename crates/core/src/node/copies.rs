@@ -102,11 +102,14 @@ impl Node {
         if !self.sandbox().is_ok_and(|sandbox| sandbox.has(key, name)) {
             return None;
         }
-        let (facts, limits) = (self.facts(now), self.limits(key));
+        let facts = self.facts(now);
         let arguments = [self.describe(key, owners)];
         let sandbox = self.sandbox().ok()?;
         let returned = refused(ActiveError::Returned { handler: Handler::SelectReplicas });
         let failure = match call_on(sandbox, key, name, CallerPlace::None, &arguments, facts) {
+            Turn::Done(done) if done.is_deleted => {
+                plain_failure(refused(ActiveError::CannotDelete { handler: Handler::SelectReplicas }))
+            }
             Turn::Done(done) => {
                 let chosen =
                     nodes_of(&done.answer).filter(|chosen| chosen.iter().any(|one| owners.contains(one)));
@@ -120,11 +123,9 @@ impl Node {
             }
             Turn::Failed(failure) => failure,
         };
-        self.note_failure(now, key, &failure);
+        self.note_failure(now, key, &failure, None);
         // What it was doing is undone; what the handlers before it did is not.
-        if let Some(source) = self.homes.get(key).map(|resident| resident.active.source.clone()) {
-            self.sandbox().ok()?.load(key, &source, Some(state), &limits, facts).ok();
-        }
+        self.take_back(now, key, state);
         Some(owners.to_vec())
     }
 

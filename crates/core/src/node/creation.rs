@@ -5,13 +5,16 @@
 use bytes::Bytes;
 
 use super::active::{call_on, failed, refused};
-use super::homes::{Report, Resident};
+use super::homes::Resident;
 use super::puts::Update;
+use super::rests::Asker;
 use super::{Node, Origin, Output};
-use crate::active::{Active, Answer, Caller, CallerPlace, Turn, Value, INTERVAL_MS_DEFAULT};
+use crate::active::{
+    Active, Answer, Caller, CallerPlace, Failure, FailureKind, Turn, Value, INTERVAL_MS_DEFAULT,
+};
 use crate::client::{ActiveError, Called, ClientError, Handler, Quorum, Reply, Updated};
 use crate::mutation::{Circumstances, Condition, Expiry, Mutation};
-use crate::object::{Object, Version};
+use crate::object::{self, Object, Version};
 use crate::put::Put;
 use crate::timers::interval_number;
 use crate::types::{Now, ObjectKey};
@@ -42,6 +45,20 @@ impl Node {
         deadline_us: u64,
         out: &mut Vec<Output>,
     ) {
+        // What the object makes of it is written in this step, or nothing is changed.
+        let is_of_objects =
+            matches!(update.mutation, Mutation::Activate { .. }) || merged.is_active(now.wall_ms);
+        let refusal = match is_of_objects {
+            true => self.write_quorum(key, update.quorum).err().or_else(|| {
+                let detail = self.read_only.clone()?;
+                Some(ClientError::ReadOnly { detail })
+            }),
+            false => None,
+        };
+        if let Some(error) = refusal {
+            self.metrics.puts_failed += 1;
+            return self.finish(origin, Err(error), out);
+        }
         let result = match &update.mutation {
             Mutation::Activate { .. } if !self.buckets().properties(key.bucket()).active => {
                 Err(refused(ActiveError::Forbidden))
@@ -117,10 +134,13 @@ impl Node {
         if !merged.is_live(now.wall_ms) {
             return Err(refused(ActiveError::Missing));
         }
-        self.make_resident(now, key, Some(merged))?;
+        match self.make_resident(now, key, Some(merged.clone())) {
+            Ok(()) => {}
+            // New code is the way out.
+            Err(ClientError::Active(ActiveError::Failed(_))) => return self.renew(now, key, source, merged),
+            Err(error) => return Err(error),
+        }
         let (facts, limits) = (self.facts(now), self.limits(key));
-        // What cannot be kept stays loaded as it is.
-        self.sandbox()?.save(key).map_err(failed)?;
         self.write_unwritten(now, key);
         if let Err(failure) = self.sandbox()?.reload(key, source, &limits, facts) {
             if let Some(resident) = self.homes.unload(key) {
@@ -134,7 +154,71 @@ impl Node {
             resident.active.placement = None;
             resident.must_save = true;
         }
-        self.homes.unpause(key);
+        self.homes.rests.forget(key);
+        Ok(Verdict::Keep)
+    }
+
+    /// New code for an object that cannot be loaded with the code or the state that is stored of it. A state that
+    /// cannot be read is lost: then the object begins with the fields of the new code, and its last error says so.
+    fn renew(
+        &mut self,
+        now: Now,
+        key: &ObjectKey,
+        source: &Bytes,
+        mut merged: Object,
+    ) -> Result<Verdict, ClientError> {
+        if let Some((held, _)) = self.replica.load_object(key) {
+            merged.merge(&held);
+        }
+        let Some((dot, version)) = merged.newest_live(now.wall_ms) else {
+            return Err(refused(ActiveError::Missing));
+        };
+        let object::Value::Active(active) = &version.value else {
+            return Err(refused(ActiveError::NotActive));
+        };
+        let (facts, limits) = (self.facts(now), self.limits(key));
+        let bytes = source.len() + active.state.len();
+        if source.len() > active.source.len() && bytes > limits.memory_bytes as usize {
+            let message = format!("the object's code and state take more than {} bytes", limits.memory_bytes);
+            let (kind, trace) = (FailureKind::Error, String::new());
+            return Err(failed(Failure { kind, message, trace }));
+        }
+        let queue = self.homes.unload(key).map(|resident| resident.queue).unwrap_or_default();
+        let sandbox = self.sandbox()?;
+        let unreadable = Some(&active.state).filter(|state| !state.is_empty());
+        let unreadable = unreadable.and_then(|state| sandbox.state_fields(state).err());
+        let loaded = match active.state.is_empty() || unreadable.is_some() {
+            true => sandbox.load(key, source, None, &limits, facts),
+            false => sandbox.renew(key, source, &active.state, &limits, facts),
+        };
+        let place = match loaded {
+            Ok(place) => place,
+            Err(failure) => {
+                self.note_failure(now, key, &failure, None);
+                self.homes.orphan(key, queue.into_jobs());
+                return Err(failed(failure));
+            }
+        };
+        if let Some(failure) = unreadable {
+            self.note_failure(now, key, &failure, None);
+        }
+        let mut active = (**active).clone();
+        active.source = source.clone();
+        // The new code chooses.
+        active.placement = None;
+        let resident = Resident {
+            expires_ms: version.expires_ms,
+            headers: version.headers.clone(),
+            seen: merged.context().clone(),
+            queue,
+            ..Resident::new(key.clone(), place, active, now)
+        };
+        self.homes.insert(resident);
+        let others = merged.0.values().iter().filter(|(other, _)| other != dot).map(|(_, version)| version);
+        for other in others.filter(|other| other.is_live(now.wall_ms)) {
+            self.join(now, key, other);
+        }
+        self.homes.rests.forget(key);
         Ok(Verdict::Keep)
     }
 
@@ -175,7 +259,7 @@ impl Node {
         let place = match loaded {
             Ok(place) => place,
             Err(failure) => {
-                self.note_failure(now, key, &failure);
+                self.metrics.active_failures += 1;
                 self.homes.orphan(key, queue.into_jobs());
                 return Err(failed(failure));
             }
@@ -194,29 +278,17 @@ impl Node {
             placement: None,
         };
         let resident = Resident {
-            key: key.clone(),
-            place,
-            unchanged: 0,
             expires_ms: expiry.resolve(&merged, given),
             seen: merged.context().clone(),
-            active,
-            headers: Vec::new(),
-            must_save: true,
-            has_put: false,
-            flush_us: None,
-            run: None,
             queue,
-            row_hash: 0,
-            used_us: now.mono_us,
-            refill_ms: 0,
-            refilled: 0,
-            report: Report::default(),
+            ..Resident::new(key.clone(), place, active, now)
         };
         self.homes.insert(resident);
         let verdict = self.ask_on_put(now, key, caller);
         match verdict {
             Ok(Verdict::Keep) => {
-                self.homes.unpause(key);
+                self.homes.rests.forget(key);
+                self.homes.forget_error(key);
                 self.start_timer(now, key);
             }
             // Others that wait are for what is stored.
@@ -248,8 +320,9 @@ impl Node {
         if !sandbox.has(key, Handler::OnPut.name()) {
             return Ok(Verdict::Keep);
         }
+        let before = sandbox.save(key).map_err(failed)?;
         let turn = call_on(sandbox, key, Handler::OnPut.name(), CallerPlace::First(caller), &[], facts);
-        self.judge(now, key, Handler::OnPut, turn)
+        self.judge(now, key, Handler::OnPut, turn, &before)
     }
 
     /// Asks an object what is to become of a value that shall overwrite it.
@@ -262,15 +335,20 @@ impl Node {
     ) -> Result<Verdict, ClientError> {
         let facts = self.facts(now);
         let sandbox = self.sandbox()?;
+        let before = sandbox.save(key).map_err(failed)?;
         let arguments = [new];
         let place = CallerPlace::Last(caller);
         let turn = call_on(sandbox, key, Handler::OnUpdate.name(), place, &arguments, facts);
+        if let Turn::Failed(failure) = &turn {
+            let asker = Asker::new(Some(caller), Handler::OnUpdate.name(), &arguments);
+            self.note_failure(now, key, failure, Some(asker));
+        }
         if let Turn::Done(done) = &turn {
-            if matches!(&done.answer, Answer::Value(value) if *value == arguments[0]) {
+            if !done.is_deleted && matches!(&done.answer, Answer::Value(value) if *value == arguments[0]) {
                 return Ok(Verdict::Accept);
             }
         }
-        self.judge(now, key, Handler::OnUpdate, turn)
+        self.judge(now, key, Handler::OnUpdate, turn, &before)
     }
 
     fn judge(
@@ -279,24 +357,25 @@ impl Node {
         key: &ObjectKey,
         handler: Handler,
         turn: Turn,
+        before: &Bytes,
     ) -> Result<Verdict, ClientError> {
         let error = match turn {
+            Turn::Done(done) if done.is_deleted => ActiveError::CannotDelete { handler },
             Turn::Done(done) => match done.answer {
                 Answer::Object => return Ok(Verdict::Keep),
-                Answer::Value(Value::Nil) => ActiveError::Refused { handler },
+                // In Lua `a and b` is false where others would have nil.
+                Answer::Value(Value::Nil | Value::Bool(false)) => ActiveError::Refused { handler },
+                Answer::Value(Value::Bool(true)) => ActiveError::Returned { handler },
                 Answer::Value(value) => match plain(&value) {
                     Some(bytes) => return Ok(Verdict::Replace(bytes)),
                     None => ActiveError::Returned { handler },
                 },
             },
             Turn::Waits(_) => ActiveError::CannotWait { handler },
-            Turn::Failed(failure) => {
-                self.note_failure(now, key, &failure);
-                ActiveError::Failed(failure)
-            }
+            Turn::Failed(failure) => ActiveError::Failed(failure),
         };
         // A write that fails changes nothing: what the handler did before is undone.
-        self.roll_back(now, key);
+        self.take_back(now, key, before);
         Err(refused(error))
     }
 
@@ -311,6 +390,9 @@ impl Node {
     ) -> Result<Verdict, ClientError> {
         if self.homes.sandbox.is_none() {
             return Ok(Verdict::Accept);
+        }
+        if !self.buckets().properties(key.bucket()).active {
+            return Err(refused(ActiveError::Forbidden));
         }
         self.make_resident(now, key, Some(merged))?;
         if !self.sandbox()?.has(key, Handler::OnUpdate.name()) {

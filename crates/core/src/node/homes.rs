@@ -11,6 +11,7 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 use super::coordinate::Hop;
 use super::copies::Walk;
 use super::puts::Update;
+use super::rests::{connection_of, Rests};
 use super::Origin;
 use crate::active::{Active, Call, Failure, HostResult, Place, Sandbox, Value, INTERVAL_MS_DEFAULT};
 use crate::causality::VersionVector;
@@ -21,26 +22,15 @@ use crate::types::{NodeId, Now, ObjectKey};
 
 /// The most calls that wait for one object whose handler waits for its node.
 pub(super) const QUEUE_MAX: usize = 1000;
+/// Of so many that came last, a caller may have no more than others when there is no room.
+const DISPLACED_MAX: usize = 64;
 /// An object that nobody has asked for so long is unloaded, in microseconds. Too small: it is loaded again and again.
 const IDLE_US: u64 = 60_000_000;
 /// How often idle objects are looked for, in microseconds.
 const SWEEP_US: u64 = 1_000_000;
 
-/// An object that reached a limit rests so long, in microseconds, and [`PAUSE_FACTOR`] times as long each time that it
-/// does so again without a good run between. Too short: objects that never end take the node's time; too long: one
-/// mistake stops an honest object.
-const PAUSE_US: u64 = 100_000;
-const PAUSE_US_MAX: u64 = 60_000_000;
-const PAUSE_FACTOR: u64 = 4;
-/// The most objects that rest. Beyond, the one whose key comes first is let go.
-const PAUSES_MAX: usize = 10_000;
-
-/// An object that reached a limit and rests.
-#[derive(Clone, Copy, Debug)]
-struct Pause {
-    until_us: u64,
-    length_us: u64,
-}
+/// The most objects whose last error is known. Beyond, the one whose key comes first is let go.
+const ERRORS_MAX: usize = 1_000;
 
 /// An object that is loaded in the sandbox.
 ///
@@ -79,6 +69,29 @@ pub(super) struct Resident {
 }
 
 impl Resident {
+    /// What was just loaded at `place`, and is not stored so.
+    pub fn new(key: ObjectKey, place: Place, active: Active, now: Now) -> Resident {
+        Resident {
+            key,
+            place,
+            unchanged: 0,
+            row_hash: 0,
+            expires_ms: None,
+            run: None,
+            queue: Queue::default(),
+            used_us: now.mono_us,
+            refill_ms: 0,
+            flush_us: None,
+            report: Report::default(),
+            refilled: 0,
+            must_save: true,
+            has_put: false,
+            active,
+            seen: VersionVector::default(),
+            headers: Vec::new(),
+        }
+    }
+
     /// Finds out which timer interval it is. True if it is another one than before.
     pub fn begin_interval(&mut self, now: Now) -> bool {
         let interval_ms =
@@ -104,6 +117,18 @@ pub(super) struct Job {
     pub origin: Origin,
     pub what: What,
     pub deadline_us: u64,
+}
+
+impl Job {
+    /// A number for the caller; 0 for the store itself.
+    fn caller(&self) -> u64 {
+        let caller = match &self.what {
+            What::Call(asked) => asked.call.caller.as_deref(),
+            What::Update(update) => update.caller.as_deref(),
+            What::Timer(_) | What::Place => None,
+        };
+        caller.map_or(0, |caller| connection_of(caller, 0))
+    }
 }
 
 /// A call on its way.
@@ -148,6 +173,23 @@ impl Queue {
         first
     }
 
+    /// Takes out the last job of the caller that has most of the last jobs, if these are more than the caller of
+    /// `newcomer` would have with it.
+    pub fn displace(&mut self, newcomer: &Job) -> Option<Job> {
+        let jobs = self.0.as_mut()?;
+        let mut counts: BTreeMap<u64, usize> = BTreeMap::new();
+        for (job, _) in jobs.iter().rev().take(DISPLACED_MAX) {
+            *counts.entry(job.caller()).or_default() += 1;
+        }
+        let own = counts.get(&newcomer.caller()).copied().unwrap_or(0);
+        let (&most, &count) = counts.iter().max_by_key(|(_, count)| **count)?;
+        if count <= own + 1 {
+            return None;
+        }
+        let at = jobs.iter().rposition(|(job, _)| job.caller() == most)?;
+        jobs.remove(at).map(|(job, _)| job)
+    }
+
     /// Takes out the jobs whose time is up at `now_us`.
     fn take_late(&mut self, now_us: u64) -> Vec<Job> {
         let is_late = |(job, _): &QueuedJob| job.deadline_us <= now_us;
@@ -173,8 +215,6 @@ pub(super) struct Report {
     pub timer_runs: u64,
     pub timer_ms: Option<u64>,
     pub merges: u64,
-    /// With when it was, in milliseconds since 1970.
-    pub last_error: Option<Box<(u64, Failure)>>,
 }
 
 /// Why the node waits for an answer of its own.
@@ -214,7 +254,9 @@ pub(super) struct Homes {
     flushes: BTreeSet<(u64, ObjectKey)>,
     /// Objects that were written in this turn.
     written: Vec<ObjectKey>,
-    pauses: BTreeMap<ObjectKey, Pause>,
+    pub rests: Rests,
+    /// The last error of each object, loaded or not, with when it was, in milliseconds since 1970.
+    errors: BTreeMap<ObjectKey, (u64, Failure)>,
     /// When the time of a job that waits is up.
     deadlines: BTreeSet<(u64, ObjectKey)>,
     sweep_us: u64,
@@ -246,7 +288,8 @@ impl Homes {
             orphans: Vec::new(),
             flushes: BTreeSet::new(),
             written: Vec::new(),
-            pauses: BTreeMap::new(),
+            rests: Rests::default(),
+            errors: BTreeMap::new(),
             deadlines: BTreeSet::new(),
             sweep_us: 0,
             wall_ms: 0,
@@ -477,8 +520,7 @@ impl Homes {
         }
         let is_crowded = self.sandbox.as_ref().is_some_and(|sandbox| sandbox.used_bytes() > bytes_max);
         self.sweep_us = now_us + SWEEP_US;
-        // Whom nobody has called for long begins anew.
-        self.pauses.retain(|_, pause| now_us < pause.until_us + PAUSE_US_MAX);
+        self.rests.sweep(now_us);
         let is_clean = |one: &Resident| one.run.is_none() && one.flush_us.is_none();
         let clean = self.residents.iter().flatten().filter(|one| is_clean(one));
         let mut clean: Vec<(u64, ObjectKey)> = clean.map(|one| (one.used_us, one.key.clone())).collect();
@@ -490,29 +532,28 @@ impl Homes {
         }
     }
 
-    /// The object under `key` has reached a limit: it is not run for a while.
-    pub fn pause(&mut self, key: &ObjectKey, now_us: u64) {
-        let length_us = match self.pauses.get(key) {
-            Some(pause) => (pause.length_us * PAUSE_FACTOR).min(PAUSE_US_MAX),
-            None => PAUSE_US,
-        };
-        self.pauses.insert(key.clone(), Pause { until_us: now_us + length_us, length_us });
-        if self.pauses.len() > PAUSES_MAX {
-            self.pauses.pop_first();
+    /// Notes the last error of the object under `key`.
+    pub fn note_error(&mut self, key: &ObjectKey, wall_ms: u64, failure: &Failure) {
+        if let Some(error) = self.errors.get_mut(key) {
+            *error = (wall_ms, failure.clone());
+            return;
+        }
+        self.errors.insert(key.clone(), (wall_ms, failure.clone()));
+        if self.errors.len() > ERRORS_MAX {
+            self.errors.pop_first();
         }
     }
 
-    /// It has run well, or has new code.
-    pub fn unpause(&mut self, key: &ObjectKey) {
-        if !self.pauses.is_empty() {
-            self.pauses.remove(key);
-        }
+    /// The last error of the object under `key`, with its time in milliseconds since 1970.
+    pub fn last_error(&self, key: &ObjectKey) -> Option<&(u64, Failure)> {
+        self.errors.get(key)
     }
 
-    /// How long the object under `key` still rests, in milliseconds; `None` if it does not.
-    pub fn rests_ms(&self, key: &ObjectKey, now_us: u64) -> Option<u32> {
-        let pause = self.pauses.get(key).filter(|pause| now_us < pause.until_us)?;
-        Some((pause.until_us - now_us).div_ceil(1000) as u32)
+    /// There is another object under `key` now, or none.
+    pub fn forget_error(&mut self, key: &ObjectKey) {
+        if !self.errors.is_empty() {
+            self.errors.remove(key);
+        }
     }
 
     /// Number of objects that are loaded.
@@ -530,8 +571,9 @@ fn is_of(residents: &[Option<Box<Resident>>], slot: usize, key: &ObjectKey) -> b
     resident.is_some_and(|resident| resident.key == *key)
 }
 
-/// A map of named values, without those that are not there.
-pub(super) fn map<const N: usize>(entries: [(&str, Option<Value>); N]) -> Value {
-    let entries = entries.into_iter();
-    Value::Map(entries.filter_map(|(name, value)| Some((Value::from(name), value?))).collect())
+/// A map of named values, in order of their names, without those that are not there.
+pub(super) fn map<'a>(entries: impl IntoIterator<Item = (&'a str, Option<Value>)>) -> Value {
+    let mut entries: Vec<(&str, Option<Value>)> = entries.into_iter().collect();
+    entries.sort_unstable_by_key(|(name, _)| *name);
+    Value::Map(entries.into_iter().filter_map(|(name, value)| Some((Value::from(name), value?))).collect())
 }

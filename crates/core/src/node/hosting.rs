@@ -7,7 +7,8 @@ use super::creation::plain;
 use super::homes::{map, Asked, Awaited, Job, Outcome, What};
 use super::puts::Update;
 use super::{Node, Origin, Output, Purpose, Work};
-use crate::active::{HostRequest, HostResult, PutData, Value};
+use crate::active::{Active, HostRequest, HostResult, PutData, Value};
+use crate::causality::Dot;
 use crate::client::{ActiveError, Handler, Operation, Quorum, Reply, Want};
 use crate::get::{Candidate, Needed};
 use crate::mutation::Mutation;
@@ -392,63 +393,108 @@ impl Node {
 
     // Information
 
-    /// What `ASO.INFO` tells.
-    pub(super) fn info(&mut self, now: Now, key: &ObjectKey) -> Value {
+    /// What `ASO.INFO` tells of an object, loaded or not: also of one that cannot be loaded, or may not run.
+    pub(super) fn info_of(&mut self, now: Now, key: &ObjectKey, merged: Option<Object>) -> Value {
+        let may_run = self.buckets().properties(key.bucket()).active;
+        let is_loaded = may_run && self.make_resident(now, key, merged.clone()).is_ok();
+        match self.homes.get(key).is_some() && is_loaded {
+            true => self.info(now, key),
+            false => {
+                let mut stored = merged.unwrap_or_default();
+                if let Some((held, _)) = self.replica.load_object(key) {
+                    stored.merge(&held);
+                }
+                self.info_stored(now, key, &stored)
+            }
+        }
+    }
+
+    fn info(&mut self, now: Now, key: &ObjectKey) -> Value {
+        let number = |number: u64| Some(Value::Integer(number as i64));
+        let Ok(sandbox) = self.sandbox() else { return Value::Nil };
+        let messages_left = sandbox.messages_left(key);
+        let interval_ms = super::residents::interval_of(sandbox, key);
+        let is_running = self.homes.get(key).is_some_and(|resident| resident.run.is_some());
+        // A run that waits may hold what cannot be kept.
+        let state = self.sandbox().ok().filter(|_| !is_running).and_then(|one| one.save(key).ok());
+        let Some(resident) = self.homes.get(key) else { return Value::Nil };
+        let mut active = resident.active.clone();
+        active.state = state.unwrap_or(active.state);
+        active.interval_ms = interval_ms;
+        let (seen, expires_ms) = (resident.seen.clone(), resident.expires_ms);
+        let report = &resident.report;
+        let timer = [
+            ("last_ms", report.timer_ms.map(|ms| Value::Integer(ms as i64))),
+            ("runs", number(report.timer_runs)),
+        ];
+        let counts = [
+            ("calls", number(report.calls)),
+            ("failures", number(report.failures)),
+            ("instructions_last", number(u64::from(report.instructions_last))),
+            ("instructions_max", number(u64::from(report.instructions_max))),
+            ("merges", number(report.merges)),
+            ("messages_left", number(u64::from(messages_left))),
+            ("unwritten", Some(Value::Bool(resident.flush_us.is_some()))),
+        ];
+        let newest = seen.dots().max();
+        self.info_with(now, key, &active, expires_ms, newest, (&counts, &timer))
+    }
+
+    /// What is known of an object without its code.
+    fn info_stored(&self, now: Now, key: &ObjectKey, stored: &Object) -> Value {
+        let Some((_, version)) = stored.newest_live(now.wall_ms) else { return Value::Nil };
+        let crate::object::Value::Active(active) = &version.value else { return Value::Nil };
+        let newest = stored.context().dots().max();
+        self.info_with(now, key, active, version.expires_ms, newest, (&[], &[]))
+    }
+
+    fn info_with(
+        &self,
+        now: Now,
+        key: &ObjectKey,
+        active: &Active,
+        expires_ms: Option<u64>,
+        newest: Option<Dot>,
+        (counts, timer): (&[(&str, Option<Value>)], &[(&str, Option<Value>)]),
+    ) -> Value {
         let text = |text: &str| Some(Value::from(text));
         let number = |number: u64| Some(Value::Integer(number as i64));
         let limits = self.limits(key);
-        let home = self.id().to_string();
         let durability = self.buckets().properties(key.bucket()).aso.durability;
-        let Ok(sandbox) = self.sandbox() else { return Value::Nil };
-        let messages_left = sandbox.messages_left(key);
-        let state_bytes = sandbox.save(key).ok().map(|state| state.len() as u64);
-        let interval_ms = super::residents::interval_of(sandbox, key);
-        let Some(resident) = self.homes.get(key) else { return Value::Nil };
-        let holders = resident.active.placement.as_ref().map(|placement| placement.holders.clone());
+        let holders = active.placement.as_ref().map(|placement| placement.holders.clone());
         let holders = holders.unwrap_or_else(|| self.owners(key).0);
         let name = |node| self.membership.members.get(node).map(|member| Value::from(member.name.as_str()));
         let replicas = Value::Array(holders.iter().filter_map(name).collect());
-        let Some(resident) = self.homes.get(key) else { return Value::Nil };
-        let report = &resident.report;
+        let interval_ms = active.interval_ms;
         let next = interval_number(key, interval_ms.max(1), now.wall_ms) + 1;
         let timer = (interval_ms > 0).then(|| {
-            map([
-                ("interval_ms", number(interval_ms)),
-                ("last_ms", report.timer_ms.map(|ms| Value::Integer(ms as i64))),
-                ("next_ms", number(interval_start(key, interval_ms, next))),
-                ("runs", number(report.timer_runs)),
-            ])
+            let next_ms = interval_start(key, interval_ms, next);
+            let known = [("interval_ms", number(interval_ms)), ("next_ms", number(next_ms))];
+            map(known.into_iter().chain(timer.iter().cloned()))
         });
-        let error = report.last_error.as_deref().map(|(at_ms, failure)| {
+        let error = self.homes.last_error(key).map(|(at_ms, failure)| {
             map([
                 ("at_ms", number(*at_ms)),
                 ("message", text(&failure.message)),
                 ("trace", text(&failure.trace)),
             ])
         });
-        let newest = resident.seen.dots().max();
-        map([
-            ("calls", number(report.calls)),
+        let known = [
             ("durability", text(durability.name())),
-            ("expires_ms", resident.expires_ms.map(|ms| Value::Integer(ms as i64))),
-            ("failures", number(report.failures)),
-            ("home", text(&home)),
-            ("instructions_last", number(u64::from(report.instructions_last))),
-            ("instructions_max", number(u64::from(report.instructions_max))),
+            ("expires_ms", expires_ms.map(|ms| Value::Integer(ms as i64))),
+            ("home", text(&self.id().to_string())),
             ("instructions_limit", number(u64::from(limits.instructions))),
             ("last_error", error),
             ("memory_limit_bytes", number(u64::from(limits.memory_bytes))),
-            ("merges", number(report.merges)),
-            ("messages_left", number(u64::from(messages_left))),
             ("messages_limit", number(u64::from(limits.messages))),
             ("replicas", Some(replicas)),
-            ("source_bytes", number(resident.active.source.len() as u64)),
-            ("state_bytes", state_bytes.map(|bytes| Value::Integer(bytes as i64))),
+            ("source_bytes", number(active.source.len() as u64)),
+            ("state_bytes", number(active.state.len() as u64)),
             ("timer", timer),
-            ("unwritten", Some(Value::Bool(resident.flush_us.is_some()))),
             ("version", newest.map(|dot| Value::from(format!("{}@{:?}", dot.counter, dot.actor).as_str()))),
             ("written_ms", newest.map(|dot| Value::Integer(dot.wall_ms() as i64))),
-        ])
+        ];
+        map(known.into_iter().chain(counts.iter().cloned()))
     }
 }
 

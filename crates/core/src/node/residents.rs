@@ -3,7 +3,7 @@
 use bytes::Bytes;
 
 use super::active::{call_on, failed, refused};
-use super::homes::{Report, Resident, Run};
+use super::homes::{Resident, Run};
 use super::{Node, Origin, Output};
 use crate::active::{
     Active, CallerPlace, Failure, FailureKind, Sandbox, Turn, Value, INTERVAL_MS_DEFAULT, INTERVAL_MS_MAX,
@@ -97,30 +97,18 @@ impl Node {
         let place = match self.sandbox()?.load(key, &active.source, state, &limits, facts) {
             Ok(place) => place,
             Err(failure) => {
-                self.note_failure(now, key, &failure);
+                self.note_failure(now, key, &failure, None);
                 return Err(failed(failure));
             }
         };
         let others: Vec<&Version> =
             merged.0.values().iter().filter(|(other, _)| other != dot).map(|(_, version)| version).collect();
         let resident = Resident {
-            key: key.clone(),
-            place,
-            unchanged: 0,
             seen: merged.context().clone(),
-            active: (**active).clone(),
             expires_ms: version.expires_ms,
             headers: version.headers.clone(),
             must_save: !others.is_empty(),
-            has_put: false,
-            flush_us: None,
-            run: None,
-            queue: Default::default(),
-            row_hash: 0,
-            used_us: now.mono_us,
-            refill_ms: 0,
-            refilled: 0,
-            report: Report::default(),
+            ..Resident::new(key.clone(), place, (**active).clone(), now)
         };
         self.homes.insert(resident);
         #[cfg(feature = "sabotage")]
@@ -138,7 +126,7 @@ impl Node {
     }
 
     /// Joins a concurrent version to the loaded object.
-    fn join(&mut self, now: Now, key: &ObjectKey, other: &Version) {
+    pub(super) fn join(&mut self, now: Now, key: &ObjectKey, other: &Version) {
         self.metrics.active_merges += 1;
         if let Some(resident) = self.homes.get(key) {
             resident.report.merges += 1;
@@ -152,11 +140,11 @@ impl Node {
         match sandbox.join(key, &other.state) {
             Ok(true) => return,
             Ok(false) => {}
-            // What became of both is too large: the newest stays as it was.
+            // What became of both is too large, or the other cannot be read: the newest stays as it was.
             Err(failure) => {
-                self.note_failure(now, key, &failure);
+                self.note_failure(now, key, &failure, None);
                 self.metrics.active_merges_lost += 1;
-                return self.load_saved(now, key);
+                return self.roll_back(now, key);
             }
         }
         let Ok(sandbox) = self.sandbox() else { return };
@@ -166,15 +154,17 @@ impl Node {
                 let arguments = [fields];
                 let turn =
                     call_on(sandbox, key, Handler::OnMerge.name(), CallerPlace::None, &arguments, facts);
-                match turn {
-                    Turn::Done(_) => return,
-                    Turn::Failed(failure) => self.note_failure(now, key, &failure),
-                    Turn::Waits(_) => {
-                        let error = refused(ActiveError::CannotWait { handler: Handler::OnMerge });
-                        self.note_failure(now, key, &plain_failure(error));
-                    }
-                }
+                let handler = Handler::OnMerge;
+                let failure = match turn {
+                    Turn::Done(done) if !done.is_deleted => return,
+                    Turn::Done(_) => plain_failure(refused(ActiveError::CannotDelete { handler })),
+                    Turn::Failed(failure) => failure,
+                    Turn::Waits(_) => plain_failure(refused(ActiveError::CannotWait { handler })),
+                };
+                self.note_failure(now, key, &failure, None);
+                self.roll_back(now, key);
             }
+            Err(failure) => self.note_failure(now, key, &failure, None),
             _ => {}
         }
         self.metrics.active_merges_lost += 1;
@@ -227,7 +217,7 @@ impl Node {
             }
             Err(error) => {
                 if let ClientError::Active(ActiveError::Failed(failure)) = &error {
-                    self.note_failure(now, key, failure);
+                    self.note_failure(now, key, failure, None);
                 }
                 return self.fail_run(now, key, origin, error, out);
             }
@@ -344,32 +334,49 @@ impl Node {
         }
     }
 
-    /// Goes back to what is saved. If that cannot be loaded, the next call tries again.
+    /// Takes back what the last run did, which has failed. What the runs before it did stays.
     pub(super) fn roll_back(&mut self, now: Now, key: &ObjectKey) {
-        self.homes.flushed(key);
-        let Some(resident) = self.homes.get(key) else { return };
-        if resident.must_save {
-            // It was never saved as a whole: what it was joined from stands in the stores.
-            if let Some(resident) = self.homes.unload(key) {
-                self.homes.orphan(key, resident.queue.into_jobs());
+        let facts = self.facts(now);
+        #[cfg(feature = "sabotage")]
+        match self.config.sabotage {
+            crate::config::Sabotage::UndoNothing => return,
+            crate::config::Sabotage::UndoAll => {
+                self.homes.flushed(key);
+                return self.load_saved(now, key);
             }
-            return;
+            _ => {}
         }
-        self.load_saved(now, key);
+        let is_undone = self.sandbox().is_ok_and(|sandbox| sandbox.undo(key, facts).is_ok());
+        if !is_undone {
+            self.put_away(now, key);
+        }
+    }
+
+    /// Takes the object back to `state`, which was saved before a run whose outcome is refused.
+    pub(super) fn take_back(&mut self, now: Now, key: &ObjectKey, state: &Bytes) {
+        let (facts, limits) = (self.facts(now), self.limits(key));
+        let Some(resident) = self.homes.get(key) else { return };
+        let source = resident.active.source.clone();
+        let state = Some(state).filter(|state| !state.is_empty());
+        let is_loaded = self.sandbox().is_ok_and(|one| one.load(key, &source, state, &limits, facts).is_ok());
+        if !is_loaded {
+            self.put_away(now, key);
+        }
+    }
+
+    /// The object cannot be loaded again, as its source fails now: its state is written as it is.
+    fn put_away(&mut self, now: Now, key: &ObjectKey) {
+        self.write_unwritten(now, key);
+        if let Some(resident) = self.homes.unload(key) {
+            self.homes.orphan(key, resident.queue.into_jobs());
+        }
     }
 
     /// Loads again what was found last, or saved.
-    fn load_saved(&mut self, now: Now, key: &ObjectKey) {
-        let (facts, limits) = (self.facts(now), self.limits(key));
+    pub(super) fn load_saved(&mut self, now: Now, key: &ObjectKey) {
         let Some(resident) = self.homes.get(key) else { return };
-        let active = resident.active.clone();
-        let state = Some(&active.state).filter(|state| !state.is_empty());
-        let Ok(sandbox) = self.sandbox() else { return };
-        if sandbox.load(key, &active.source, state, &limits, facts).is_err() {
-            if let Some(resident) = self.homes.unload(key) {
-                self.homes.orphan(key, resident.queue.into_jobs());
-            }
-        }
+        let state = resident.active.state.clone();
+        self.take_back(now, key, &state);
     }
 }
 

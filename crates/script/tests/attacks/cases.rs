@@ -102,7 +102,7 @@ pub const CASES: &[Attack] = &[
         "local s = ('a'):rep(50000) return s:split(('a'):rep(25000) .. 'b')",
     ), CPU),
     attack("moves over a sparse range", Body("table.move({[1] = 1, [2^30] = 1}, 1, 2^30, 2, {}) while true do end"), CPU),
-    attack("insertions in front", Body("local t = {} while true do table.insert(t, 1, 1) end"), WALL),
+    attack("insertions in front", Body("local t = {} while true do table.insert(t, 1, 1) end"), CPU),
     attack("comparisons of long strings", Body(
         "local a = ('x'):rep(100000) local b, c = a .. 'a', a .. 'b' while true do local _ = b < c end",
     ), WALL),
@@ -121,7 +121,7 @@ pub const CASES: &[Attack] = &[
     attack("a table without end", Body("local t = {} while true do t[#t + 1] = t end"), CPU),
     attack("strings without end", Body("local i = 0 while true do i = i + 1 local _ = ('x'):rep(5000 + i) end"), HEAP),
     attack("a giant table", Body("return #table.create(1e8, 0)"), Error("table overflow")),
-    attack("too large a table", Body("return #table.create(1e12, 0)"), Error("aso:1: invalid argument #1 to 'create' (size out of range)")),
+    attack("too large a table", Body("return #table.create(1e12, 0)"), Error("table overflow")),
     attack("one string a thousand times", Body("return #table.concat(table.create(2000, ('x'):rep(1000)))"), HEAP),
     attack("a substitution that explodes", Body("return #('x'):rep(1000):gsub('.', ('y'):rep(5000))"), HEAP),
     attack("memory in a comparator", Body(
@@ -198,7 +198,7 @@ pub const CASES: &[Attack] = &[
            string.packsize, string.dump, math.randomseed, loadfile, dofile, module, package, integer}
          return next(gone) == nil and 'none is there' or 'some are there'",
     ), Harmless("none is there")),
-    attack("bytecode as source", Source("\x1bLua\x06\x03"), Syntax("line 1: Expected identifier when parsing expression, got '\u{1b}'")),
+    attack("bytecode as source", Source("\x1bLua\x06\x03"), Syntax("line 1: byte 0x1b is no text: a source is UTF-8")),
     attack(
         "addresses of memory",
         Body("local t = {} return tostring(t) .. (' %* '):format(next) .. `{t} {nil}` .. tostring(setmetatable({}, {}))"),

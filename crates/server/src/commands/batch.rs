@@ -6,7 +6,7 @@ use oort_core::mutation::{Condition, Expiry};
 use oort_core::types::{ObjectKey, KEY_BYTES_MAX};
 
 use super::active::value_of_answer;
-use super::errors::{error_value, refusal, SYNTAX};
+use super::errors::{error_of_key, refusal, SYNTAX};
 use super::plan::{object, store, update_operation, updated, Answer, Next, Plan, NOTHING};
 use super::plan::{REPLY_BYTES_MAX, REQUESTS_MAX};
 use super::{request, Call, Outcome, Started};
@@ -83,9 +83,12 @@ impl Batch {
         requests
     }
 
-    /// Takes one answer. Errors: the reply that ends the command early.
-    fn take(&mut self, answer: Answer, now_ms: u64) -> Result<(), Value> {
-        let answer = answer.map_err(|error| error_value(&error))?;
+    /// Takes the answer about the key at a place. Errors: the reply that ends the command early.
+    fn take(&mut self, at: usize, answer: Answer, now_ms: u64) -> Result<(), Value> {
+        let answer = answer.map_err(|error| {
+            let key = self.command.arg(self.keys[at] as usize);
+            error_of_key(&error, key)
+        })?;
         match &mut self.gather {
             Gather::Values { values, bytes } => {
                 let value = value_of_answer(answer, now_ms);
@@ -130,8 +133,9 @@ impl Batch {
 
 impl Plan for Batch {
     fn resume(&mut self, answers: Vec<Answer>, now_ms: u64) -> Next {
-        for answer in answers {
-            if let Err(early) = self.take(answer, now_ms) {
+        let first = self.asked - answers.len();
+        for (at, answer) in answers.into_iter().enumerate() {
+            if let Err(early) = self.take(first + at, answer, now_ms) {
                 return Next::Done(early);
             }
         }

@@ -55,6 +55,16 @@ pub fn error_value(error: &ClientError) -> Value {
     refusal(format!("{prefix} {error}"))
 }
 
+/// As [`error_value`], of one key among several: what an active object answers says which of them it is.
+pub fn error_of_key(error: &ClientError, key: &[u8]) -> Value {
+    match error {
+        ClientError::Active(active) => {
+            refusal(format!("{} key '{}': {error}", active_prefix(active), shortened(key, ECHO_BYTES_MAX)))
+        }
+        other => error_value(other),
+    }
+}
+
 fn active_prefix(error: &ActiveError) -> &'static str {
     match error {
         ActiveError::NotActive => "WRONGTYPE",
@@ -68,6 +78,7 @@ fn active_prefix(error: &ActiveError) -> &'static str {
         | ActiveError::NoSandbox
         | ActiveError::Returned { .. }
         | ActiveError::CannotWait { .. }
+        | ActiveError::CannotDelete { .. }
         | ActiveError::Reserved { .. } => "ERR",
     }
 }

@@ -6,7 +6,7 @@ use oort_core::mutation::{Basis, Condition, Expiry, Mutation};
 use oort_core::object::Object;
 use oort_core::types::ObjectKey;
 
-use super::errors::error_value;
+use super::errors::{error_value, ACTIVE};
 use crate::resp::Value;
 
 /// The most requests of one round.
@@ -149,9 +149,10 @@ pub fn page(reply: Reply) -> Page {
     }
 }
 
-/// The newest live value, or null.
+/// The newest live value, or null. An active object answers for itself: nobody gets its source by accident.
 pub fn newest_value(object: &Object, now_ms: u64) -> Value {
     match object.newest(now_ms) {
+        Some(_) if object.is_active(now_ms) => ACTIVE,
         Some(sibling) => Value::Bulk(sibling.value),
         None => Value::Null,
     }

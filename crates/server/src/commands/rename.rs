@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 use oort_core::causality::VersionVector;
 use oort_core::client::Operation;
 use oort_core::mutation::{Basis, Condition, Expiry, Mutation};
-use oort_core::object::Sibling;
+use oort_core::object::{self, Sibling, Version};
 use oort_core::types::ObjectKey;
 
 use super::errors::{self, error_value, refusal, ACTIVE, NOT_AN_INTEGER, SYNTAX};
@@ -109,8 +109,11 @@ impl Plan for Transfer {
         };
         match self.stage {
             Stage::Read => {
-                let object = object(answer);
-                if object.is_active(now_ms) {
+                let object = self::object(answer);
+                let is_active = |version: &Version| {
+                    matches!(version.value, object::Value::Active(_) | object::Value::Husk(_))
+                };
+                if object.0.values().iter().any(|(_, one)| one.is_live(now_ms) && is_active(one)) {
                     return Next::Done(ACTIVE);
                 }
                 self.siblings = object.siblings(now_ms).into_iter().rev().collect();

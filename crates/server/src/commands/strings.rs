@@ -14,9 +14,9 @@ use super::active::{call_operation, value_of_answer};
 use super::arguments::{TimeForm, MILLIS, SECONDS};
 use super::batch::{Batch, Gather};
 use super::errors::{self, refusal, ACTIVE, SYNTAX};
+use super::exchange::exchange;
 use super::plan::{
-    get_operation, newest_value, object, store, update_operation, updated, Finish, Given, AFTER, BEFORE,
-    NOTHING,
+    get_operation, newest_value, object, store, update_operation, updated, Finish, Given, AFTER, NOTHING,
 };
 use super::{one, request, Call, Outcome, Started};
 use crate::resp::Value;
@@ -51,7 +51,7 @@ pub fn set(call: &mut Call) -> Outcome {
     let expiry = options.expiry(if keeps_expiry { Expiry::Keep } else { Expiry::Default })?;
     let value = call.command.bytes(2);
     match wants_old {
-        true => put(call, value, expiry, condition, BEFORE, old_value),
+        true => exchange(call, store(value, expiry, condition)),
         false => put(call, value, expiry, condition, NOTHING, ok_if_applied),
     }
 }
@@ -82,13 +82,6 @@ fn one_if_applied(answer: Reply, _: Given) -> Value {
     Value::Integer(updated(answer).applied as i64)
 }
 
-fn old_value(answer: Reply, given: Given) -> Value {
-    match updated(answer).before {
-        Some(before) => newest_value(&before, given.now_ms),
-        None => Value::Null,
-    }
-}
-
 /// What was just written, even if it has expired since: hence the time 0.
 fn new_value(answer: Reply, _: Given) -> Value {
     updated(answer).after.map_or(Value::Null, |after| newest_value(&after, 0))
@@ -116,13 +109,13 @@ fn set_with_expiry(call: &Call, form: TimeForm) -> Outcome {
 
 /// `GETSET key value`
 pub fn getset(call: &mut Call) -> Outcome {
-    put(call, call.command.bytes(2), Expiry::Default, Condition::Always, BEFORE, old_value)
+    exchange(call, store(call.command.bytes(2), Expiry::Default, Condition::Always))
 }
 
 /// `GETDEL key`
 pub fn getdel(call: &mut Call) -> Outcome {
     let delete = Mutation::Delete { basis: Basis::Local, condition: Condition::Always };
-    one(update_operation(call.key(1)?, delete, BEFORE), Finish::new(old_value))
+    exchange(call, delete)
 }
 
 /// `GETEX key [EX s | PX ms | EXAT s | PXAT ms | PERSIST]`
@@ -141,7 +134,7 @@ pub fn getex(call: &mut Call) -> Outcome {
         return get(call);
     }
     let change = Mutation::SetExpiry { at_ms, condition: ExpiryCondition::ALWAYS };
-    one(update_operation(call.key(1)?, change, BEFORE), Finish::new(old_value))
+    exchange(call, change)
 }
 
 /// `STRLEN key`

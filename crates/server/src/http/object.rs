@@ -140,7 +140,8 @@ impl<'a> Target<'a> {
         let limit_bytes = properties.map_or(SMALL_BYTES, |properties| properties.value_bytes_max);
         let value = self.shared.read_body(body, limit_bytes).await?;
         let condition = self.condition(quorum).await?;
-        let mutation = match aso::is_source(&self.head.headers) {
+        let is_source = aso::is_source(&self.head.headers);
+        let mutation = match is_source {
             true if condition == Condition::Always => {
                 Mutation::Activate { source: value, expiry, keeps_state: false }
             }
@@ -152,6 +153,8 @@ impl<'a> Target<'a> {
             return Err(Refusal::condition());
         }
         Ok(match updated.after {
+            // An object that stays is asked with a get: its source is no answer to a write.
+            Some(object) if !is_source && object.is_active(self.shared.wall_ms()) => bodiless(done),
             Some(object) => self.stored(&object, done),
             None => bodiless(done),
         })

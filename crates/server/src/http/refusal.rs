@@ -121,9 +121,9 @@ impl From<ClientError> for Refusal {
                         Refusal::new(StatusCode::UNPROCESSABLE_ENTITY, text)
                     }
                 },
-                ActiveError::Returned { .. } | ActiveError::CannotWait { .. } => {
-                    Refusal::new(StatusCode::UNPROCESSABLE_ENTITY, text)
-                }
+                ActiveError::Returned { .. }
+                | ActiveError::CannotWait { .. }
+                | ActiveError::CannotDelete { .. } => Refusal::new(StatusCode::UNPROCESSABLE_ENTITY, text),
             },
             ClientError::Mutation(reason) => match reason {
                 MutationError::IsActive => Refusal::new(StatusCode::CONFLICT, text),

@@ -273,3 +273,65 @@ fn timers_go_on_over_restarts_and_failover() {
     assert!(after >= before, "{after} ticks after {before}");
     wait_for(&cluster.nodes[other], after + 2);
 }
+
+#[test]
+fn no_command_answers_a_source_by_accident_and_failures_name_their_key() {
+    let cluster = Cluster::start(3, &[]);
+    let node = &cluster.nodes[0];
+    let source = "aso.n = 0 function onGet() self.n = self.n + 1 return 'asked ' .. self.n end";
+    let staying = format!("{source} function onUpdate() return self end");
+    ok(node, &["ASO.PUT", "stays", &staying]);
+    let asked = |n: u32| Value::Bulk(format!("asked {n}").into());
+    assert_eq!(node.call(&["GETSET", "stays", "text"]), asked(1));
+    assert_eq!(node.call(&["SET", "stays", "text", "GET"]), asked(2));
+    assert_eq!(node.call(&["GETEX", "stays", "EX", "1000"]), asked(3));
+    assert_eq!(node.call(&["GETEX", "stays"]), asked(4));
+    assert_eq!(node.call(&["GETDEL", "stays"]), asked(5));
+    assert_eq!(node.call(&["GET", "stays"]), Value::Null);
+    ok(node, &["ASO.PUT", "goes", source]);
+    assert_eq!(node.call(&["GETSET", "goes", "text"]), asked(1));
+    assert_eq!(node.call(&["GETSET", "goes", "more"]), Value::Bulk("text".into()));
+    ok(node, &["ASO.PUT", "stays", &staying]);
+    let request = "PUT /buckets/default/keys/stays?returnbody=true HTTP/1.1\r\nHost: x\r\n\
+        Content-Type: text/plain\r\nContent-Length: 4\r\nConnection: close\r\n\r\ntext";
+    assert_eq!(http(&node.http, request), (200, String::new()));
+
+    ok(node, &["ASO.PUT", "fails", "function onGet() error('on purpose') end"]);
+    let answer = error(node.call(&["MGET", "goes", "fails", "stays"]));
+    assert!(answer.starts_with("ASOERR key 'fails': aso:1: on purpose"), "{answer}");
+    ok(node, &["ASO.PUT", "picky", "aso.value = 'v' function onUpdate(new) return new == 'true' end"]);
+    let answer = error(node.call(&["SET", "picky", "text"]));
+    assert!(answer.starts_with("REFUSED the object refuses: onUpdate returned nil or false"), "{answer}");
+    let answer = error(node.call(&["SET", "picky", "true"]));
+    assert!(answer.starts_with("ERR onUpdate must return self, a string, a number, or nil"), "{answer}");
+    let answer = error(node.call(&["MSET", "goes", "1", "picky", "2"]));
+    assert!(answer.starts_with("REFUSED key 'picky':"), "{answer}");
+    assert_eq!(node.call(&["GET", "picky"]), Value::Bulk("v".into()));
+}
+
+/// Source: DESIGN §5, "one bad argument shuts nobody else out".
+#[test]
+fn one_caller_at_the_limit_shuts_nobody_else_out() {
+    let cluster = Cluster::start(3, &[]);
+    let source = "aso.n = 0 function inc() self.n = self.n + 1 return self.n end
+        function sum(k) local s = 0 for i = 1, tonumber(k) do s = s + i end return s end
+        function onGet() return self.n end";
+    ok(&cluster.nodes[0], &["ASO.PUT", "shared", source]);
+    let mut bad = cluster.nodes[0].client();
+    let mut good: Vec<_> = cluster.nodes.iter().map(|node| node.client()).collect();
+    let (mut answered, mut rested) = (0, 0);
+    for _ in 0..40 {
+        let answer = error(bad.call(&["ASO.CALL", "shared", "sum", "1000000000"]).unwrap());
+        rested += i32::from(answer.starts_with("BUSY"));
+        // And one that connects anew each time.
+        error(cluster.nodes[1].call(&["ASO.CALL", "shared", "sum", "1000000000"]));
+        for client in &mut good {
+            answered += 1;
+            assert_eq!(client.call(&["ASO.CALL", "shared", "inc"]).unwrap(), Value::Integer(answered));
+        }
+    }
+    assert!(rested > 30, "{rested}");
+    let sum = good[0].call(&["ASO.CALL", "shared", "sum", "10"]).unwrap();
+    assert_eq!(sum, Value::Integer(55));
+    assert_eq!(cluster.nodes[2].call(&["GET", "shared"]), Value::Integer(answered));
+}
