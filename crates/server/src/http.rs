@@ -204,7 +204,7 @@ async fn dispatch(shared: &Shared, head: &Parts, body: Incoming) -> Result<Respo
     }
     let parameters = Parameters::parse(head.uri.query())?;
     match target {
-        Target::Index => Ok(report::index()),
+        Target::Index => Ok(report::index(&head.headers)),
         Target::Ping => Ok(report::ping()),
         Target::Stats => report::stats(shared).await,
         Target::Health => report::health(shared).await,

@@ -26,7 +26,7 @@ use crate::http::parameters::Parameters;
 use crate::http::refusal::Refusal;
 use crate::http::route::Part;
 use crate::http::shared::Shared;
-use crate::token::{from_base64, to_base64};
+use crate::token::{from_base64, to_base64url};
 
 /// The content type of an active object's source: a `PUT` with it stores one.
 pub const SOURCE: &str = "application/x-oort-aso+lua";
@@ -172,7 +172,7 @@ pub fn to_json(value: &Lua) -> Value {
         Lua::Number(number) => Number::from_f64(*number).map_or(Value::Null, Value::Number),
         Lua::Bytes(bytes) => match std::str::from_utf8(bytes) {
             Ok(text) => Value::from(text),
-            Err(_) => Value::Object(Map::from_iter([(BYTES.to_string(), Value::from(to_base64(bytes)))])),
+            Err(_) => Value::Object(Map::from_iter([(BYTES.to_string(), Value::from(to_base64url(bytes)))])),
         },
         Lua::Array(items) => Value::Array(items.iter().map(to_json).collect()),
         Lua::Map(entries) => {
@@ -203,7 +203,7 @@ pub fn from_json(value: &Value, level: usize) -> Result<Lua, Refusal> {
         }
         Value::Object(entries) => match (entries.len(), entries.get(BYTES).and_then(Value::as_str)) {
             (1, Some(text)) => Lua::Bytes(from_base64(text.as_bytes()).map_err(|_| {
-                Refusal::bad_request(format!("{BYTES}: base64 with the URL alphabet and no padding"))
+                Refusal::bad_request(format!("{BYTES}: not base64"))
             })?),
             _ => {
                 let entry = |(name, item): (&String, &Value)| {

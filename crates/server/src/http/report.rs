@@ -3,7 +3,7 @@
 use std::fmt::{Display, Write};
 use std::sync::atomic::Ordering;
 
-use hyper::header::{HeaderValue, CONTENT_TYPE};
+use hyper::header::{HeaderMap, HeaderValue, CONTENT_TYPE, VARY};
 use hyper::{Response, StatusCode};
 use oort_core::detector::Health;
 use rustix::time::{clock_gettime, ClockId};
@@ -13,6 +13,7 @@ use crate::handle::Inside;
 use crate::http::body::{json_response, Body};
 use crate::http::counters::{Counters, BOUNDS_US};
 use crate::http::refusal::Refusal;
+use crate::http::representation::accepts_json;
 use crate::http::shared::Shared;
 use crate::status;
 
@@ -31,9 +32,34 @@ Oort: a leaderless key-value store. Paths:
 /cluster/status             GET members, ring and buckets as this node sees them
 ";
 
-/// `/`
-pub fn index() -> Response<Body> {
-    text(INDEX.to_string(), "text/plain")
+/// The Riak KV release whose key-value API is served, for clients that decide by it which features to use.
+///
+/// Releases from 2.1 on also promise preference lists and write-once buckets, which are not served.
+const RIAK_VERSION: &str = "2.0.9";
+/// Riak's names for the paths that are served, as its clients look them up.
+const RESOURCES: [(&str, &str); 9] = [
+    ("riak_kv_wm_bucket_type", "/types"),
+    ("riak_kv_wm_buckets", "/buckets"),
+    ("riak_kv_wm_bucketlist", "/buckets"),
+    ("riak_kv_wm_keylist", "/buckets"),
+    ("riak_kv_wm_object", "/buckets"),
+    ("riak_kv_wm_ping", "/ping"),
+    ("riak_kv_wm_props", "/buckets"),
+    ("riak_kv_wm_raw", "/riak"),
+    ("riak_kv_wm_stats", "/stats"),
+];
+
+/// `/`: a text for people, Riak's list of resources for clients that ask for JSON.
+pub fn index(headers: &HeaderMap) -> Response<Body> {
+    let mut response = match accepts_json(headers) {
+        true => {
+            let named = RESOURCES.map(|(name, path)| (name.to_string(), Value::from(path)));
+            json_response(&Value::Object(named.into_iter().collect()))
+        }
+        false => text(INDEX.to_string(), "text/plain"),
+    };
+    response.headers_mut().insert(VARY, HeaderValue::from_static("Accept"));
+    response
 }
 
 /// `/ping`: the process runs.
@@ -101,6 +127,7 @@ fn node_stats(inside: &Inside) -> Map<String, Value> {
     let peers = members.filter(|member| member.id != node.id());
     let connected = peers.filter(|member| is_linked(node.health(member.id))).map(|member| &member.name);
     let named = json!({
+        "riak_kv_version": RIAK_VERSION,
         "nodename": node.membership().own().name,
         "connected_nodes": connected.collect::<Vec<_>>(),
         "ring_num_partitions": node.ring().map_or(0, |ring| ring.partitions()),
