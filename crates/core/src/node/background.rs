@@ -210,7 +210,9 @@ impl Node {
                 self.tell(from, Gossip::Pong { mono_us, wall_ms: now.wall_ms, coordinate }, out);
             }
             Gossip::Pong { mono_us, wall_ms, coordinate } => {
-                self.detector.measured(from, now.mono_us.saturating_sub(mono_us).max(1), now.mono_us);
+                let round_trip_us = now.mono_us.saturating_sub(mono_us).max(1);
+                self.metrics.round_trips.note(round_trip_us);
+                self.detector.measured(from, round_trip_us, now.mono_us);
                 self.coordinate.update(coordinate, self.detector.rtt_us(from), &mut self.rng);
                 self.compare_clock(now, from, wall_ms, out);
             }

@@ -64,7 +64,7 @@ pub fn stored_headers(headers: &HeaderMap) -> Result<Vec<(Bytes, Bytes)>, Refusa
             true => without_up_links(value.as_bytes()),
             false => Bytes::copy_from_slice(value.as_bytes()),
         };
-        if is_stored(name) && !value.is_empty() {
+        if is_stored(name) && (!value.is_empty() || text.starts_with(META_PREFIX)) {
             stored.push((Bytes::copy_from_slice(text.as_bytes()), value));
         }
     }
