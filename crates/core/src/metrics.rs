@@ -97,6 +97,53 @@ pub struct Metrics {
     pub suspicions: u64,
     /// Messages received that named no request in flight.
     pub late_messages: u64,
+    /// How long peers took to answer a probe.
+    pub round_trips: Histogram,
+}
+
+/// How often something took how long, in buckets that double.
+///
+/// Bucket `i` counts times of at most `2^i * 16` microseconds that no bucket before it counts; the last one counts all
+/// longer ones, beyond 16 s. Noting a time costs two additions.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Histogram {
+    counts: [u64; HISTOGRAM_BUCKETS],
+    sum_us: u64,
+}
+
+/// The number of buckets of a [`Histogram`].
+pub const HISTOGRAM_BUCKETS: usize = 22;
+/// The first bucket ends at two to the power of this many microseconds.
+const FIRST_BITS: u32 = 4;
+
+impl Histogram {
+    /// Something took `us` microseconds.
+    pub fn note(&mut self, us: u64) {
+        let bits = u64::BITS - us.saturating_sub(1).leading_zeros();
+        let bucket = bits.saturating_sub(FIRST_BITS) as usize;
+        self.counts[bucket.min(HISTOGRAM_BUCKETS - 1)] += 1;
+        self.sum_us = self.sum_us.saturating_add(us);
+    }
+
+    /// For each bucket its upper bound in microseconds, `None` for the open one, and how many times lie up to there.
+    pub fn up_to(&self) -> impl Iterator<Item = (Option<u64>, u64)> + '_ {
+        let mut total = 0;
+        self.counts.iter().enumerate().map(move |(i, count)| {
+            total += count;
+            let bound = (i < HISTOGRAM_BUCKETS - 1).then(|| 1 << (i as u32 + FIRST_BITS));
+            (bound, total)
+        })
+    }
+
+    /// How many times were noted.
+    pub fn count(&self) -> u64 {
+        self.counts.iter().sum()
+    }
+
+    /// Their sum, in microseconds.
+    pub fn sum_us(&self) -> u64 {
+        self.sum_us
+    }
 }
 
 impl Metrics {
@@ -166,5 +213,22 @@ impl Metrics {
         visit("entropy_compared", compared, false, self.entropy_compared);
         let age = "milliseconds since the last full round of comparisons, 0: none yet";
         visit("entropy_round_age_ms", age, false, self.entropy_round_age_ms);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_fall_into_their_buckets() {
+        let mut histogram = Histogram::default();
+        for us in [0, 1, 16, 17, 32, 33, 1 << 24, (1 << 24) + 1, u64::MAX] {
+            histogram.note(us);
+        }
+        let up_to: Vec<_> = histogram.up_to().collect();
+        assert_eq!(up_to[..3], [(Some(16), 3), (Some(32), 5), (Some(64), 6)]);
+        assert_eq!(up_to[20..], [(Some(1 << 24), 7), (None, 9)]);
+        assert_eq!((histogram.count(), histogram.sum_us()), (9, u64::MAX));
     }
 }

@@ -90,6 +90,7 @@ pub fn start(session: &mut Session, command: Command, view: &dyn View, now_ms: u
                 return silenced(session, Started::Reply(refusal));
             }
             session.note_command(spec.name, now_ms);
+            session.family = spec.group;
             let mut call = Call { session: &mut *session, command, view, now_ms, spec, container: None };
             (spec.run)(&mut call).unwrap_or_else(Started::Reply)
         }

@@ -107,6 +107,13 @@ pub struct Submission {
     pub requests: Requests,
 }
 
+impl Submission {
+    /// True if it adds to a counter.
+    pub fn is_addition(&self) -> bool {
+        matches!(&self.requests, Requests::One(request) if Sum::is_addition(request))
+    }
+}
+
 /// One request without an allocation, or several.
 pub enum Requests {
     One(Request),
@@ -320,6 +327,13 @@ impl Connection {
     fn land(&mut self, sequence: u64) -> usize {
         let at = self.in_flight.iter().position(|one| one.sequence == sequence);
         at.map_or(0, |at| self.in_flight.swap_remove(at).bytes)
+    }
+
+    /// True once the reply to the command at `sequence` is known.
+    pub fn has_reply(&self, sequence: u64) -> bool {
+        let place = sequence.checked_sub(self.first_sequence);
+        let slot = place.and_then(|place| self.slots.get(place as usize));
+        slot.is_none_or(|slot| matches!(slot, Slot::Ready(..)))
     }
 
     /// Notes that `bytes` were loaded to answer the command at `sequence`.

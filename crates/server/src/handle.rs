@@ -15,6 +15,8 @@ use oort_core::node::Node;
 use oort_core::types::{NodeId, Now};
 use tokio::sync::{mpsc, oneshot};
 
+use crate::latency::Latencies;
+
 /// Commands that may wait for the loop. Fewer: bursts of HTTP requests are answered BUSY; more: they wait instead.
 pub const QUEUE_MAX: usize = 4096;
 
@@ -28,6 +30,8 @@ pub struct Inside<'a> {
     pub troubles: &'a [Trouble],
     /// When the process started, in milliseconds since 1970.
     pub started_wall_ms: u64,
+    /// How long things took.
+    pub latencies: &'a Latencies,
 }
 
 /// Why there is no link with a peer.

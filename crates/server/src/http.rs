@@ -5,7 +5,7 @@
 //! anything. What a client may take is limited by [`Limits`]. `docs/http.md` lists every path, parameter, header and
 //! status, and what differs from Riak.
 //!
-//! A request travels so: `route` reads the path, `parameters` the query, `conditions` the `If-` headers, `upload` the
+//! A request travels so: `guard` refuses what is ambiguous or comes from a foreign page; `route` reads the path, `parameters` the query, `conditions` the `If-` headers, `upload` the
 //! body; `object`, `aso`, `listing`, `properties` or `report` serve it; `representation` writes an object's answer,
 //! `refusal` any error.
 //! Source: Riak KV's HTTP API; RFC 9110.
@@ -13,14 +13,17 @@
 pub mod body;
 pub mod refusal;
 pub mod upload;
+pub mod framing;
 pub mod route;
 pub mod parameters;
 pub mod conditions;
 pub mod representation;
+pub mod guard;
 pub mod counters;
 pub mod shared;
 pub mod aso;
 pub mod object;
+pub mod counter;
 pub mod properties;
 pub mod listing;
 pub mod report;
@@ -38,6 +41,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use hyper::body::Incoming;
+use hyper::header::{HeaderValue, CONNECTION};
 use hyper::http::request::Parts;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -55,12 +59,15 @@ use crate::http::refusal::Refusal;
 use crate::http::route::Target;
 pub use crate::http::shared::Limits;
 use crate::http::shared::Shared;
-use crate::http::socket::Socket;
+use crate::http::socket::{Socket, Wire};
+use crate::http::upload::Upload;
 
 /// hyper holds back reading when this much of a connection waits to be parsed, beyond the largest head.
 const READ_AHEAD_BYTES: usize = 64 << 10;
 /// The pause after a connection could not be accepted, mostly because no file descriptor is left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// How long it may take to read a refused body that has come already.
+const SKIP_PATIENCE: Duration = Duration::from_secs(1);
 /// What a client gets that is one too many.
 const TOO_MANY: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nConnection: close\r\n\
     Content-Type: text/plain\r\nContent-Length: 31\r\n\r\ntoo many connections: try again";
@@ -159,15 +166,16 @@ fn admit(stream: TcpStream, shared: &Arc<Shared>, connections: &GracefulShutdown
     }
     let limits = &shared.limits;
     let address = stream.peer_addr().ok();
-    let socket = TokioIo::new(Socket::new(stream, limits.write_timeout));
+    let wire = Arc::new(Wire::default());
+    let socket = TokioIo::new(Socket::new(stream, wire.clone(), limits.write_timeout));
     let service = {
         let shared = shared.clone();
         service_fn(move |mut request: Request<Incoming>| {
-            let shared = shared.clone();
+            let (shared, wire) = (shared.clone(), wire.clone());
             if let Some(address) = address {
                 request.extensions_mut().insert(address);
             }
-            async move { Ok::<_, Infallible>(answer(&shared, request).await) }
+            async move { Ok::<_, Infallible>(answer(&shared, &wire, request).await) }
         })
     };
     let connection = http1::Builder::new()
@@ -188,23 +196,38 @@ fn admit(stream: TcpStream, shared: &Arc<Shared>, connections: &GracefulShutdown
     });
 }
 
-async fn answer(shared: &Shared, request: Request<Incoming>) -> Response<Body> {
+async fn answer(shared: &Shared, wire: &Wire, request: Request<Incoming>) -> Response<Body> {
     let start = Instant::now();
     let (head, body) = request.into_parts();
-    let response = dispatch(shared, &head, body).await.unwrap_or_else(Refusal::into_response);
+    let mut body = Upload::new(body);
+    let framing = wire.next_framing();
+    let result = match guard::check(&head, framing) {
+        Ok(()) => dispatch(shared, &head, &mut body).await,
+        Err(refusal) => Err(refusal),
+    };
+    let mut response = result.unwrap_or_else(Refusal::into_response);
+    if !body.is_read() && wire.has_whole_requests() {
+        body.skip(SKIP_PATIENCE).await;
+    }
+    // The next request begins behind this one's body, so where that was not read there is none.
+    if !body.is_read() || framing.is_some_and(|framing| framing.is_ambiguous()) {
+        wire.note_early();
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
     shared.counters.answered(&head.method, response.status(), start.elapsed());
     response
 }
 
-async fn dispatch(shared: &Shared, head: &Parts, body: Incoming) -> Result<Response<Body>, Refusal> {
+async fn dispatch(shared: &Shared, head: &Parts, body: &mut Upload) -> Result<Response<Body>, Refusal> {
     let target = route::parse(head.uri.path())?;
     let allow = target.methods();
     if !allow.split(", ").any(|method| method == head.method.as_str()) {
         return Err(Refusal::method(&head.method, allow));
     }
+    guard::check_origin(head)?;
     let parameters = Parameters::parse(head.uri.query())?;
     match target {
-        Target::Index => Ok(report::index()),
+        Target::Index => Ok(report::index(&head.headers)),
         Target::Ping => Ok(report::ping()),
         Target::Stats => report::stats(shared).await,
         Target::Health => report::health(shared).await,
@@ -213,6 +236,7 @@ async fn dispatch(shared: &Shared, head: &Parts, body: Incoming) -> Result<Respo
         Target::Buckets { prefix } => listing::buckets(shared, &parameters, prefix).await,
         Target::Properties(place) => properties::serve(shared, head, &parameters, body, &place).await,
         Target::Object { place, key } => object::serve(shared, head, parameters, body, place, &key).await,
+        Target::Counter { place, key } => counter::serve(shared, head, parameters, body, (place, key)).await,
         Target::Active { bucket, key, part } => {
             aso::serve(shared, head, parameters, body, (bucket, key, part)).await
         }

@@ -6,6 +6,7 @@ pub mod errno;
 pub mod descriptors;
 pub mod token;
 pub mod resp;
+pub mod latency;
 pub mod handle;
 pub mod status;
 pub mod http;

@@ -35,6 +35,7 @@ use crate::commands::session::Session;
 use crate::commands::view::{ServerStats, View};
 use crate::errno::{cause, is_exhaustion};
 use crate::handle::{channel, Command, Handle, Inbox, Inside};
+use crate::latency::{Began, Kind as Asked, Latencies};
 use crate::resp::request::Limits;
 use crate::status;
 use crate::storage::FjallStore;
@@ -104,8 +105,8 @@ pub struct OtherCluster {
 
 /// Who waits for a reply of the node.
 enum Owner {
-    Client { slot: usize, session: u64, sequence: u64, index: usize },
-    Handle(oneshot::Sender<Result<Reply, ClientError>>),
+    Client { slot: usize, session: u64, sequence: u64, index: usize, kind: Asked, began: Began },
+    Handle { reply: oneshot::Sender<Result<Reply, ClientError>>, kind: Asked, at_us: u64 },
 }
 
 /// The loop and all it owns.
@@ -140,6 +141,9 @@ pub struct Shard {
     waiting: Vec<Output>,
     scratch: Vec<u8>,
     numbers: Numbers,
+    latencies: Latencies,
+    /// When the answers went out that are being released, by the monotonic clock in microseconds.
+    answering_us: u64,
     stop_deadline: Option<Instant>,
     /// A seed of another cluster was met, and when this node ends because of it, in microseconds.
     other_cluster: Option<(u64, OtherCluster)>,
@@ -191,9 +195,14 @@ impl Clocks {
     /// Reads both clocks anew.
     pub fn read(&self) -> Now {
         // From 1, because 0 microseconds would be the past of nothing.
-        let now = Now { mono_us: self.start.elapsed().as_micros() as u64 + 1, wall_ms: wall_ms() };
+        let now = Now { mono_us: self.mono_us(), wall_ms: wall_ms() };
         self.now.set(now);
         now
+    }
+
+    /// Reads the monotonic clock alone, in microseconds.
+    fn mono_us(&self) -> u64 {
+        self.start.elapsed().as_micros() as u64 + 1
     }
 }
 
@@ -253,6 +262,8 @@ impl Shard {
                 next_session: 1,
                 random: RefCell::new(Rng::new(random_seed)),
             },
+            latencies: Latencies::default(),
+            answering_us: 0,
             stop_deadline: None,
             other_cluster: None,
             has_own_seed: false,
@@ -384,6 +395,9 @@ impl Shard {
         self.node.stage(&mut self.out);
         let mut out = std::mem::take(&mut self.out);
         let mut waiting = std::mem::take(&mut self.waiting);
+        if !out.is_empty() {
+            self.answering_us = self.clocks.mono_us();
+        }
         // The peers write their copies while this node's disk writes its own.
         for output in out.drain(..) {
             if output.waits_for_disk() {
@@ -393,7 +407,7 @@ impl Shard {
             }
         }
         self.flush_dirty();
-        self.node.commit(self.clocks.now.get(), &mut waiting);
+        self.commit(&mut waiting);
         self.inbox.tell_correction(self.node.clock_correction_ms());
         for output in waiting.drain(..) {
             self.release(output);
@@ -411,6 +425,16 @@ impl Shard {
             self.rearm(slot);
         }
         self.evict();
+    }
+
+    /// Makes the turn durable. What goes out afterwards is answered now.
+    fn commit(&mut self, waiting: &mut Vec<Output>) {
+        let begun_us = (!waiting.is_empty()).then(|| self.clocks.mono_us());
+        self.node.commit(self.clocks.now.get(), waiting);
+        if let Some(begun_us) = begun_us {
+            self.answering_us = self.clocks.mono_us();
+            self.latencies.sync.note(self.answering_us - begun_us);
+        }
     }
 
     fn flush_dirty(&mut self) {
@@ -469,20 +493,27 @@ impl Shard {
 
     fn reply(&mut self, id: u64, result: Result<Reply, ClientError>) {
         match self.owners.remove(id) {
-            Some(Owner::Client { slot, session, sequence, index }) => {
+            Some(Owner::Client { slot, session, sequence, index, kind, began }) => {
                 let now_ms = self.time().wall_ms;
+                let took_us = self.answering_us.saturating_sub(began.at_us);
+                self.latencies.answered(kind, took_us);
                 self.with_client(slot, |shard, client| {
                     if client.session.id != session {
                         return;
                     }
                     if let Some(next) = client.answer(sequence, index, result, now_ms) {
-                        shard.submit(slot, client, next);
+                        shard.submit(slot, client, next, began);
+                    } else if client.has_reply(sequence) {
+                        shard.latencies.commanded(began.family, took_us);
                     }
                     shard.answered(slot, client);
                 });
             }
             // Whoever asked may have gone away.
-            Some(Owner::Handle(reply)) => drop(reply.send(result)),
+            Some(Owner::Handle { reply, kind, at_us }) => {
+                self.latencies.answered(kind, self.answering_us.saturating_sub(at_us));
+                drop(reply.send(result));
+            }
             None => {}
         }
     }
@@ -499,6 +530,7 @@ impl Shard {
             connections: self.numbers.clients,
             troubles: self.links.troubles(),
             started_wall_ms: self.clocks.started_wall_ms,
+            latencies: &self.latencies,
         }
     }
 
@@ -533,7 +565,8 @@ impl Shard {
         match command {
             early @ Command::Request { .. } if !self.is_admitting => self.early.push(early),
             Command::Request { request, reply } => {
-                let id = self.owners.insert(Owner::Handle(reply));
+                let (kind, at_us) = (Asked::of(&request), self.clocks.now.get().mono_us);
+                let id = self.owners.insert(Owner::Handle { reply, kind, at_us });
                 self.step(Input::Request { id, request });
             }
             Command::Inspect(look) => look(&self.inside()),

@@ -1,7 +1,8 @@
 //! Contexts as printable text: what clients carry between a read and the write that answers it.
 //!
 //! A client reads a key, gets its context, and sends the context back with its next write, which then replaces exactly
-//! what the client saw. The text means nothing to clients. It is base64 with the URL alphabet and no padding, of
+//! what the client saw. The text means nothing to clients. It is standard base64 with padding, because Riak's clients
+//! decode a context and encode it again, of
 //!
 //! ```text
 //! | format 2 | binding 4 | VersionVector::encode | checksum: the low 32 bits of xxh3 of all before it |
@@ -10,7 +11,8 @@
 //! nothing about any other key, where obeying it would replace values that nobody has read.
 //!
 //! The checksum is no protection against forgers, who may write any context they like: it turns a cut or mistyped
-//! token into an error instead of a write that replaces too much.
+//! token into an error instead of a write that replaces too much. Readers take the URL alphabet and texts without padding
+//! too, which contexts had in the past.
 
 use std::fmt;
 
@@ -25,7 +27,10 @@ pub const TOKEN_FORMAT: u8 = 2;
 /// The longest text that is looked at, in bytes: room for 700 storage identities.
 pub const TOKEN_BYTES_MAX: usize = 16 << 10;
 
-const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
+const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+const URL_ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
+/// Fills the last group of four characters.
+const PADDING: u8 = b'=';
 const CHECKSUM_BYTES: usize = 4;
 const BINDING_BYTES: usize = 4;
 
@@ -65,7 +70,7 @@ impl fmt::Display for TokenError {
             TokenError::TooLong { bytes } => {
                 write!(f, "invalid context: {bytes} bytes, the limit is {TOKEN_BYTES_MAX}")
             }
-            TokenError::Character { at } => write!(f, "invalid context: byte {at} is not base64url"),
+            TokenError::Character { at } => write!(f, "invalid context: byte {at} is not base64"),
             TokenError::Truncated { bytes } => write!(f, "invalid context: cut short at {bytes} bytes"),
             TokenError::Checksum => write!(f, "invalid context: its checksum does not match"),
             TokenError::Format { found } => {
@@ -127,21 +132,40 @@ fn checksum(bytes: &[u8]) -> [u8; CHECKSUM_BYTES] {
     (xxh3_64(bytes) as u32).to_le_bytes()
 }
 
-/// Base64 with the URL alphabet and no padding.
+/// Standard base64, with padding.
 pub fn to_base64(bytes: &[u8]) -> String {
+    let mut text = digits(bytes, ALPHABET);
+    while text.len() % 4 != 0 {
+        text.push(PADDING as char);
+    }
+    text
+}
+
+/// Base64 with the URL alphabet and no padding.
+pub fn to_base64url(bytes: &[u8]) -> String {
+    digits(bytes, URL_ALPHABET)
+}
+
+fn digits(bytes: &[u8], alphabet: &[u8; 64]) -> String {
     let mut text = String::with_capacity(bytes.len().div_ceil(3) * 4);
     for chunk in bytes.chunks(3) {
         let bits =
             chunk.iter().enumerate().fold(0u32, |bits, (i, &byte)| bits | (byte as u32) << (16 - 8 * i));
         for i in 0..=chunk.len() {
-            text.push(ALPHABET[(bits >> (18 - 6 * i)) as usize & 63] as char);
+            text.push(alphabet[(bits >> (18 - 6 * i)) as usize & 63] as char);
         }
     }
     text
 }
 
-/// Reads it back. Errors: what it never writes.
+/// Reads base64 of either alphabet, with its padding or without any.
+///
+/// Errors: other characters, an incomplete padding, and spare bits that are set.
 pub fn from_base64(text: &[u8]) -> Result<Vec<u8>, TokenError> {
+    let text = match text.len() % 4 {
+        0 => text.strip_suffix(b"==").or(text.strip_suffix(b"=")).unwrap_or(text),
+        _ => text,
+    };
     let mut bytes = Vec::with_capacity(text.len() / 4 * 3 + 2);
     for (chunk_index, chunk) in text.chunks(4).enumerate() {
         let start = chunk_index * 4;
@@ -169,8 +193,8 @@ fn digit(byte: u8) -> Option<u32> {
         b'A'..=b'Z' => byte - b'A',
         b'a'..=b'z' => byte - b'a' + 26,
         b'0'..=b'9' => byte - b'0' + 52,
-        b'-' => 62,
-        b'_' => 63,
+        b'+' | b'-' => 62,
+        b'/' | b'_' => 63,
         _ => return None,
     } as u32)
 }
@@ -196,19 +220,25 @@ mod tests {
 
     #[test]
     fn base64_is_that_of_rfc_4648() {
-        let cases: [(&[u8], &str); 8] = [
-            (b"", ""),
-            (b"f", "Zg"),
-            (b"fo", "Zm8"),
-            (b"foo", "Zm9v"),
-            (b"foob", "Zm9vYg"),
-            (b"fooba", "Zm9vYmE"),
-            (b"foobar", "Zm9vYmFy"),
-            (&[0xfb, 0xff, 0xbf], "-_-_"),
+        let cases: [(&[u8], &str, &str); 8] = [
+            (b"", "", ""),
+            (b"f", "Zg==", "Zg"),
+            (b"fo", "Zm8=", "Zm8"),
+            (b"foo", "Zm9v", "Zm9v"),
+            (b"foob", "Zm9vYg==", "Zm9vYg"),
+            (b"fooba", "Zm9vYmE=", "Zm9vYmE"),
+            (b"foobar", "Zm9vYmFy", "Zm9vYmFy"),
+            (&[0xfb, 0xff, 0xbf], "+/+/", "-_-_"),
         ];
-        for (bytes, text) in cases {
-            assert_eq!(to_base64(bytes), text);
-            assert_eq!(from_base64(text.as_bytes()).as_deref(), Ok(bytes));
+        for (bytes, standard, url) in cases {
+            assert_eq!(to_base64(bytes), standard);
+            assert_eq!(to_base64url(bytes), url);
+            for text in [standard, url, standard.trim_end_matches('=')] {
+                assert_eq!(from_base64(text.as_bytes()).as_deref(), Ok(bytes), "{text}");
+            }
+        }
+        for wrong in ["=", "Z===", "Zg=", "Zm8==", "Zg==Zg==", "Zm9v====", "Z=g="] {
+            assert!(from_base64(wrong.as_bytes()).is_err(), "{wrong}");
         }
     }
 
@@ -219,7 +249,8 @@ mod tests {
         assert_eq!(decode(b""), Err(TokenError::Truncated { bytes: 0 }));
         assert_eq!(decode(b"A"), Err(TokenError::Truncated { bytes: 1 }));
         assert_eq!(decode(b"AAAA"), Err(TokenError::Truncated { bytes: 4 }));
-        assert_eq!(decode(b"AB=="), Err(TokenError::Character { at: 2 }));
+        assert_eq!(decode(b"AB=="), Err(TokenError::Character { at: 1 }));
+        assert_eq!(decode(b"AB=C"), Err(TokenError::Character { at: 2 }));
         assert_eq!(decode(b"AB"), Err(TokenError::Character { at: 1 }));
         assert_eq!(decode(b"AAAAAAAA\r\n"), Err(TokenError::Character { at: 8 }));
         assert_eq!(decode(&token.as_bytes()[..token.len() - 4]), Err(TokenError::Checksum));
@@ -253,7 +284,10 @@ mod tests {
         fn contexts_come_back(entries in proptest::collection::vec((any::<u64>(), any::<u64>()), 0..40)) {
             let context = vector(&entries);
             let token = encode(&context, BINDING);
-            prop_assert!(token.bytes().all(|byte| digit(byte).is_some()));
+            prop_assert!(token.bytes().all(|byte| ALPHABET.contains(&byte) || byte == PADDING));
+            prop_assert_eq!(token.len() % 4, 0);
+            let old = token.trim_end_matches('=').replace('+', "-").replace('/', "_");
+            prop_assert_eq!(decode(old.as_bytes(), BINDING), Ok(context.clone()));
             prop_assert_eq!(decode(token.as_bytes(), BINDING), Ok(context));
         }
 
@@ -265,7 +299,8 @@ mod tests {
         ) {
             let mut token = encode(&vector(&entries), BINDING).into_bytes();
             let at = at.index(token.len());
-            prop_assume!(token[at] != byte);
+            let is_same_digit = digit(byte).is_some() && digit(byte) == digit(token[at]);
+            prop_assume!(token[at] != byte && !is_same_digit);
             token[at] = byte;
             prop_assert!(decode(&token, BINDING).is_err());
         }

@@ -184,6 +184,11 @@ fn with_one_of_three_nodes_a_quorum_of_two_is_refused_and_of_one_accepted() {
     assert_eq!(siblings(node.call(&["VPUT", "key1", "value1", "W", "1"])), ["value1"]);
     assert_eq!(siblings(node.call(&["VGET", "key1", "R", "1"])), ["value1"]);
     assert_eq!(siblings(node.call(&["VGET", "before", "R", "1"])), ["1"]);
+    let health = eventually("load balancers are told", || {
+        let (status, health) = http_get(&node.http, "/health");
+        (status == 503).then_some(health)
+    });
+    assert!(health.contains("1 of the 3 nodes of the ring can be reached: gets and puts need 2"), "{health}");
 
     assert_eq!(node.call(&["BUCKET", "SET", "7", "r", "1", "w", "1"]), Value::OK);
     let mut client = node.client();
@@ -195,11 +200,25 @@ fn with_one_of_three_nodes_a_quorum_of_two_is_refused_and_of_one_accepted() {
         assert_eq!(client.call(&command).unwrap(), answer, "{command:?}");
     }
 
+    let (_, metrics) = http_get(&node.http, "/metrics");
+    for sample in [
+        "oort_operation_duration_seconds_count{kind=\"get\"} ",
+        "oort_operation_duration_seconds_count{kind=\"put\"} ",
+        "oort_redis_command_duration_seconds_count{family=\"string\"} ",
+        "oort_redis_command_duration_seconds_count{family=\"versions\"} ",
+        "oort_sync_duration_seconds_count ",
+        "oort_peer_round_trip_seconds_count ",
+    ] {
+        let count = metrics.lines().find_map(|line| line.strip_prefix(sample)).expect(sample);
+        assert!(count.parse::<u64>().is_ok_and(|count| count > 0), "{sample}{count}");
+    }
+
     // The others come back and learn what they missed, the bucket's properties included.
     cluster.nodes[0].start();
     cluster.nodes[1].start();
     cluster.wait_until_whole();
     for node in &cluster.nodes {
+        eventually("the node can serve", || (http_get(&node.http, "/health").0 == 200).then_some(()));
         eventually("the write reaches all", || {
             (siblings(node.call(&["VGET", "key1", "R", "1"])) == ["value1"]).then_some(())
         });

@@ -247,6 +247,7 @@ impl Node {
             }
             Gossip::Pong { mono_us, wall_ms, coordinate } => {
                 let round_trip_us = now.mono_us.saturating_sub(mono_us).max(1);
+                self.metrics.round_trips.note(round_trip_us);
                 self.detector.measured(from, round_trip_us, now.mono_us);
                 self.coordinate.update(coordinate, self.detector.rtt_us(from), &mut self.rng);
                 self.compare_clock(from, wall_ms, Some(round_trip_us), out);

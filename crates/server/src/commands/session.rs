@@ -8,6 +8,7 @@ use oort_core::active::Caller;
 use oort_core::bucket::DEFAULT_BUCKET;
 use oort_core::types::NodeId;
 
+use super::table::Group;
 use crate::resp::Protocol;
 
 /// Buckets that `SELECT` reaches: `default` as 0, and those named `1` to `15`. As many as Redis has by default.
@@ -39,6 +40,8 @@ pub struct Session {
     /// A `MULTI` was refused: commands are not run until `EXEC` or `DISCARD`.
     pub(super) is_refusing: bool,
     replies: Replies,
+    /// The chapter of the last command.
+    pub family: Group,
     database: u16,
     bucket: Bytes,
     last_command: &'static str,
@@ -73,6 +76,7 @@ impl Session {
             protocol: Protocol::Resp2,
             is_refusing: false,
             replies: Replies::On,
+            family: Group::Connection,
             database: 0,
             bucket: Bytes::from_static(DEFAULT_BUCKET),
             last_command: "NULL",

@@ -73,6 +73,18 @@ const ALL_KEYS: Keys = Keys { first: 1, last: -1, step: 1 };
 const EVERY_SECOND: Keys = Keys { first: 1, last: -1, step: 2 };
 
 impl Group {
+    pub const ALL: [Group; 9] = [
+        Group::Connection,
+        Group::String,
+        Group::Generic,
+        Group::Server,
+        Group::Cluster,
+        Group::Versions,
+        Group::Active,
+        Group::Transactions,
+        Group::Scripting,
+    ];
+
     /// The name that `COMMAND DOCS` shows.
     pub fn name(self) -> &'static str {
         match self {
@@ -478,6 +490,12 @@ mod tests {
         for name in ["", "ge", "gett", "lpush", "hset", "multix", "\0get", "averyveryverylongcommandname"] {
             assert!(find(name.as_bytes()).is_none(), "{name}");
         }
+    }
+
+    #[test]
+    fn families_are_groups() {
+        assert_eq!(Group::ALL.map(Group::name), crate::latency::FAMILIES);
+        assert!(Group::ALL.iter().enumerate().all(|(i, group)| *group as usize == i));
     }
 
     #[test]

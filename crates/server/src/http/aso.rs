@@ -11,7 +11,6 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use hyper::body::Incoming;
 use hyper::header::{HeaderMap, HeaderValue, CONTENT_TYPE};
 use hyper::http::request::Parts;
 use hyper::{Method, Response, StatusCode};
@@ -26,7 +25,8 @@ use crate::http::parameters::Parameters;
 use crate::http::refusal::Refusal;
 use crate::http::route::Part;
 use crate::http::shared::Shared;
-use crate::token::{from_base64, to_base64};
+use crate::http::upload::Upload;
+use crate::token::{from_base64, to_base64url};
 
 /// The content type of an active object's source: a `PUT` with it stores one.
 pub const SOURCE: &str = "application/x-oort-aso+lua";
@@ -46,7 +46,7 @@ pub async fn serve(
     shared: &Shared,
     head: &Parts,
     parameters: Parameters,
-    body: Incoming,
+    body: &mut Upload,
     (bucket, key, part): (Bytes, Bytes, Part),
 ) -> Result<Response<Body>, Refusal> {
     let properties = shared.properties(&bucket).await?;
@@ -172,7 +172,7 @@ pub fn to_json(value: &Lua) -> Value {
         Lua::Number(number) => Number::from_f64(*number).map_or(Value::Null, Value::Number),
         Lua::Bytes(bytes) => match std::str::from_utf8(bytes) {
             Ok(text) => Value::from(text),
-            Err(_) => Value::Object(Map::from_iter([(BYTES.to_string(), Value::from(to_base64(bytes)))])),
+            Err(_) => Value::Object(Map::from_iter([(BYTES.to_string(), Value::from(to_base64url(bytes)))])),
         },
         Lua::Array(items) => Value::Array(items.iter().map(to_json).collect()),
         Lua::Map(entries) => {
@@ -202,9 +202,10 @@ pub fn from_json(value: &Value, level: usize) -> Result<Lua, Refusal> {
             Lua::Array(items.iter().map(|item| from_json(item, level + 1)).collect::<Result<_, _>>()?)
         }
         Value::Object(entries) => match (entries.len(), entries.get(BYTES).and_then(Value::as_str)) {
-            (1, Some(text)) => Lua::Bytes(from_base64(text.as_bytes()).map_err(|_| {
-                Refusal::bad_request(format!("{BYTES}: base64 with the URL alphabet and no padding"))
-            })?),
+            (1, Some(text)) => Lua::Bytes(
+                from_base64(text.as_bytes())
+                    .map_err(|_| Refusal::bad_request(format!("{BYTES}: not base64")))?,
+            ),
             _ => {
                 let entry = |(name, item): (&String, &Value)| {
                     Ok((Lua::from(name.as_str()), from_json(item, level + 1)?))

@@ -87,3 +87,10 @@ pub fn json_response(value: &Value) -> Response<Body> {
     response.headers_mut().insert(CONTENT_TYPE, JSON);
     response
 }
+
+/// An answer of text.
+pub fn text_response(text: String, content_type: &'static str) -> Response<Body> {
+    let mut response = Response::new(Body::full(text));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    response
+}

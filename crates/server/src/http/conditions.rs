@@ -166,18 +166,21 @@ fn only<'a>(name: &str, tags: &'a [Tag]) -> Result<Option<&'a Tag>, Refusal> {
 
 fn tags(headers: &HeaderMap, name: HeaderName) -> Result<Option<Tags>, Refusal> {
     let mut list = Vec::new();
-    let mut is_given = false;
+    let (mut lines, mut is_any) = (0, false);
     for value in headers.get_all(&name) {
-        is_given = true;
+        lines += 1;
         let malformed =
             || Refusal::bad_request(format!("malformed {name}: it must be * or a list of quoted tags"));
         let text = value.to_str().map_err(|_| malformed())?.trim();
-        if text == "*" {
-            return Ok(Some(Tags::Any));
+        is_any |= text == "*";
+        if is_any && lines > 1 {
+            return Err(malformed());
         }
-        parse_list(text, &mut list).ok_or_else(malformed)?;
+        if !is_any {
+            parse_list(text, &mut list).ok_or_else(malformed)?;
+        }
     }
-    Ok(is_given.then_some(Tags::List(list)))
+    Ok((lines > 0).then_some(if is_any { Tags::Any } else { Tags::List(list) }))
 }
 
 /// Reads `"a", W/"b"`, and bare words too, which some Riak clients send.
@@ -189,7 +192,10 @@ fn parse_list(mut text: &str, list: &mut Vec<Tag>) -> Option<()> {
         };
         let (tag, rest) = match rest.strip_prefix('"') {
             Some(quoted) => quoted.split_once('"')?,
-            None => rest.split_at(rest.find(',').unwrap_or(rest.len())),
+            None => match rest.split_at(rest.find(',').unwrap_or(rest.len())) {
+                (word, _) if word.trim() == "*" => return None, // any tag: it stands alone
+                bare => bare,
+            },
         };
         let rest = rest.trim_start();
         text = match rest.strip_prefix(',') {
@@ -263,10 +269,18 @@ mod tests {
 
     #[test]
     fn malformed_conditions_are_refused() {
-        for headers in
-            [[(IF_MATCH, "\"open")], [(IF_NONE_MATCH, "\"a\" \"b\"")], [(IF_UNMODIFIED_SINCE, "tomorrow")]]
-        {
-            assert_eq!(conditions(&headers).expect_err("malformed").status, 400, "{headers:?}");
+        for headers in [
+            &[(IF_MATCH, "\"open")][..],
+            &[(IF_NONE_MATCH, "\"a\" \"b\"")],
+            &[(IF_UNMODIFIED_SINCE, "tomorrow")],
+            &[(IF_MATCH, "*, \"a\"")],
+            &[(IF_MATCH, "\"a\", *")],
+        ] {
+            assert_eq!(conditions(headers).expect_err("malformed").status, 400, "{headers:?}");
         }
+        let mut twice = HeaderMap::new();
+        twice.append(IF_MATCH, "*".parse().expect("a value"));
+        twice.append(IF_MATCH, "\"a\"".parse().expect("a value"));
+        assert_eq!(Conditions::parse(&twice).expect_err("malformed").status, 400);
     }
 }

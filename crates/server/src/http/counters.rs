@@ -1,9 +1,12 @@
-//! What the HTTP server counts: requests by method and status class, and how long they took.
+//! What the HTTP server counts: requests by method, status and status class, and how long they took.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use hyper::{Method, StatusCode};
+use oort_core::metrics;
 
 /// The methods that are counted on their own; all others are `other`.
 pub const METHODS: [&str; 6] = ["GET", "HEAD", "PUT", "POST", "DELETE", "other"];
@@ -23,6 +26,14 @@ pub struct Counters {
     requests: [[AtomicU64; CLASSES.len()]; METHODS.len()],
     durations: [AtomicU64; BOUNDS_US.len() + 1],
     duration_us: AtomicU64,
+    timed: Mutex<Timed>,
+}
+
+/// What is looked up less often.
+#[derive(Default)]
+struct Timed {
+    by_code: BTreeMap<u16, u64>,
+    by_method: [metrics::Histogram; METHODS.len()],
 }
 
 /// The histogram as Prometheus wants it.
@@ -41,6 +52,11 @@ impl Counters {
         let class = (status.as_u16() / 100).clamp(1, 5) as usize - 1;
         self.requests[method][class].fetch_add(1, Ordering::Relaxed);
         let us = took.as_micros() as u64;
+        let mut timed = self.timed();
+        // Statuses are three digits, so this cannot grow without end.
+        *timed.by_code.entry(status.as_u16()).or_default() += 1;
+        timed.by_method[method].note(us);
+        drop(timed);
         let bucket = BOUNDS_US.iter().position(|bound| us <= *bound).unwrap_or(BOUNDS_US.len());
         self.durations[bucket].fetch_add(1, Ordering::Relaxed);
         self.duration_us.fetch_add(us, Ordering::Relaxed);
@@ -54,6 +70,21 @@ impl Counters {
                 .map(move |(count, class)| (method, class, count.load(Ordering::Relaxed)))
                 .filter(|(_, _, count)| *count > 0)
         })
+    }
+
+    /// Answers by status; those with none are left out.
+    pub fn responses(&self) -> BTreeMap<u16, u64> {
+        self.timed().by_code.clone()
+    }
+
+    /// How long requests of each method took until their answer began.
+    pub fn by_method(&self) -> [(&'static str, metrics::Histogram); METHODS.len()] {
+        let timed = self.timed();
+        std::array::from_fn(|i| (METHODS[i], timed.by_method[i].clone()))
+    }
+
+    fn timed(&self) -> std::sync::MutexGuard<'_, Timed> {
+        self.timed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// How long requests took until their answer began.
@@ -83,6 +114,8 @@ mod tests {
         counters.answered(&Method::OPTIONS, StatusCode::METHOD_NOT_ALLOWED, Duration::from_secs(60));
         let requests: Vec<_> = counters.requests().collect();
         assert_eq!(requests, [("GET", "2xx", 1), ("GET", "4xx", 1), ("other", "4xx", 1)]);
+        assert_eq!(counters.responses(), BTreeMap::from([(200, 1), (404, 1), (405, 1)]));
+        assert_eq!(counters.by_method().map(|(_, times)| times.count()), [2, 0, 0, 0, 0, 1]);
         let histogram = counters.histogram();
         assert_eq!((histogram.up_to[0], histogram.up_to[1], histogram.up_to[13]), (1, 2, 2));
         assert_eq!((histogram.count, histogram.sum_us), (3, 60_000_501));

@@ -1,5 +1,7 @@
 //! Lists of keys and buckets. Keys are streamed page by page: however large the bucket, a listing holds one page.
 
+use std::time::{Duration, Instant};
+
 use bytes::Bytes;
 use hyper::header::CONTENT_TYPE;
 use hyper::Response;
@@ -76,8 +78,10 @@ async fn stream_keys(
     place: &Place,
     fields: Map<String, Value>,
 ) -> Result<Response<Body>, Refusal> {
+    let timeout = parameters.timeout_ms.map(|ms| Duration::from_millis(ms.into()));
     let mut pages = Pages {
         handle: shared.handle.clone(),
+        ends: timeout.map(|timeout| (Instant::now() + timeout, timeout)),
         bucket: place.bucket.clone(),
         timeout_ms: parameters.timeout_ms,
         next: Some(Position(0)),
@@ -95,7 +99,10 @@ async fn stream_keys(
 struct Pages {
     handle: Handle,
     bucket: Bytes,
+    /// The time limit of one page, in milliseconds.
     timeout_ms: Option<u32>,
+    /// When the client wants all of it to be over, and how long after it asked.
+    ends: Option<(Instant, Duration)>,
     next: Option<Position>,
 }
 
@@ -114,6 +121,11 @@ impl Pages {
         let request = Request { operation: Operation::Scan(scan), timeout_ms: self.timeout_ms };
         match self.handle.request(request).await? {
             Reply::Page(page) => {
+                if let Some((_, timeout)) = self.ends.filter(|(end, _)| Instant::now() > *end) {
+                    let text =
+                        format!("timeout: the listing is not complete after {} ms", timeout.as_millis());
+                    return Err(Refusal::unavailable(text));
+                }
                 self.next = page.next;
                 Ok(Some(page))
             }
@@ -186,12 +198,13 @@ impl Writer {
         text
     }
 
-    /// A stream can carry an error, as Riak's does; one JSON object cannot. Either way the connection is cut.
+    /// A stream ends with an object that says why, as Riak's does; one JSON object cannot, so the connection is cut.
     async fn fail(&self, refusal: Refusal) {
-        if self.form == Listing::Stream {
-            let error = json!({ "error": refusal.text }).to_string();
-            let _ = self.pieces.send(Ok(error.into())).await;
-        }
-        let _ = self.pieces.send(Err(Interrupted)).await;
+        let last = match self.form {
+            Listing::Stream => Ok(json!({ "error": refusal.text }).to_string().into()),
+            Listing::Whole | Listing::No => Err(Interrupted),
+        };
+        // The client may have gone away.
+        let _ = self.pieces.send(last).await;
     }
 }

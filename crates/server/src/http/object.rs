@@ -6,7 +6,6 @@
 
 use std::sync::Arc;
 
-use hyper::body::Incoming;
 use hyper::header::{HeaderValue, LOCATION};
 use hyper::http::request::Parts;
 use hyper::{Method, Response, StatusCode};
@@ -21,12 +20,13 @@ use oort_core::types::ObjectKey;
 use crate::http::aso;
 use crate::http::body::Body;
 use crate::http::conditions::{Conditions, Outcome, WriteCheck};
+use crate::http::guard;
 use crate::http::parameters::{self, Parameters};
 use crate::http::refusal::Refusal;
 use crate::http::representation::{self, accepts_multipart, stored_headers, Accept, View};
 use crate::http::route::Place;
 use crate::http::shared::Shared;
-use crate::http::upload;
+use crate::http::upload::Upload;
 use crate::token::{self, Binding};
 
 /// The request header that says how many seconds a value lives.
@@ -39,7 +39,7 @@ pub async fn serve(
     shared: &Shared,
     head: &Parts,
     parameters: Parameters,
-    body: Incoming,
+    body: &mut Upload,
     place: Place,
     key: &[u8],
 ) -> Result<Response<Body>, Refusal> {
@@ -56,7 +56,7 @@ pub async fn create(
     shared: &Shared,
     head: &Parts,
     parameters: Parameters,
-    body: Incoming,
+    body: &mut Upload,
     place: Place,
 ) -> Result<Response<Body>, Refusal> {
     let key = shared.new_name();
@@ -97,9 +97,15 @@ impl<'a> Target<'a> {
     }
 
     async fn get(&self) -> Result<Response<Body>, Refusal> {
-        let quorum = self.quorum(None).await?;
-        let object = match self.head.method == Method::HEAD {
-            // Asking for the head alone runs no code.
+        let properties = match self.parameters.needs_properties() {
+            true => Some(self.shared.properties(&self.place.bucket).await?),
+            false => None,
+        };
+        let quorum = self.quorum(properties.as_ref()).await?;
+        let absence = properties.and_then(|properties| self.parameters.absence(&properties, quorum));
+        let foreign = guard::foreign(&self.head.headers);
+        let object = match self.head.method == Method::HEAD || foreign.is_some() {
+            // Asking for the head alone runs no code, and neither does a page of another origin.
             true => self.read(quorum).await?,
             false => {
                 let arguments = self.parameters.arguments.iter().cloned().map(Lua::Bytes).collect();
@@ -112,7 +118,15 @@ impl<'a> Target<'a> {
                 }
             }
         };
+        let object = match absence.filter(|_| object.is_unknown()) {
+            Some(needed) => self.read(Quorum { r: Some(needed), ..quorum }).await?,
+            None => object,
+        };
         let wall_ms = self.shared.wall_ms();
+        if let Some(origin) = foreign.filter(|_| object.active(wall_ms).is_some()) {
+            let text = format!("a page of another origin ({origin}) may not run an active object");
+            return Err(Refusal::new(StatusCode::FORBIDDEN, text));
+        }
         let view = self.view(&object, wall_ms);
         let Some(&(newest, _)) = object.newest_live(wall_ms) else {
             return Ok(view.not_found());
@@ -127,11 +141,12 @@ impl<'a> Target<'a> {
     }
 
     /// `done` is the status for a body that shows one value.
-    async fn put(&self, body: Incoming, done: StatusCode) -> Result<Response<Body>, Refusal> {
+    async fn put(&self, body: &mut Upload, done: StatusCode) -> Result<Response<Body>, Refusal> {
+        self.parameters.check_write()?;
         let headers = stored_headers(&self.head.headers)?;
-        let basis = self.seen()?.map_or(Basis::Unseen, Basis::Seen);
+        let basis = self.basis()?;
         let expiry = self.expiry()?;
-        let is_small = upload::announced_bytes(&body).is_some_and(|bytes| bytes <= SMALL_BYTES);
+        let is_small = body.announced_bytes().is_some_and(|bytes| bytes <= SMALL_BYTES);
         let properties = match is_small && !self.parameters.needs_properties() {
             true => None,
             false => Some(self.shared.properties(&self.place.bucket).await?),
@@ -161,6 +176,7 @@ impl<'a> Target<'a> {
     }
 
     async fn delete(&self) -> Result<Response<Body>, Refusal> {
+        self.parameters.check_write()?;
         let quorum = self.quorum(None).await?;
         let condition = self.condition(quorum).await?;
         let mutation = Mutation::Delete { basis: self.seen()?.map_or(Basis::Local, Basis::Seen), condition };
@@ -192,6 +208,17 @@ impl<'a> Target<'a> {
             true => Accept::Multipart { boundary: self.shared.new_name() },
             false => Accept::List,
         }
+    }
+
+    /// What the write replaces. A tag that matches names one version of the object, siblings and all, as a context does;
+    /// a date names none, because writes of one second share it.
+    fn basis(&self) -> Result<Basis, Refusal> {
+        let is_tag = matches!(self.conditions.of_write()?, WriteCheck::Condition(Condition::IfTag(_)));
+        Ok(match self.seen()? {
+            Some(seen) => Basis::Seen(seen),
+            None if is_tag => Basis::Local,
+            None => Basis::Unseen,
+        })
     }
 
     fn seen(&self) -> Result<Option<VersionVector>, Refusal> {

@@ -69,8 +69,14 @@ pub struct Parameters {
     rw: Option<Level>,
     node_confirms: Option<Level>,
     n_val: Option<Level>,
+    /// `notfound_ok=false`: one replica's answer that it has nothing is not enough.
+    is_absence_doubted: bool,
+    /// `basic_quorum=true`: a majority of such answers is enough.
+    is_majority_believed: bool,
     pub timeout_ms: Option<u32>,
     pub return_body: bool,
+    /// `returnvalue=true`: answer a change of a counter with its value.
+    pub return_value: bool,
     pub vtag: Option<String>,
     pub ttl_s: Option<u64>,
     pub keys: Listing,
@@ -132,18 +138,13 @@ impl Parameters {
                 "percent" => self.encode_keys = true,
                 _ => return Err(invalid(name, value, "'percent'")),
             },
-            // They change when Riak gives up on a get, or skip a preparation that Oort does not have.
-            "basic_quorum" | "asis" | "returnvalue" => {
+            "basic_quorum" => self.is_majority_believed = boolean(name, value)?,
+            "notfound_ok" => self.is_absence_doubted = !boolean(name, value)?,
+            "returnvalue" => self.return_value = boolean(name, value)?,
+            // It skips a preparation that Oort does not have.
+            "asis" => {
                 boolean(name, value)?;
             }
-            "notfound_ok" => match boolean(name, value)? {
-                true => {}
-                false => {
-                    return Err(Refusal::bad_request(
-                        "notfound_ok=false is not supported: the answer that a key is absent always counts towards r",
-                    ))
-                }
-            },
             _ => return Ok(false),
         }
         Ok(true)
@@ -153,8 +154,31 @@ impl Parameters {
     pub fn needs_properties(&self) -> bool {
         let floors = [self.dw, self.node_confirms, self.n_val];
         let levels = [self.r, self.w, self.pr, self.pw, self.rw];
-        floors.iter().any(Option::is_some)
+        self.is_absence_doubted
+            || floors.iter().any(Option::is_some)
             || levels.iter().any(|level| matches!(level, Some(Level::Quorum | Level::All)))
+    }
+
+    /// Refuses on a write the parameters that only reads have. Errors: 400, naming the parameter.
+    pub fn check_write(&self) -> Result<(), Refusal> {
+        match self.is_absence_doubted {
+            false => Ok(()),
+            true => Err(Refusal::bad_request(
+                "notfound_ok=false is for reads: a write does not look for absent keys",
+            )),
+        }
+    }
+
+    /// How many replicas must say that they have nothing, where more are needed than a get of `r` asks.
+    ///
+    /// With `notfound_ok=false` only a replica that has the object counts towards `r`, so a key is absent when too few
+    /// are left for that: when `n - r + 1` have nothing; with `basic_quorum=true` a majority of `n` is enough.
+    pub fn absence(&self, properties: &BucketProperties, quorum: Quorum) -> Option<u8> {
+        let n = properties.n;
+        let r = quorum.r.unwrap_or(properties.r);
+        let all = n.saturating_sub(r) + 1;
+        let needed = if self.is_majority_believed { all.min(n / 2 + 1) } else { all };
+        (self.is_absence_doubted && needed > r).then_some(needed)
     }
 
     /// The numbers for a bucket with `properties`.
@@ -254,6 +278,26 @@ mod tests {
     }
 
     #[test]
+    fn absence_can_be_doubted() {
+        let cases = [
+            ("", None),
+            ("r=1", None),
+            ("notfound_ok=true&r=1", None),
+            ("notfound_ok=false", None),
+            ("notfound_ok=false&r=1", Some(3)),
+            ("notfound_ok=false&r=1&basic_quorum=true", Some(2)),
+            ("basic_quorum=true&r=1", None),
+            ("notfound_ok=false&r=all", None),
+        ];
+        for (query, want) in cases {
+            let (parameters, properties) =
+                (Parameters::parse(Some(query)).expect(query), BucketProperties::default());
+            let quorum = parameters.quorum(&properties).expect(query);
+            assert_eq!(parameters.absence(&properties, quorum), want, "{query}");
+        }
+    }
+
+    #[test]
     fn bad_values_are_named() {
         let cases = [
             "r=two",
@@ -267,7 +311,8 @@ mod tests {
             "keys=all",
             "ttl=0",
             "ttl=1.5",
-            "notfound_ok=false",
+            "notfound_ok=maybe",
+            "returnvalue=1",
             "r=1&r=2",
             "encoding=base64",
         ];

@@ -4,7 +4,6 @@
 //! are as they are, and refused by name otherwise. So nothing a client asks for is silently ignored.
 
 use bytes::Bytes;
-use hyper::body::Incoming;
 use hyper::http::request::Parts;
 use hyper::{Method, Response, StatusCode};
 use oort_core::active::Fuel;
@@ -17,6 +16,7 @@ use crate::http::parameters::{Level, Parameters};
 use crate::http::refusal::{shortened, Refusal};
 use crate::http::route::{printable, Place};
 use crate::http::shared::Shared;
+use crate::http::upload::Upload;
 
 /// The largest body of properties, in bytes.
 const BODY_BYTES_MAX: u64 = 64 << 10;
@@ -26,7 +26,7 @@ pub async fn serve(
     shared: &Shared,
     head: &Parts,
     parameters: &Parameters,
-    body: Incoming,
+    body: &mut Upload,
     place: &Place,
 ) -> Result<Response<Body>, Refusal> {
     match head.method {
@@ -53,7 +53,7 @@ pub async fn current(shared: &Shared, place: &Place) -> Result<Value, Refusal> {
 pub async fn set(
     shared: &Shared,
     parameters: &Parameters,
-    body: Incoming,
+    body: &mut Upload,
     place: &Place,
 ) -> Result<Response<Body>, Refusal> {
     let body = shared.read_body(body, BODY_BYTES_MAX).await?;

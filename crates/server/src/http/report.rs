@@ -3,16 +3,20 @@
 use std::fmt::{Display, Write};
 use std::sync::atomic::Ordering;
 
-use hyper::header::{HeaderValue, CONTENT_TYPE};
+use hyper::header::{HeaderMap, HeaderValue, VARY};
 use hyper::{Response, StatusCode};
+use oort_core::bucket::DEFAULT_BUCKET;
 use oort_core::detector::Health;
+use oort_core::metrics::Histogram;
+use oort_core::ring::Ring;
 use rustix::time::{clock_gettime, ClockId};
 use serde_json::{json, Map, Value};
 
-use crate::handle::Inside;
-use crate::http::body::{json_response, Body};
+use crate::handle::{Inside, Stopped};
+use crate::http::body::{json_response, text_response, Body};
 use crate::http::counters::{Counters, BOUNDS_US};
 use crate::http::refusal::Refusal;
+use crate::http::representation::accepts_json;
 use crate::http::shared::Shared;
 use crate::status;
 
@@ -20,6 +24,7 @@ const INDEX: &str = "\
 Oort: a leaderless key-value store. Paths:
 
 /buckets/B/keys/K           GET HEAD PUT POST DELETE an object; /types/T/buckets/B/keys/K and /riak/B/K too
+/buckets/B/counters/K       GET a counter, POST a number to add
 /buckets/B/keys             POST a value under a new key; GET ?keys=true or ?keys=stream
 /buckets/B/props            GET PUT DELETE a bucket's properties
 /buckets?buckets=true       GET the buckets
@@ -31,20 +36,40 @@ Oort: a leaderless key-value store. Paths:
 /cluster/status             GET members, ring and buckets as this node sees them
 ";
 
-/// `/`
-pub fn index() -> Response<Body> {
-    text(INDEX.to_string(), "text/plain")
+/// The Riak KV release whose key-value API is served, for clients that decide by it which features to use.
+///
+/// Releases from 2.1 on also promise preference lists and write-once buckets, which are not served.
+const RIAK_VERSION: &str = "2.0.9";
+/// Riak's names for the paths that are served, as its clients look them up.
+const RESOURCES: [(&str, &str); 10] = [
+    ("riak_kv_wm_bucket_type", "/types"),
+    ("riak_kv_wm_buckets", "/buckets"),
+    ("riak_kv_wm_bucketlist", "/buckets"),
+    ("riak_kv_wm_counter", "/buckets"),
+    ("riak_kv_wm_keylist", "/buckets"),
+    ("riak_kv_wm_object", "/buckets"),
+    ("riak_kv_wm_ping", "/ping"),
+    ("riak_kv_wm_props", "/buckets"),
+    ("riak_kv_wm_raw", "/riak"),
+    ("riak_kv_wm_stats", "/stats"),
+];
+
+/// `/`: a text for people, Riak's list of resources for clients that ask for JSON.
+pub fn index(headers: &HeaderMap) -> Response<Body> {
+    let mut response = match accepts_json(headers) {
+        true => {
+            let named = RESOURCES.map(|(name, path)| (name.to_string(), Value::from(path)));
+            json_response(&Value::Object(named.into_iter().collect()))
+        }
+        false => text_response(INDEX.to_string(), "text/plain"),
+    };
+    response.headers_mut().insert(VARY, HeaderValue::from_static("Accept"));
+    response
 }
 
 /// `/ping`: the process runs.
 pub fn ping() -> Response<Body> {
-    text("OK".to_string(), "text/plain")
-}
-
-fn text(text: String, content_type: &'static str) -> Response<Body> {
-    let mut response = Response::new(Body::full(text));
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
-    response
+    text_response("OK".to_string(), "text/plain")
 }
 
 /// `/health`: 200 if the node can serve reads and writes, else 503 with the reasons.
@@ -64,13 +89,31 @@ pub async fn health(shared: &Shared) -> Result<Response<Body>, Refusal> {
 
 fn unhealthy(inside: &Inside) -> Vec<String> {
     let mut reasons = Vec::new();
-    if inside.node.ring().is_none() {
-        reasons.push(oort_core::client::ClientError::NotReady.to_string());
+    if inside.node.membership().own().stopped {
+        reasons.push(Stopped.to_string());
+    }
+    match inside.node.ring() {
+        None => reasons.push(oort_core::client::ClientError::NotReady.to_string()),
+        Some(ring) => reasons.extend(lonely(inside, ring)),
     }
     if let Some(detail) = inside.node.read_only() {
         reasons.push(format!("this node refuses writes: {detail}"));
     }
     reasons
+}
+
+/// Why requests with the default quorums cannot be served here: too few nodes of the ring can be reached.
+///
+/// Fallbacks count as they do in gets and puts, so the number of nodes decides and not which ones they are.
+fn lonely(inside: &Inside, ring: &Ring) -> Option<String> {
+    let properties = inside.node.buckets().properties(DEFAULT_BUCKET);
+    let (nodes, quorum) = (ring.nodes(), properties.r.max(properties.w) as usize);
+    let reached = nodes.iter().filter(|&&node| inside.node.health(node) != Health::Down).count();
+    let needed = quorum.min(nodes.len());
+    (reached < needed).then(|| {
+        let all = nodes.len();
+        format!("{reached} of the {all} nodes of the ring can be reached: gets and puts need {needed}")
+    })
 }
 
 /// `/cluster/status`
@@ -101,6 +144,7 @@ fn node_stats(inside: &Inside) -> Map<String, Value> {
     let peers = members.filter(|member| member.id != node.id());
     let connected = peers.filter(|member| is_linked(node.health(member.id))).map(|member| &member.name);
     let named = json!({
+        "riak_kv_version": RIAK_VERSION,
         "nodename": node.membership().own().name,
         "connected_nodes": connected.collect::<Vec<_>>(),
         "ring_num_partitions": node.ring().map_or(0, |ring| ring.partitions()),
@@ -131,7 +175,7 @@ pub async fn metrics(shared: &Shared) -> Result<Response<Body>, Refusal> {
     let mut page = shared.handle.inspect(node_metrics).await?;
     http_metrics(&mut page, &shared.counters);
     process_metrics(&mut page, &Process::read());
-    Ok(text(page.0, "text/plain; version=0.0.4; charset=utf-8"))
+    Ok(text_response(page.0, "text/plain; version=0.0.4; charset=utf-8"))
 }
 
 fn node_metrics(inside: &Inside) -> MetricsPage {
@@ -161,6 +205,7 @@ fn node_metrics(inside: &Inside) -> MetricsPage {
     let started = inside.started_wall_ms as f64 / 1000.0;
     page.single("process_start_time_seconds", "gauge", "start of the process, since 1970", started);
     peer_metrics(&mut page, inside);
+    latency_metrics(&mut page, inside);
     page
 }
 
@@ -188,6 +233,26 @@ fn peer_metrics(page: &mut MetricsPage, inside: &Inside) {
     }
 }
 
+fn latency_metrics(page: &mut MetricsPage, inside: &Inside) {
+    let latencies = inside.latencies;
+    let name = "oort_operation_duration_seconds";
+    page.describe(name, "histogram", "time until gets, puts, calls and others were answered, by kind");
+    for (kind, times) in latencies.operations() {
+        page.times(name, &format!("kind=\"{kind}\""), times);
+    }
+    let name = "oort_redis_command_duration_seconds";
+    page.describe(name, "histogram", "time until Redis commands about data were answered, by family");
+    for (family, times) in latencies.commands() {
+        page.times(name, &format!("family=\"{family}\""), times);
+    }
+    let name = "oort_sync_duration_seconds";
+    page.describe(name, "histogram", "time until the changes of a turn were durable");
+    page.times(name, "", &latencies.sync);
+    let name = "oort_peer_round_trip_seconds";
+    page.describe(name, "histogram", "time until peers answered probes");
+    page.times(name, "", &inside.node.metrics().round_trips);
+}
+
 fn http_metrics(page: &mut MetricsPage, counters: &Counters) {
     let open = counters.connections.load(Ordering::Relaxed);
     page.single("oort_http_connections", "gauge", "open HTTP connections", open);
@@ -198,6 +263,15 @@ fn http_metrics(page: &mut MetricsPage, counters: &Counters) {
     for (method, class, count) in counters.requests() {
         let labels = format!("method=\"{method}\",code=\"{class}\"");
         page.sample("oort_http_requests_total", &labels, count);
+    }
+    page.describe("oort_http_responses_total", "counter", "HTTP answers by status");
+    for (code, count) in counters.responses() {
+        page.sample("oort_http_responses_total", &format!("code=\"{code}\""), count);
+    }
+    let name = "oort_http_method_duration_seconds";
+    page.describe(name, "histogram", "time until the answer began, by method");
+    for (method, times) in counters.by_method() {
+        page.times(name, &format!("method=\"{method}\""), &times);
     }
     let name = "oort_http_request_duration_seconds";
     page.describe(name, "histogram", "time until the answer began");
@@ -258,6 +332,17 @@ impl MetricsPage {
     fn single(&mut self, name: &str, kind: &str, help: &str, value: impl Display) {
         self.describe(name, kind, help);
         self.sample(name, "", value);
+    }
+
+    /// The samples of one histogram with these labels.
+    fn times(&mut self, name: &str, labels: &str, times: &Histogram) {
+        let separator = if labels.is_empty() { "" } else { "," };
+        for (bound_us, count) in times.up_to() {
+            let bound = bound_us.map_or("+Inf".to_string(), |us| (us as f64 / 1e6).to_string());
+            self.sample(&format!("{name}_bucket"), &format!("{labels}{separator}le=\"{bound}\""), count);
+        }
+        self.sample(&format!("{name}_sum"), labels, times.sum_us() as f64 / 1e6);
+        self.sample(&format!("{name}_count"), labels, times.count());
     }
 
     fn line(&mut self, text: std::fmt::Arguments) {

@@ -64,7 +64,7 @@ pub fn stored_headers(headers: &HeaderMap) -> Result<Vec<(Bytes, Bytes)>, Refusa
             true => without_up_links(value.as_bytes()),
             false => Bytes::copy_from_slice(value.as_bytes()),
         };
-        if is_stored(name) && !value.is_empty() {
+        if is_stored(name) && (!value.is_empty() || text.starts_with(META_PREFIX)) {
             stored.push((Bytes::copy_from_slice(text.as_bytes()), value));
         }
     }
@@ -248,7 +248,17 @@ pub enum Accept {
 
 /// True if the client asks for `multipart/mixed` rather than plain text. A wildcard alone does not ask for it.
 pub fn accepts_multipart(headers: &HeaderMap) -> bool {
-    let (mut multipart, mut text, mut any) = (None, None, None);
+    prefers_to_text(headers, "multipart/mixed", "multipart/*")
+}
+
+/// True if the client asks for JSON rather than plain text. A wildcard alone does not ask for it.
+pub fn accepts_json(headers: &HeaderMap) -> bool {
+    prefers_to_text(headers, "application/json", "application/*")
+}
+
+/// True if `Accept` names `wanted`, or the `range` that contains it, and likes it no less than plain text.
+fn prefers_to_text(headers: &HeaderMap, wanted: &str, range: &str) -> bool {
+    let (mut named, mut text, mut any) = (None, None, None);
     for value in headers.get_all(ACCEPT) {
         for item in value.to_str().unwrap_or("").split(',') {
             let mut parts = item.split(';').map(str::trim);
@@ -257,7 +267,7 @@ pub fn accepts_multipart(headers: &HeaderMap) -> bool {
                 .find_map(|parameter| parameter.strip_prefix("q="))
                 .map_or(1.0, |q| q.parse::<f32>().unwrap_or(0.0));
             match kind.as_str() {
-                "multipart/mixed" | "multipart/*" => multipart = Some(quality),
+                kind if kind == wanted || kind == range => named = Some(quality),
                 "text/plain" | "text/*" => text = Some(quality),
                 "*/*" => any = Some(quality),
                 _ => {}
@@ -265,7 +275,7 @@ pub fn accepts_multipart(headers: &HeaderMap) -> bool {
         }
     }
     let text = text.or(any).unwrap_or(0.0);
-    multipart.is_some_and(|multipart| multipart > 0.0 && multipart >= text)
+    named.is_some_and(|named| named > 0.0 && named >= text)
 }
 
 #[cfg(test)]
@@ -290,6 +300,21 @@ mod tests {
             let headers =
                 accept.map(|accept| (ACCEPT, HeaderValue::from_static(accept))).into_iter().collect();
             assert_eq!(accepts_multipart(&headers), want, "{accept:?}");
+        }
+    }
+
+    #[test]
+    fn json_must_be_asked_for() {
+        let cases = [
+            ("*/*", false),
+            ("text/html, */*;q=0.8", false),
+            ("application/json", true),
+            ("multipart/mixed, application/json, */*;q=0.5", true),
+            ("application/json;q=0.5, text/plain", false),
+        ];
+        for (accept, want) in cases {
+            let headers = [(ACCEPT, HeaderValue::from_static(accept))].into_iter().collect();
+            assert_eq!(accepts_json(&headers), want, "{accept}");
         }
     }
 

@@ -31,6 +31,11 @@ pub enum Target {
         place: Place,
         key: Bytes,
     },
+    /// A counter under Riak's path for it.
+    Counter {
+        place: Place,
+        key: Bytes,
+    },
     /// An active object, or a part of it.
     Active {
         bucket: Bytes,
@@ -74,6 +79,7 @@ impl Target {
         match self {
             Target::Object { .. } => "GET, HEAD, PUT, POST, DELETE",
             Target::Active { part, .. } => part.methods(),
+            Target::Counter { .. } => "GET, HEAD, POST",
             Target::Keys(_) => "GET, HEAD, POST",
             Target::OldBucket(_) => "GET, HEAD, POST, PUT",
             Target::Properties(_) => "GET, HEAD, PUT, DELETE",
@@ -123,6 +129,9 @@ fn in_type(type_name: Option<&str>, rest: &[&str], path: &str) -> Result<Target,
         [bucket, "props"] => Ok(Target::Properties(place(type_name, bucket)?)),
         [bucket, "keys"] => Ok(Target::Keys(place(type_name, bucket)?)),
         [bucket, "keys", key] => object(place(type_name, bucket)?, key),
+        [bucket, "counters", key] => {
+            Ok(Target::Counter { place: place(type_name, bucket)?, key: percent_decode(key)?.into() })
+        }
         [_, "keys", ..] => {
             Err(Refusal::new(StatusCode::NOT_FOUND, "no such path: a slash within a key is written %2F"))
         }

@@ -5,7 +5,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-use hyper::body::Incoming;
 use hyper::StatusCode;
 use oort_core::bucket::BucketProperties;
 use oort_core::client::Reply;
@@ -15,7 +14,7 @@ use tokio::sync::{watch, Semaphore};
 use crate::handle::Handle;
 use crate::http::counters::Counters;
 use crate::http::refusal::Refusal;
-use crate::http::upload;
+use crate::http::upload::Upload;
 
 /// The unit in which room for request bodies is given out.
 const ROOM_BYTES: u64 = 16 << 10;
@@ -107,8 +106,8 @@ impl Shared {
     }
 
     /// Reads a request's body of at most `limit_bytes`, waiting until there is room for it beside the other bodies.
-    pub async fn read_body(&self, body: Incoming, limit_bytes: u64) -> Result<Bytes, Refusal> {
-        let announced = upload::announced_bytes(&body);
+    pub async fn read_body(&self, body: &mut Upload, limit_bytes: u64) -> Result<Bytes, Refusal> {
+        let announced = body.announced_bytes();
         if announced.is_some_and(|bytes| bytes > limit_bytes) {
             return Err(Refusal::too_large("body", limit_bytes));
         }
@@ -117,7 +116,7 @@ impl Shared {
         let Ok(Ok(_room)) = tokio::time::timeout(patience, self.body_room.acquire_many(room)).await else {
             return Err(Refusal::unavailable("too many request bodies are being read: try again later"));
         };
-        upload::read(body, limit_bytes, patience).await
+        body.read(limit_bytes, patience).await
     }
 
     /// The answer when the node's reply does not fit the request: a bug, but not one to stop serving for.

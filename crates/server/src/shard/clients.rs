@@ -11,7 +11,9 @@ use tracing::warn;
 use super::endpoint::Kind;
 use super::{Inspector, Owner, Shard};
 use crate::commands::session::Session;
+use crate::commands::table::Group;
 use crate::connection::{reach_of, Connection, Requests, Submission};
+use crate::latency::{Began, Kind as Asked};
 
 impl Shard {
     pub(super) fn accept_client(&mut self, stream: TcpStream, address: SocketAddr) {
@@ -67,7 +69,10 @@ impl Shard {
                 },
             };
             if let Some(submission) = submission {
-                self.submit(slot, client, submission);
+                // Gathered additions are submitted when the next command has already begun.
+                let family = if submission.is_addition() { Group::String } else { client.session.family };
+                let began = Began { at_us: now.mono_us, family: family as usize };
+                self.submit(slot, client, submission, began);
             }
         }
         if client.is_paused && !client.has_unread() {
@@ -108,11 +113,18 @@ impl Shard {
         }
     }
 
-    pub(super) fn submit(&mut self, slot: usize, client: &mut Connection, submission: Submission) {
+    pub(super) fn submit(
+        &mut self,
+        slot: usize,
+        client: &mut Connection,
+        submission: Submission,
+        began: Began,
+    ) {
         let (session, sequence) = (client.session.id, submission.sequence);
         let loaded_before = self.node.loaded_bytes();
-        let mut ask = |index, request| {
-            let id = self.owners.insert(Owner::Client { slot, session, sequence, index });
+        let mut ask = |index, request: Request| {
+            let kind = Asked::of(&request);
+            let id = self.owners.insert(Owner::Client { slot, session, sequence, index, kind, began });
             self.node.step(self.clocks.now.get(), Input::Request { id, request }, &mut self.out);
         };
         match submission.requests {

@@ -114,6 +114,13 @@ fn bodies_have_the_limit_of_their_bucket() {
     client.send(b"PUT /buckets/b/keys/k HTTP/1.1\r\nHost: h\r\nContent-Length: 1048577\r\n\r\n");
     let answer = client.answer(false).unwrap();
     assert_eq!((answer.status, answer.text()), (413, "body exceeds the limit of 1048576 bytes\n"));
+    assert_eq!(answer.header("connection"), Some("close"));
+    assert!(client.is_closed());
+
+    // A client that sends all of it before it reads learns why, too.
+    let mut client = Client::connect(node.address());
+    let large = client.put("/buckets/b/keys/k", &[], &vec![7; 5 << 20]);
+    assert_eq!((large.status, large.header("connection")), (413, Some("close")));
 
     // In chunks, without an announcement: refused when it is too large.
     let mut client = Client::connect(node.address());
@@ -130,6 +137,134 @@ fn bodies_have_the_limit_of_their_bucket() {
     assert_eq!(client.answer(false).unwrap().status, 204);
     assert_eq!(client.get("/buckets/b/keys/c").text(), "abcde");
     is_alive(&node);
+}
+
+#[test]
+fn ambiguous_requests_are_refused() {
+    let node = TestNode::start();
+    let put = "PUT /buckets/b/keys/k HTTP/1.1\r\n";
+    let cases = [
+        ("GET /ping HTTP/1.1\r\n\r\n".to_string(), 400, "host is missing"),
+        ("GET /ping HTTP/1.1\r\nHost: a\r\nHost: a\r\n\r\n".to_string(), 400, "host is given twice"),
+        ("GET /ping HTTP/1.0\r\nHost: a\r\nHost: b\r\n\r\n".to_string(), 400, "host is given twice"),
+        ("GET /ping HTTP/1.1\r\nHost: a/b\r\n\r\n".to_string(), 400, "host is 'a/b'"),
+        (
+            format!("{put}Host: h\r\nContent-Length: 3\r\nContent-Length: 3\r\n\r\nabc"),
+            400,
+            "content-length is given 2 times",
+        ),
+        (
+            format!("{put}Host: h\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"),
+            400,
+            "contradict",
+        ),
+        (
+            format!("{put}Host: h\r\nTransfer-Encoding: chunked\r\nContent-Length: 3\r\n\r\n0\r\n\r\n"),
+            400,
+            "contradict",
+        ),
+        (
+            format!("{put}Host: h\r\nTransfer-Encoding: gzip, chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n"),
+            501,
+            "transfer-encoding 'gzip'",
+        ),
+        (
+            format!("{put}Host: h\r\nTransfer-Encoding: chunked, chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n"),
+            400,
+            "chunked is given twice",
+        ),
+        (
+            format!("{put}Host: h\r\nContent-Type: a/b\r\nContent-Type: a/c\r\nContent-Length: 0\r\n\r\n"),
+            400,
+            "content-type is given twice",
+        ),
+        (
+            format!("{put}Host: h\r\nX-Riak-Vclock: a\r\nX-Riak-Vclock: a\r\nContent-Length: 0\r\n\r\n"),
+            400,
+            "x-riak-vclock is given twice",
+        ),
+        (format!("{put}Host: h\r\nExpect: miracles\r\nContent-Length: 0\r\n\r\n"), 417, "100-continue"),
+    ];
+    for (request, status, says) in cases {
+        let mut client = Client::connect(node.address());
+        client.send(request.as_bytes());
+        let answer = client.answer(false).expect("an answer");
+        assert_eq!(answer.status, status, "{request}: {answer:?}");
+        assert!(answer.text().contains(says), "{request}: {}", answer.text());
+    }
+    let mut client = Client::connect(node.address());
+    assert_eq!(client.get("/buckets/b/keys/k").status, 404, "a refused request was stored");
+    client.send(b"GET /ping HTTP/1.0\r\n\r\n");
+    assert_eq!(client.answer(false).expect("HTTP 1.0 has no Host").status, 200);
+}
+
+#[test]
+fn early_answers_say_that_they_end_the_connection() {
+    let node = TestNode::start();
+    let head = |path: &str| format!("PUT {path} HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\n\r\n");
+    for path in ["/nothing", "/stats", "/buckets/b/keys/k?w=lots", "/buckets/b/keys/%zz"] {
+        let mut client = Client::connect(node.address());
+        client.send(head(path).as_bytes());
+        let answer = client.answer(false).expect("an answer before the body");
+        assert!(answer.status >= 400, "{path}: {answer:?}");
+        assert_eq!(answer.header("connection"), Some("close"), "{path}: {answer:?}");
+        client.send(b"abcdeGET /ping HTTP/1.1\r\nHost: h\r\n\r\n");
+        assert!(client.is_closed(), "{path}");
+
+        // If all of it has come, the connection goes on.
+        let mut client = Client::connect(node.address());
+        client.send((head(path) + "abcde").as_bytes());
+        let answer = client.answer(false).expect("an answer");
+        assert_eq!(answer.header("connection"), None, "{path}: {answer:?}");
+        assert_eq!(client.get("/ping").status, 200, "{path}");
+    }
+    // Nobody who expects to be asked for the body is asked for one that is refused.
+    let mut client = Client::connect(node.address());
+    client.send(b"PUT /nothing HTTP/1.1\r\nHost: h\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n");
+    assert_eq!(client.answer(false).expect("an answer").status, 404);
+    let mut client = Client::connect(node.address());
+    client.send(
+        b"PUT /buckets/b/keys/k HTTP/1.1\r\nHost: h\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n",
+    );
+    assert_eq!(client.continues(), "HTTP/1.1 100 Continue");
+    client.send(b"abcde");
+    assert_eq!(client.answer(false).expect("an answer").status, 204);
+    // A body where none is needed is read past.
+    client.send(b"GET /buckets/b/keys/k HTTP/1.1\r\nHost: h\r\nContent-Length: 3\r\n\r\nxyz");
+    assert_eq!(client.answer(false).expect("an answer").text(), "abcde");
+    assert_eq!(client.get("/ping").text(), "OK");
+}
+
+#[test]
+fn pages_of_other_origins_write_nothing() {
+    let node = TestNode::start();
+    let mut client = Client::connect(node.address());
+    let key = "/buckets/b/keys/k";
+    for foreign in [
+        ("Origin", "http://evil.example"),
+        ("Origin", "null"),
+        ("Origin", "http://test:8098"),
+        ("Sec-Fetch-Site", "cross-site"),
+        ("Sec-Fetch-Site", "same-site"),
+    ] {
+        for (method, path) in [
+            ("POST", key),
+            ("PUT", key),
+            ("DELETE", key),
+            ("POST", "/buckets/b/keys"),
+            ("PUT", "/buckets/b/props"),
+            ("POST", "/aso/b/x/call/f"),
+            ("PUT", "/aso/b/x"),
+            ("POST", "/buckets/b/counters/c"),
+        ] {
+            let answer = client.request(method, path, &[foreign, ("Content-Type", "text/plain")], b"1");
+            assert_eq!(answer.status, 403, "{method} {path} {foreign:?}: {answer:?}");
+            assert!(answer.text().contains("another origin"), "{}", answer.text());
+        }
+        assert_eq!(client.request("GET", key, &[foreign], b"").status, 404);
+    }
+    let own = [("Origin", "http://test"), ("Sec-Fetch-Site", "same-origin")];
+    assert_eq!(client.put(key, &own, b"v").status, 204);
 }
 
 #[test]

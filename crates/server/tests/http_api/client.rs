@@ -103,6 +103,13 @@ impl Client {
         Some(answer)
     }
 
+    /// Reads an interim answer: its first line.
+    pub fn continues(&mut self) -> String {
+        let line = self.line().expect("an interim answer");
+        assert_eq!(self.line().as_deref(), Some(""));
+        line
+    }
+
     /// True once the server has closed the connection.
     pub fn is_closed(&mut self) -> bool {
         self.buffer.is_empty() && self.fill().is_none()

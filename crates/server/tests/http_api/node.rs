@@ -85,6 +85,7 @@ fn run(config: NodeConfig, mut poll: mio::Poll, mut inbox: Inbox, switches: Arc<
     let mut replies = BTreeMap::new();
     let mut id = 0;
     let mut events = mio::Events::with_capacity(8);
+    let latencies = Default::default();
     loop {
         while switches.loop_is_stuck.load(Ordering::Relaxed) {
             std::thread::sleep(Duration::from_millis(1));
@@ -99,7 +100,16 @@ fn run(config: NodeConfig, mut poll: mio::Poll, mut inbox: Inbox, switches: Arc<
                     node.step(now(), Input::Request { id, request }, &mut out);
                 }
                 Command::Inspect(look) => {
-                    look(&Inside { node: &node, now: now(), connections: 3, troubles: &[], started_wall_ms })
+                    let latencies = &latencies;
+                    let node = &node;
+                    look(&Inside {
+                        node,
+                        now: now(),
+                        connections: 3,
+                        troubles: &[],
+                        started_wall_ms,
+                        latencies,
+                    })
                 }
                 Command::Stop => return,
             }

@@ -231,13 +231,79 @@ fn quorums_are_numbers_or_words() {
         ("timeout=0", "timeout of 0 ms"),
         ("timeout=60001", "timeout of 60001 ms"),
         ("returnbody=1", "returnbody is '1'"),
-        ("notfound_ok=false", "notfound_ok"),
+        ("notfound_ok=false", "notfound_ok=false is for reads"),
     ] {
         let put = client.put(&format!("{KEY}?{query}"), &[], b"x");
         assert_eq!(put.status, 400, "{query}: {put:?}");
         assert!(put.text().contains(says), "{query}: {}", put.text());
     }
     assert_eq!(client.get(&format!("{KEY}?r=7")).status, 400);
+    for query in ["notfound_ok=false", "notfound_ok=false&basic_quorum=true", "notfound_ok=true"] {
+        assert_eq!(client.get(&format!("{KEY}?{query}")).status, 300, "{query}");
+        assert_eq!(client.get(&format!("/buckets/b/keys/absent?{query}")).status, 404, "{query}");
+    }
+}
+
+#[test]
+fn a_matched_tag_stands_for_its_context() {
+    let (_node, mut client) = start();
+    client.put(KEY, &[], b"one");
+    let one = client.get(KEY);
+    let tag = ("If-Match", one.header("etag").expect("a tag"));
+    assert_eq!(client.put(KEY, &[tag], b"two").status, 204);
+    let two = client.get(KEY);
+    assert_eq!((two.status, two.text()), (200, "two"), "the version that was matched is still there");
+    assert_eq!(client.put(KEY, &[tag], b"late").status, 412);
+
+    // Siblings have one tag, and a write that names it replaces them all.
+    assert_eq!(client.put(KEY, &[], b"three").status, 204);
+    let both = client.get(KEY);
+    assert_eq!(both.status, 300);
+    let tag = ("If-Match", both.header("etag").expect("a tag"));
+    let four = client.put(&format!("{KEY}?returnbody=true"), &[tag], b"four");
+    assert_eq!((four.status, four.text()), (200, "four"));
+
+    // A context goes before the tag; any tag, and a date, stand for nothing.
+    let tag = ("If-Match", four.header("etag").expect("a tag"));
+    assert_eq!(client.put(KEY, &[tag, ("X-Riak-Vclock", one.vclock())], b"five").status, 204);
+    assert_eq!(client.get(KEY).status, 300);
+    assert_eq!(client.request("DELETE", KEY, &[], b"").status, 204);
+    client.put(KEY, &[], b"six");
+    assert_eq!(client.put(KEY, &[("If-Match", "*")], b"seven").status, 204);
+    assert_eq!(client.get(KEY).status, 300);
+}
+
+#[test]
+fn empty_metadata_is_kept() {
+    let (_node, mut client) = start();
+    let headers = [("X-Riak-Meta-Empty", ""), ("X-Riak-Meta-Full", "x"), ("Content-Type", "")];
+    assert_eq!(client.put(KEY, &headers, b"v").status, 204);
+    let get = client.get(KEY);
+    assert_eq!((get.header("x-riak-meta-empty"), get.header("x-riak-meta-full")), (Some(""), Some("x")));
+    assert_eq!(get.header("content-type"), Some("application/octet-stream"));
+}
+
+#[test]
+fn counters_have_a_path_of_their_own() {
+    let (_node, mut client) = start();
+    let counter = "/buckets/b/counters/c";
+    assert_eq!(client.get(counter).status, 404);
+    assert_eq!(client.request("POST", counter, &[], b"10").status, 204);
+    assert_eq!(client.get(counter).text(), "10");
+    let after = client.request("POST", &format!("{counter}?returnvalue=true"), &[], b" -3\n");
+    assert_eq!((after.status, after.text()), (200, "7"));
+    assert_eq!(client.get("/buckets/b/keys/c").text(), "7");
+    for wrong in [&b""[..], b"1.5", b"many", b"99999999999999999999"] {
+        let refused = client.request("POST", counter, &[], wrong);
+        assert_eq!(refused.status, 400, "{refused:?}");
+    }
+    client.put(KEY, &[], b"text");
+    assert_eq!(client.get("/buckets/b/counters/k").status, 409);
+    assert_eq!(client.request("POST", "/buckets/b/counters/k", &[], b"1").status, 400);
+    client.put("/buckets/lww/props", &[], br#"{"props":{"allow_mult":false}}"#);
+    let refused = client.request("POST", "/buckets/lww/counters/c", &[], b"1");
+    assert_eq!(refused.status, 409);
+    assert!(refused.text().contains("allow_mult=true"), "{}", refused.text());
 }
 
 #[test]

@@ -17,12 +17,16 @@ fn the_node_reports_on_itself() {
 
     assert_eq!(client.get("/ping").text(), "OK");
     assert!(client.get("/").text().contains("/buckets/B/keys/K"));
+    let resources = client.request("GET", "/", &[("Accept", "application/json")], b"");
+    assert_eq!(resources.header("content-type"), Some("application/json"));
+    assert_eq!(resources.json()["riak_kv_wm_buckets"], "/buckets");
     let health = client.get("/health");
     assert_eq!((health.status, health.json()), (200, json!({"ready": true, "reasons": []})));
 
     let stats = client.get("/stats").json();
     assert_eq!((&stats["node_gets_total"], &stats["node_puts_total"]), (&json!(1), &json!(1)));
     assert_eq!(stats["ring_members"], 1);
+    assert_eq!(stats["riak_kv_version"], "2.0.9");
     assert!(stats["http_requests"].as_u64().unwrap() >= 4);
 
     let status = client.get("/cluster/status").json();
