@@ -33,6 +33,7 @@ pub mod server;
 pub mod cluster;
 pub mod describe;
 pub mod table;
+pub mod stats;
 #[cfg(test)]
 mod tests;
 
@@ -45,6 +46,7 @@ use crate::resp::Value;
 use errors::refusal;
 use plan::{Finish, Plan, Silent};
 use session::Session;
+use stats::Mark;
 use table::Spec;
 use view::View;
 
@@ -83,10 +85,18 @@ pub struct Call<'a> {
 pub fn start(session: &mut Session, command: Command, view: &dyn View, now_ms: u64) -> Started {
     session.begin_command();
     let started = match table::find(command.name()) {
-        None => unknown(&command),
-        Some(spec) if !spec.accepts(command.len()) => Started::Reply(errors::wrong_arity(None, spec)),
+        None => {
+            session.mark = Mark::NONE;
+            unknown(&command)
+        }
+        Some(spec) if !spec.accepts(command.len()) => {
+            session.mark = Mark::new(spec).rejected();
+            Started::Reply(errors::wrong_arity(None, spec))
+        }
         Some(spec) => {
+            session.mark = Mark::new(spec);
             if let Some(refusal) = transactions::refused(session.is_refusing, spec) {
+                session.mark = session.mark.rejected();
                 return silenced(session, Started::Reply(refusal));
             }
             session.note_command(spec.name, now_ms);

@@ -15,6 +15,7 @@ use oort_core::replica::key_hash;
 
 use crate::commands::plan::{Answer, Finish, Next, Plan};
 use crate::commands::session::Session;
+use crate::commands::stats::{Clerk, Mark};
 use crate::commands::Started;
 use crate::resp::request::{Command, Limits, ProtocolError, RequestParser};
 use crate::resp::{Protocol, Value};
@@ -33,7 +34,7 @@ pub const INPUT_BYTES_KEPT: usize = 256 << 10;
 enum Slot {
     /// With the bytes that were charged for it.
     Ready(Value, Protocol, usize),
-    One(Finish, Protocol),
+    One(Finish, Protocol, Mark),
     /// Several additions to one counter, with the places behind it.
     Sum(Box<Sum>),
     /// Its reply comes with that of the sum before it.
@@ -43,6 +44,7 @@ enum Slot {
         answers: Vec<Option<Answer>>,
         missing: usize,
         protocol: Protocol,
+        mark: Mark,
     },
 }
 
@@ -67,6 +69,8 @@ struct InFlight {
 /// What a client waits for and with what it is held up.
 pub struct Connection {
     pub session: Session,
+    /// The command that was started last.
+    pub mark: Mark,
     pub input: BytesMut,
     /// Encoded replies not yet written.
     pub output: Vec<u8>,
@@ -124,6 +128,7 @@ impl Connection {
     pub fn new(session: Session, limits: Limits) -> Connection {
         Connection {
             session,
+            mark: Mark::NONE,
             input: BytesMut::new(),
             output: Vec::new(),
             is_closing: false,
@@ -188,11 +193,16 @@ impl Connection {
     }
 
     /// Takes a started command: answers it, or returns what to submit, or holds it until it may run.
-    pub fn accept(&mut self, started: Started, reach: impl Fn(&Request) -> Reach) -> Option<Submission> {
-        let protocol = self.session.protocol;
+    pub fn accept(
+        &mut self,
+        started: Started,
+        reach: impl Fn(&Request) -> Reach,
+        clerk: Clerk,
+    ) -> Option<Submission> {
+        let (protocol, mark) = (self.session.protocol, self.mark);
         if let Some(sum) = &mut self.sum {
             if let Started::One { request, finish } = &started {
-                if sum.join(request, *finish, protocol, self.started_bytes) {
+                if sum.join(request, (*finish, protocol, mark), self.started_bytes) {
                     return None;
                 }
             }
@@ -202,10 +212,14 @@ impl Connection {
         }
         match started {
             Started::One { request, finish } if Sum::is_addition(&request) => {
-                self.sum = Sum::new(request, finish, protocol, self.started_bytes);
+                self.sum = Sum::new(request, (finish, protocol, mark), self.started_bytes);
             }
-            Started::Reply(value) => self.reply(value, protocol),
+            Started::Reply(value) => {
+                clerk.answered(mark, &value);
+                self.reply(value, protocol);
+            }
             Started::Close(value) => {
+                clerk.answered(mark, &value);
                 self.is_refused = matches!(value, Value::Error(_));
                 self.reply(value, protocol);
                 self.is_closing = true;
@@ -216,7 +230,7 @@ impl Connection {
                     self.held = Some(Started::One { request, finish });
                     return None;
                 }
-                let sequence = self.push(Slot::One(finish, protocol), reach, self.started_bytes);
+                let sequence = self.push(Slot::One(finish, protocol, mark), reach, self.started_bytes);
                 return Some(Submission { sequence, requests: Requests::One(request) });
             }
             Started::Many { requests, plan } => {
@@ -229,7 +243,7 @@ impl Connection {
                     return None;
                 }
                 let answers = requests.iter().map(|_| None).collect();
-                let slot = Slot::Many { plan, answers, missing: requests.len(), protocol };
+                let slot = Slot::Many { plan, answers, missing: requests.len(), protocol, mark };
                 // Its later rounds are not known yet, so nothing may overtake it.
                 let sequence = self.push(slot, Reach::Everything, self.started_bytes);
                 return Some(Submission { sequence, requests: Requests::Many(requests) });
@@ -239,7 +253,7 @@ impl Connection {
     }
 
     /// The command that was held up, if it may run now.
-    pub fn release(&mut self, reach: impl Fn(&Request) -> Reach) -> Option<Submission> {
+    pub fn release(&mut self, reach: impl Fn(&Request) -> Reach, clerk: Clerk) -> Option<Submission> {
         if self.sum.is_some() {
             return match self.held.is_some() {
                 true => self.gathered(reach),
@@ -247,7 +261,7 @@ impl Connection {
             };
         }
         let held = self.held.take()?;
-        self.accept(held, reach)
+        self.accept(held, reach, clerk)
     }
 
     /// The additions that were gathered, if they may be made now: to be asked for when no more can join them.
@@ -259,8 +273,8 @@ impl Connection {
         let sum = self.sum.take()?;
         let (bytes, parts) = (sum.bytes, sum.len());
         if parts == 1 {
-            let (request, finish, protocol) = sum.into_one();
-            let sequence = self.push(Slot::One(finish, protocol), reach, bytes);
+            let (request, (finish, protocol, mark)) = sum.into_one();
+            let sequence = self.push(Slot::One(finish, protocol, mark), reach, bytes);
             return Some(Submission { sequence, requests: Requests::One(request) });
         }
         let request = sum.request().clone();
@@ -270,23 +284,37 @@ impl Connection {
     }
 
     /// Ends the connection with an error, after the replies before it.
-    pub fn refuse(&mut self, error: ProtocolError, reach: impl Fn(&Request) -> Reach) -> Option<Submission> {
+    pub fn refuse(
+        &mut self,
+        error: ProtocolError,
+        reach: impl Fn(&Request) -> Reach,
+        clerk: Clerk,
+    ) -> Option<Submission> {
+        self.mark = Mark::NONE;
         self.input = BytesMut::new();
         self.unfinished = Some(0);
         self.started_bytes = 0;
-        self.accept(Started::Close(Value::Error(format!("ERR {error}").into())), reach)
+        self.accept(Started::Close(Value::Error(format!("ERR {error}").into())), reach, clerk)
     }
 
     /// Takes the answer to request `index` of the command at `sequence`. Returns its next round of requests, if any.
-    pub fn answer(&mut self, sequence: u64, index: usize, answer: Answer, now_ms: u64) -> Option<Submission> {
+    pub fn answer(
+        &mut self,
+        sequence: u64,
+        index: usize,
+        answer: Answer,
+        now_ms: u64,
+        clerk: Clerk,
+    ) -> Option<Submission> {
         let place = sequence.checked_sub(self.first_sequence)? as usize;
         let slot = self.slots.get_mut(place)?;
-        let (value, protocol) = match slot {
+        let (value, protocol, mark) = match slot {
             Slot::Ready(..) | Slot::Part => return None,
             Slot::Sum(sum) => match sum.answer(answer, now_ms) {
                 counting::Next::Done(replies) => {
                     let bytes = self.land(sequence);
-                    for (i, (value, protocol)) in replies.into_iter().enumerate() {
+                    for (i, (value, protocol, mark)) in replies.into_iter().enumerate() {
+                        clerk.answered(mark, &value);
                         // The bytes of all are charged to the first.
                         let bytes = if i == 0 { bytes } else { 0 };
                         self.slots[place + i] = Slot::Ready(value, protocol, bytes);
@@ -298,8 +326,8 @@ impl Connection {
                     return Some(Submission { sequence, requests: Requests::One(request) });
                 }
             },
-            Slot::One(finish, protocol) => (finish.reply(answer, now_ms), *protocol),
-            Slot::Many { plan, answers, missing, protocol } => {
+            Slot::One(finish, protocol, mark) => (finish.reply(answer, now_ms), *protocol, *mark),
+            Slot::Many { plan, answers, missing, protocol, mark } => {
                 let free = answers.get_mut(index).filter(|free| free.is_none())?;
                 *free = Some(answer);
                 *missing -= 1;
@@ -308,7 +336,7 @@ impl Connection {
                 }
                 let round = std::mem::take(answers).into_iter().flatten().collect();
                 match plan.resume(round, now_ms) {
-                    Next::Done(value) => (value, *protocol),
+                    Next::Done(value) => (value, *protocol, *mark),
                     Next::Ask(requests) => {
                         *missing = requests.len();
                         answers.resize_with(requests.len(), || None);
@@ -317,6 +345,7 @@ impl Connection {
                 }
             }
         };
+        clerk.answered(mark, &value);
         let bytes = self.land(sequence);
         self.slots[place] = Slot::Ready(value, protocol, bytes);
         self.encode_ready();

@@ -32,6 +32,7 @@ use tracing::{debug, error, info, warn};
 
 use crate::commands::knobs::Knobs;
 use crate::commands::session::Session;
+use crate::commands::stats::{Clerk, Stats};
 use crate::commands::view::{ServerStats, View};
 use crate::errno::{cause, is_exhaustion};
 use crate::handle::{channel, Command, Handle, Inbox, Inside};
@@ -157,6 +158,7 @@ pub struct Shard {
     early: Vec<Command>,
     /// Settings that clients may change, to no effect.
     knobs: Knobs,
+    stats: Stats,
     /// When connections are accepted that could not be for want of descriptors; `u64::MAX`: none wait.
     accept_at_us: u64,
     /// The log says that connections cannot be accepted.
@@ -271,6 +273,7 @@ impl Shard {
             is_admitting: false,
             early: Vec::new(),
             knobs: Knobs::default(),
+            stats: Stats::default(),
             accept_at_us: u64::MAX,
             accept_failing: false,
         };
@@ -297,6 +300,7 @@ impl Shard {
             self.admit();
             self.drain_inbox();
             self.dial();
+            self.stats.sample(self.clocks.now.get().mono_us);
             self.close_overdue();
             self.accept_again();
             self.leave_other_cluster();
@@ -501,7 +505,8 @@ impl Shard {
                     if client.session.id != session {
                         return;
                     }
-                    if let Some(next) = client.answer(sequence, index, result, now_ms) {
+                    let clerk = Clerk { stats: &shard.stats, now_us: shard.clocks.now.get().mono_us };
+                    if let Some(next) = client.answer(sequence, index, result, now_ms, clerk) {
                         shard.submit(slot, client, next, began);
                     } else if client.has_reply(sequence) {
                         shard.latencies.commanded(began.family, took_us);
@@ -693,8 +698,10 @@ impl Shard {
     fn read(&mut self, slot: usize, is_ended: bool) {
         let Some(mut endpoint) = self.endpoints.get_mut(slot).and_then(Option::take) else { return };
         let flow = endpoint.read(&mut self.scratch, is_ended);
+        let read_bytes = std::mem::take(&mut endpoint.read_bytes);
         let outcome = match &mut endpoint.kind {
             Kind::Client(client) => {
+                self.stats.received(read_bytes);
                 client.has_ended |= flow == Flow::Ended;
                 self.run_client(slot, client);
                 Ok(())
@@ -871,8 +878,10 @@ impl Shard {
     fn flush(&mut self, slot: usize) {
         let Some(Some(endpoint)) = self.endpoints.get_mut(slot) else { return };
         let mut is_broken = endpoint.flush() == Flow::Closed;
+        let written_bytes = std::mem::take(&mut endpoint.written_bytes);
         match &mut endpoint.kind {
             Kind::Client(client) => {
+                self.stats.sent(written_bytes);
                 is_broken |= client.is_over();
                 if client.has_unread() && client.is_ready() {
                     self.unread.push(slot);
@@ -990,6 +999,8 @@ impl View for Inspector<'_> {
             commands: self.shard.numbers.commands,
             requests_in_flight: self.shard.node.requests_in_flight() as u64,
             memory_bytes: resident_bytes(),
+            memory_bytes_max: resident_bytes_max(),
+            cpu_us: processor_us(),
             store_bytes: self.shard.node.store_bytes(),
         }
     }
@@ -1003,6 +1014,12 @@ impl View for Inspector<'_> {
     fn knobs(&self) -> &Knobs {
         &self.shard.knobs
     }
+    fn stats(&self) -> &Stats {
+        &self.shard.stats
+    }
+    fn now_us(&self) -> u64 {
+        self.shard.clocks.now.get().mono_us
+    }
     fn random(&self) -> u64 {
         self.shard.numbers.random.borrow_mut().next_u64()
     }
@@ -1013,6 +1030,23 @@ fn resident_bytes() -> u64 {
     let Ok(statm) = std::fs::read_to_string("/proc/self/statm") else { return 0 };
     let pages = statm.split(' ').nth(1).and_then(|pages| pages.parse::<u64>().ok()).unwrap_or(0);
     pages * rustix::param::page_size() as u64
+}
+
+/// The most resident memory this process ever had, in bytes; 0 where the system does not tell.
+fn resident_bytes_max() -> u64 {
+    let Ok(status) = std::fs::read_to_string("/proc/self/status") else { return 0 };
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap_or_default();
+    line.trim().trim_end_matches("kB").trim().parse::<u64>().map_or(0, |kib| kib * 1024)
+}
+
+/// Processor time of this process in the program itself and in the system, in microseconds; 0 where it is not told.
+fn processor_us() -> (u64, u64) {
+    let Ok(stat) = std::fs::read_to_string("/proc/self/stat") else { return (0, 0) };
+    // The program's name, in brackets, may hold anything.
+    let fields: Vec<&str> = stat.rsplit_once(')').map_or("", |(_, rest)| rest).split_whitespace().collect();
+    let tick_us = 1_000_000 / rustix::param::clock_ticks_per_second().max(1);
+    let time = |i: usize| fields.get(i).and_then(|ticks| ticks.parse::<u64>().ok()).unwrap_or(0) * tick_us;
+    (time(11), time(12))
 }
 
 fn log(event: &Event) {

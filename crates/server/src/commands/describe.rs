@@ -12,11 +12,12 @@ pub fn subcommand(call: &mut Call) -> Outcome {
         return reply(help(call.spec));
     }
     let container = call.spec;
-    let found = table::find_in(container.subcommands, call.arg(1));
-    let Some(spec) = found else {
+    let Some((place, spec)) = table::find_in(container.subcommands, call.arg(1)) else {
         return Err(errors::unknown_subcommand(container, call.arg(1)));
     };
+    call.session.mark = call.session.mark.of_subcommand(place);
     if !spec.accepts(call.count()) {
+        call.session.mark = call.session.mark.rejected();
         return Err(errors::wrong_arity(Some(container), spec));
     }
     call.container = Some(container);
@@ -117,7 +118,7 @@ fn named(name: &[u8]) -> Option<(Option<&'static Spec>, &'static Spec)> {
         None => Some((None, table::find(name)?)),
         Some(at) => {
             let container = table::find(&name[..at])?;
-            Some((Some(container), table::find_in(container.subcommands, &name[at + 1..])?))
+            Some((Some(container), table::find_in(container.subcommands, &name[at + 1..])?.1))
         }
     }
 }

@@ -18,13 +18,16 @@ pub const REDIS_VERSION: &str = "7.2.0";
 type WriteLines = fn(&Call, &mut String);
 
 /// The sections of `INFO` in order, each with the function that writes its lines.
-const SECTIONS: [(&str, WriteLines); 8] = [
+const SECTIONS: [(&str, WriteLines); 11] = [
     ("Server", server_section),
     ("Clients", clients_section),
     ("Memory", memory_section),
     ("Persistence", persistence_section),
     ("Stats", stats_section),
     ("Replication", replication_section),
+    ("CPU", cpu_section),
+    ("Commandstats", commandstats_section),
+    ("Errorstats", errorstats_section),
     ("Cluster", cluster_section),
     ("Oort", oort_section),
 ];
@@ -86,6 +89,7 @@ fn memory_section(call: &Call, text: &mut String) {
     field(text, "used_memory", memory_bytes);
     field(text, "used_memory_human", format!("{:.2}M", memory_bytes as f64 / (1 << 20) as f64));
     field(text, "used_memory_rss", memory_bytes);
+    field(text, "used_memory_peak", call.view.server().memory_bytes_max);
     field(text, "mem_clients_normal", call.view.server().client_bytes);
     field(text, "maxmemory", 0);
     field(text, "maxmemory_policy", "noeviction");
@@ -100,11 +104,39 @@ fn persistence_section(call: &Call, text: &mut String) {
 
 fn stats_section(call: &Call, text: &mut String) {
     let stats = call.view.server();
+    let (totals, rates) = (call.view.stats().totals(), call.view.stats().rates(call.view.now_us()));
     field(text, "total_connections_received", stats.connections_accepted);
-    field(text, "total_commands_processed", stats.commands);
+    field(text, "total_commands_processed", totals.commands);
+    field(text, "instantaneous_ops_per_sec", rates.commands);
+    field(text, "total_net_input_bytes", totals.input_bytes);
+    field(text, "total_net_output_bytes", totals.output_bytes);
+    field(text, "instantaneous_input_kbps", format!("{:.2}", rates.input_kib));
+    field(text, "instantaneous_output_kbps", format!("{:.2}", rates.output_kib));
     field(text, "rejected_connections", stats.connections_rejected);
+    // Expired and deleted objects are forgotten together, once every member holds them alike.
+    field(text, "expired_keys", call.view.metrics().dead_forgotten);
+    field(text, "evicted_keys", 0);
     field(text, "evicted_clients", stats.connections_evicted);
+    field(text, "keyspace_hits", totals.hits);
+    field(text, "keyspace_misses", totals.misses);
+    field(text, "total_error_replies", totals.errors);
     field(text, "accept_failures", stats.accept_failures);
+}
+
+fn cpu_section(call: &Call, text: &mut String) {
+    let (user_us, system_us) = call.view.server().cpu_us;
+    field(text, "used_cpu_sys", format!("{:.6}", system_us as f64 / 1e6));
+    field(text, "used_cpu_user", format!("{:.6}", user_us as f64 / 1e6));
+    field(text, "used_cpu_sys_children", "0.000000");
+    field(text, "used_cpu_user_children", "0.000000");
+}
+
+fn commandstats_section(call: &Call, text: &mut String) {
+    call.view.stats().command_lines(|name, line| field(text, &name, line));
+}
+
+fn errorstats_section(call: &Call, text: &mut String) {
+    call.view.stats().error_lines(|name, line| field(text, &name, line));
 }
 
 /// Each node is a primary of some keys and a replica of others; to Redis clients it is a master.
@@ -214,8 +246,11 @@ pub fn config_rewrite(_: &mut Call) -> Outcome {
 }
 
 /// `CONFIG RESETSTAT`
-pub fn config_resetstat(_: &mut Call) -> Outcome {
-    Err(refusal("ERR CONFIG RESETSTAT is not supported: metrics only grow while the node runs"))
+///
+/// Starts what `INFO` counts of commands anew; metrics only grow while the node runs.
+pub fn config_resetstat(call: &mut Call) -> Outcome {
+    call.view.stats().reset(call.view.now_us());
+    reply(Value::OK)
 }
 
 /// `TIME`

@@ -8,6 +8,7 @@ use oort_core::active::Caller;
 use oort_core::bucket::DEFAULT_BUCKET;
 use oort_core::types::NodeId;
 
+use super::stats::Mark;
 use super::table::Group;
 use crate::resp::Protocol;
 
@@ -37,6 +38,8 @@ pub struct Session {
     pub protocol: Protocol,
     /// What active objects see of the client.
     pub caller: Arc<Caller>,
+    /// The command that was started last, for the counters.
+    pub mark: Mark,
     /// A `MULTI` was refused: commands are not run until `EXEC` or `DISCARD`.
     pub(super) is_refusing: bool,
     replies: Replies,
@@ -74,6 +77,7 @@ impl Session {
             no_evict: false,
             no_touch: false,
             protocol: Protocol::Resp2,
+            mark: Mark::NONE,
             is_refusing: false,
             replies: Replies::On,
             family: Group::Connection,
@@ -95,6 +99,7 @@ impl Session {
             library_version: std::mem::take(&mut self.library_version),
             last_command: self.last_command,
             last_ms: self.last_ms,
+            mark: self.mark,
             ..fresh
         };
         Arc::make_mut(&mut self.caller).node = node;

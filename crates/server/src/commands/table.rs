@@ -23,6 +23,8 @@ pub struct Spec {
     pub flags: u16,
     pub keys: Keys,
     pub group: Group,
+    /// Its place among all commands; `u8::MAX` for a subcommand.
+    place: u8,
     pub run: fn(&mut Call) -> Outcome,
     /// Not empty: argument 1 names one of these, or `HELP`.
     pub subcommands: &'static [Spec],
@@ -155,7 +157,18 @@ const fn spec(
     run: fn(&mut Call) -> Outcome,
     summary: &'static str,
 ) -> Spec {
-    Spec { name, syntax, summary, arity, flags, keys, group: Group::Generic, run, subcommands: &[] }
+    Spec {
+        name,
+        syntax,
+        summary,
+        arity,
+        flags,
+        keys,
+        group: Group::Generic,
+        place: u8::MAX,
+        run,
+        subcommands: &[],
+    }
 }
 
 /// A command that only chooses among its subcommands.
@@ -271,7 +284,7 @@ const SERVER: [Spec; 3] = [
 #[rustfmt::skip]
 const CONFIG: [Spec; 4] = [
     spec("get", "CONFIG GET pattern [pattern ...]", -3, ADMIN | STALE, NO_KEYS, server::config_get, "Settings by Redis's names."),
-    spec("resetstat", "CONFIG RESETSTAT", 2, ADMIN | STALE, NO_KEYS, server::config_resetstat, "Refused: metrics only grow."),
+    spec("resetstat", "CONFIG RESETSTAT", 2, ADMIN | STALE, NO_KEYS, server::config_resetstat, "Starts the counters of INFO anew; metrics only grow."),
     spec("rewrite", "CONFIG REWRITE", 2, ADMIN | STALE, NO_KEYS, server::config_rewrite, "Refused: the file belongs to the operator."),
     spec("set", "CONFIG SET parameter value [parameter value ...]", -4, ADMIN | STALE, NO_KEYS, server::config_set, "Sets what only tunes Redis, to no effect; the rest is read at the start."),
 ];
@@ -396,7 +409,7 @@ const fn join() -> [Spec; COUNT] {
         let (specs, group) = chapters[chapter];
         let mut i = 0;
         while i < specs.len() {
-            all[at] = Spec { group, ..specs[i] };
+            all[at] = Spec { group, place: at as u8, ..specs[i] };
             (at, i) = (at + 1, i + 1);
         }
         chapter += 1;
@@ -471,9 +484,14 @@ pub fn find(name: &[u8]) -> Option<&'static Spec> {
     }
 }
 
-/// The one of `specs` called `name`, in any case.
-pub fn find_in(specs: &'static [Spec], name: &[u8]) -> Option<&'static Spec> {
-    specs.iter().find(|spec| spec.name.as_bytes().eq_ignore_ascii_case(name))
+/// The one of `specs` called `name`, in any case, and its place.
+pub fn find_in(specs: &'static [Spec], name: &[u8]) -> Option<(usize, &'static Spec)> {
+    specs.iter().enumerate().find(|(_, spec)| spec.name.as_bytes().eq_ignore_ascii_case(name))
+}
+
+/// The place of a command in [`COMMANDS`]; `u8::MAX` for what is none of them.
+pub fn place(spec: &'static Spec) -> u8 {
+    spec.place
 }
 
 #[cfg(test)]

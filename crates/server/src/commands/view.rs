@@ -9,6 +9,7 @@ use oort_core::types::NodeId;
 
 use super::knobs::Knobs;
 use super::session::Session;
+use super::stats::Stats;
 
 /// The node a connection talks to, as the event loop sees it. Only called by commands that are not about data.
 ///
@@ -31,12 +32,16 @@ pub trait View {
     fn sessions(&self, visit: &mut dyn FnMut(&Session));
     /// Settings that clients may change, to no effect.
     fn knobs(&self) -> &Knobs;
+    /// What is counted of commands.
+    fn stats(&self) -> &Stats;
+    /// The monotonic clock, in microseconds.
+    fn now_us(&self) -> u64;
     /// 64 random bits, new with each call.
     fn random(&self) -> u64;
 }
 
 /// Numbers for `INFO`.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct ServerStats {
     pub process_id: u32,
     pub uptime_ms: u64,
@@ -62,6 +67,10 @@ pub struct ServerStats {
     pub requests_in_flight: u64,
     /// Resident memory of the process.
     pub memory_bytes: u64,
+    /// The most it ever was.
+    pub memory_bytes_max: u64,
+    /// Processor time of the program itself and in the system, in microseconds.
+    pub cpu_us: (u64, u64),
     /// Bytes the store takes on disk.
     pub store_bytes: u64,
 }

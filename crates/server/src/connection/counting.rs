@@ -10,6 +10,7 @@ use oort_core::client::{ClientError, Operation, Request};
 use oort_core::mutation::{Mutation, MutationError};
 
 use crate::commands::plan::{Answer, Finish};
+use crate::commands::stats::Mark;
 use crate::commands::strings::number_after;
 use crate::resp::{Protocol, Value};
 
@@ -17,9 +18,11 @@ use crate::resp::{Protocol, Value};
 #[derive(Clone, Copy)]
 struct Part {
     delta: i64,
-    finish: Finish,
-    protocol: Protocol,
+    reply: Asked,
 }
+
+/// What becomes of an addition's answer: the reply, its protocol, and whose it is for the counters.
+pub(super) type Asked = (Finish, Protocol, Mark);
 
 /// One or more additions to one counter.
 pub(super) struct Sum {
@@ -36,7 +39,7 @@ pub(super) struct Sum {
 /// How a sum goes on.
 pub(super) enum Next {
     /// Each addition's reply.
-    Done(Vec<(Value, Protocol)>),
+    Done(Vec<(Value, Protocol, Mark)>),
     Ask(Request),
 }
 
@@ -57,13 +60,13 @@ impl Sum {
     }
 
     /// A sum of one addition, which took `bytes` to ask for. `None`: it is something else.
-    pub fn new(request: Request, finish: Finish, protocol: Protocol, bytes: usize) -> Option<Sum> {
-        let first = Part { delta: delta_of(&request)?, finish, protocol };
+    pub fn new(request: Request, reply: Asked, bytes: usize) -> Option<Sum> {
+        let first = Part { delta: delta_of(&request)?, reply };
         Some(Sum { request, first, rest: Vec::new(), bytes, one_by_one: None })
     }
 
     /// Takes one more addition to the same counter; false if it cannot go together with these.
-    pub fn join(&mut self, request: &Request, finish: Finish, protocol: Protocol, bytes: usize) -> bool {
+    pub fn join(&mut self, request: &Request, reply: Asked, bytes: usize) -> bool {
         let (Some(sum), Some(delta)) = (delta_of(&self.request), delta_of(request)) else { return false };
         let is_one_way = sum >= 0 && delta >= 0 || sum <= 0 && delta <= 0;
         let Some(together) = sum.checked_add(delta).filter(|_| is_one_way) else { return false };
@@ -73,7 +76,7 @@ impl Sum {
             return false;
         }
         self.set_delta(together);
-        self.rest.push(Part { delta, finish, protocol });
+        self.rest.push(Part { delta, reply });
         self.bytes += bytes;
         true
     }
@@ -95,8 +98,8 @@ impl Sum {
     }
 
     /// The one addition of a sum of one: its request, and what to do with its answer.
-    pub fn into_one(self) -> (Request, Finish, Protocol) {
-        (self.request, self.first.finish, self.first.protocol)
+    pub fn into_one(self) -> (Request, Asked) {
+        (self.request, self.first.reply)
     }
 
     fn parts(&self) -> impl DoubleEndedIterator<Item = &Part> {
@@ -107,7 +110,7 @@ impl Sum {
     pub fn answer(&mut self, answer: Answer, now_ms: u64) -> Next {
         if let Some(mut replies) = self.one_by_one.take() {
             let part = self.parts().nth(replies.len()).expect("one reply for each part");
-            replies.push(part.finish.reply(answer, now_ms));
+            replies.push(part.reply.0.reply(answer, now_ms));
             return self.go_on(replies);
         }
         match answer {
@@ -115,7 +118,8 @@ impl Sum {
                 let mut number = number_after(reply);
                 let mut replies = Vec::with_capacity(self.len());
                 for part in self.parts().rev() {
-                    replies.push((part.finish.number(number), part.protocol));
+                    let (finish, protocol, mark) = part.reply;
+                    replies.push((finish.number(number), protocol, mark));
                     number = number.wrapping_sub(part.delta);
                 }
                 replies.reverse();
@@ -124,7 +128,10 @@ impl Sum {
             Err(ClientError::Mutation(MutationError::WouldOverflow)) => self.go_on(Vec::new()),
             Err(error) => Next::Done(
                 self.parts()
-                    .map(|part| (part.finish.reply(Err(error.clone()), now_ms), part.protocol))
+                    .map(|part| part.reply)
+                    .map(|(finish, protocol, mark)| {
+                        (finish.reply(Err(error.clone()), now_ms), protocol, mark)
+                    })
                     .collect(),
             ),
         }
@@ -139,7 +146,11 @@ impl Sum {
                 self.one_by_one = Some(replies);
                 Next::Ask(self.request.clone())
             }
-            None => Next::Done(replies.into_iter().zip(self.parts().map(|part| part.protocol)).collect()),
+            None => {
+                let replies = replies.into_iter().zip(self.parts());
+                let reply = |(value, part): (Value, &Part)| (value, part.reply.1, part.reply.2);
+                Next::Done(replies.map(reply).collect())
+            }
         }
     }
 }
@@ -150,6 +161,7 @@ mod tests {
 
     use super::*;
     use crate::commands::session::Session;
+    use crate::commands::stats::{Clerk, Stats};
     use crate::commands::strings::addition;
     use crate::commands::Started;
     use crate::connection::{Connection, Reach, Requests, Submission};
@@ -166,6 +178,7 @@ mod tests {
     /// A connection and the counters behind it.
     struct Client {
         connection: Connection,
+        stats: Stats,
         counter: oort_core::object::Object,
         dots: u64,
         /// What each request added.
@@ -178,8 +191,9 @@ mod tests {
             let session = Session::new(1, "127.0.0.1:1".into(), String::new(), 0);
             let connection = Connection::new(session, Limits::default());
             let counter = oort_core::object::Object::default();
+            let (asked, submissions) = (Vec::new(), Vec::new());
             let mut client =
-                Client { connection, counter, dots: 0, asked: Vec::new(), submissions: Vec::new() };
+                Client { connection, stats: Stats::default(), counter, dots: 0, asked, submissions };
             client.apply(Mutation::store(start.to_owned())).unwrap();
             client
         }
@@ -195,9 +209,10 @@ mod tests {
         fn add(&mut self, deltas: &[i64]) {
             for &delta in deltas {
                 let (request, finish) = addition(key("counter"), delta);
-                let submission = self.connection.accept(Started::One { request, finish }, remote);
+                let clerk = Clerk { stats: &self.stats, now_us: 0 };
+                let submission = self.connection.accept(Started::One { request, finish }, remote, clerk);
                 self.submissions.extend(submission);
-                while let Some(submission) = self.connection.release(remote) {
+                while let Some(submission) = self.connection.release(remote, clerk) {
                     self.submissions.push(submission);
                 }
             }
@@ -206,7 +221,8 @@ mod tests {
         /// Answers all that is asked until nothing is, and returns what was written to the client.
         fn run(&mut self) -> String {
             loop {
-                self.submissions.extend(self.connection.release(remote));
+                let clerk = Clerk { stats: &self.stats, now_us: 0 };
+                self.submissions.extend(self.connection.release(remote, clerk));
                 self.submissions.extend(self.connection.gathered(remote));
                 let Some(submission) = self.submissions.pop() else { break };
                 let Requests::One(request) = submission.requests else { panic!("one request") };
@@ -217,7 +233,13 @@ mod tests {
                     let updated = oort_core::client::Updated { applied, before: None, after };
                     oort_core::client::Reply::Updated(updated)
                 });
-                self.submissions.extend(self.connection.answer(submission.sequence, 0, answer, 0));
+                self.submissions.extend(self.connection.answer(
+                    submission.sequence,
+                    0,
+                    answer,
+                    0,
+                    Clerk { stats: &self.stats, now_us: 0 },
+                ));
             }
             String::from_utf8(std::mem::take(&mut self.connection.output)).unwrap().replace("\r\n", " ")
         }
@@ -230,6 +252,7 @@ mod tests {
         assert_eq!(client.run(), ":11 :12 :17 :17 ");
         assert_eq!(client.asked, [7]);
         assert!(client.connection.is_idle());
+        assert_eq!(client.stats.totals().commands, 4, "each counts");
     }
 
     #[test]
@@ -264,14 +287,14 @@ mod tests {
     fn what_follows_is_answered_behind_and_keys_do_not_mix() {
         let mut client = Client::new("0");
         client.add(&[1, 1]);
-        assert!(
-            client.connection.accept(Started::Reply(Value::OK), remote).is_some(),
-            "the sum is asked for"
-        );
+        let clerk = Clerk { stats: &client.stats, now_us: 0 };
+        let submission = client.connection.accept(Started::Reply(Value::OK), remote, clerk);
+        assert!(submission.is_some(), "the sum is asked for");
         let (request, finish) = addition(key("other"), 1);
-        let mut sum = Sum::new(request.clone(), finish, Protocol::Resp2, 1).unwrap();
-        assert!(!sum.join(&addition(key("counter"), 1).0, finish, Protocol::Resp2, 1));
-        assert!(sum.join(&request, finish, Protocol::Resp2, 1));
+        let asked = (finish, Protocol::Resp2, Mark::NONE);
+        let mut sum = Sum::new(request.clone(), asked, 1).unwrap();
+        assert!(!sum.join(&addition(key("counter"), 1).0, asked, 1));
+        assert!(sum.join(&request, asked, 1));
         assert_eq!((delta_of(sum.request()), sum.len(), sum.bytes), (Some(2), 2, 2));
     }
 }

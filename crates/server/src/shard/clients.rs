@@ -11,6 +11,7 @@ use tracing::warn;
 use super::endpoint::Kind;
 use super::{Inspector, Owner, Shard};
 use crate::commands::session::Session;
+use crate::commands::stats::Clerk;
 use crate::commands::table::Group;
 use crate::connection::{reach_of, Connection, Requests, Submission};
 use crate::latency::{Began, Kind as Asked};
@@ -47,7 +48,8 @@ impl Shard {
             let now = self.time();
             let node = &self.node;
             let reach = |request: &Request| reach_of(request, |key| node.coordinates(key));
-            let submission = match client.release(reach) {
+            let clerk = Clerk { stats: &self.stats, now_us: now.mono_us };
+            let submission = match client.release(reach, clerk) {
                 Some(submission) => Some(submission),
                 None if !client.is_ready() => match client.gathered(reach) {
                     None => break,
@@ -59,13 +61,15 @@ impl Shard {
                         let view = Inspector { shard: self };
                         let started =
                             crate::commands::start(&mut client.session, command, &view, now.wall_ms);
-                        client.accept(started, reach)
+                        client.mark = client.session.mark.at(now.mono_us);
+                        let clerk = Clerk { stats: &self.stats, now_us: now.mono_us };
+                        client.accept(started, reach, clerk)
                     }
                     Ok(None) => match client.gathered(reach) {
                         None => break,
                         gathered => gathered,
                     },
-                    Err(error) => client.refuse(error, reach),
+                    Err(error) => client.refuse(error, reach, clerk),
                 },
             };
             if let Some(submission) = submission {

@@ -39,6 +39,9 @@ pub struct Endpoint {
     /// Bytes to write, for peers; a client has its own.
     pub output: Vec<u8>,
     written: usize,
+    /// Bytes read and written since somebody took note.
+    pub read_bytes: u64,
+    pub written_bytes: u64,
 }
 
 /// What a socket is for.
@@ -82,7 +85,7 @@ impl Endpoint {
             // If the system refuses, its own limit holds: some minutes.
             let _ = rustix::net::sockopt::set_tcp_user_timeout(&stream, MESSAGE_MS_MAX);
         }
-        Endpoint { stream, kind, output: Vec::new(), written: 0 }
+        Endpoint { stream, kind, output: Vec::new(), written: 0, read_bytes: 0, written_bytes: 0 }
     }
 
     /// Reads what is there, through `scratch`, into the input; from a refused client into nothing. `is_ended`: the
@@ -108,6 +111,7 @@ impl Endpoint {
                         input.extend_from_slice(&scratch[..bytes]);
                     }
                     total += bytes;
+                    self.read_bytes += bytes as u64;
                     // A short read means that the socket is empty.
                     if bytes < scratch.len() && !is_ended {
                         return Flow::Drained;
@@ -134,7 +138,10 @@ impl Endpoint {
         while self.written < output.len() {
             match self.stream.write(&output[self.written..]) {
                 Ok(0) => return Flow::Closed,
-                Ok(bytes) => self.written += bytes,
+                Ok(bytes) => {
+                    self.written += bytes;
+                    self.written_bytes += bytes as u64;
+                }
                 Err(error) => match error.kind() {
                     // Not connected: a dialled socket whose connection is under way.
                     io::ErrorKind::WouldBlock | io::ErrorKind::NotConnected => {

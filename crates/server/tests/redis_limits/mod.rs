@@ -7,6 +7,7 @@ use std::time::Duration;
 use crate::support::{eventually, Cluster, PATIENCE};
 use oort::client::Client;
 use oort::resp::Value;
+use rustix::process::{prlimit, Resource, Rlimit};
 
 const MIB: usize = 1 << 20;
 
@@ -69,6 +70,44 @@ fn after_a_protocol_error_the_connection_is_closed_in_both_directions() {
     stream.write_all(&[command(&[b"PING"]).repeat(3), b"*x\r\n".to_vec()].concat()).unwrap();
     std::thread::sleep(Duration::from_millis(1500));
     assert!(read_to_end(&mut stream).starts_with(b"+PONG\r\n+PONG\r\n+PONG\r\n-ERR Protocol error"));
+}
+
+/// Sends `bytes` and reads as many as `want` has; false if they do not come in a quarter of a second.
+fn is_answered(stream: &mut TcpStream, bytes: &[u8], want: &[u8]) -> bool {
+    stream.set_read_timeout(Some(Duration::from_millis(250))).unwrap();
+    let mut reply = vec![0; want.len()];
+    stream.write_all(bytes).is_ok() && stream.read_exact(&mut reply).is_ok() && reply == want
+}
+
+#[test]
+fn connections_beyond_the_descriptors_wait_until_others_close() {
+    let cluster = Cluster::start(1, &[]);
+    let pid = cluster.nodes[0].pid();
+    let open = std::fs::read_dir(format!("/proc/{}/fd", pid.as_raw_nonzero())).unwrap().count() as u64;
+    let limit = Some(open + 3);
+    prlimit(Some(pid), Resource::Nofile, Rlimit { current: limit, maximum: limit }).unwrap();
+    let ping = command(&[b"PING"]);
+    let mut served: Vec<TcpStream> = Vec::new();
+    let mut waiting: Vec<TcpStream> = Vec::new();
+    for _ in 0..8 {
+        let mut stream = connect(&cluster);
+        match is_answered(&mut stream, &ping, b"+PONG\r\n") {
+            true => served.push(stream),
+            false => waiting.push(stream),
+        }
+    }
+    assert!(!served.is_empty() && !waiting.is_empty(), "{} served, {} wait", served.len(), waiting.len());
+    let set = command(&[b"SET", b"key", &vec![b'v'; 500_000]]);
+    assert!((0..100).all(|_| is_answered(&mut served[0], &set, b"+OK\r\n")), "the store goes on");
+    for mut stream in waiting {
+        served.pop();
+        let mut reply = [0; 7];
+        eventually("it is its turn", || stream.read_exact(&mut reply).ok());
+        assert_eq!(&reply, b"+PONG\r\n");
+    }
+    let log = cluster.nodes[0].log();
+    assert_eq!(log.matches("connections cannot be accepted now").count(), 1, "{log}");
+    assert!(log.contains("EMFILE") && !log.contains("damaged") && !log.contains("corrupt"), "{log}");
 }
 
 #[test]

@@ -96,8 +96,12 @@ impl Process {
         Process(command.spawn().unwrap())
     }
 
+    pub fn pid(&self) -> Pid {
+        Pid::from_child(&self.0)
+    }
+
     pub fn signal(&self, signal: Signal) {
-        kill_process(Pid::from_child(&self.0), signal).unwrap();
+        kill_process(self.pid(), signal).unwrap();
     }
 
     /// Waits for the end. Fails if it does not come.
@@ -280,6 +284,10 @@ impl Node {
     pub fn wipe(&self) {
         assert!(self.process.is_none(), "{} runs", self.redis);
         fs::remove_dir_all(&self.data).unwrap();
+    }
+
+    pub fn pid(&self) -> Pid {
+        self.process.as_ref().expect("it runs").pid()
     }
 
     pub fn signal(&self, signal: Signal) {

@@ -20,6 +20,7 @@ use oort_core::types::{ActorId, NodeId, ObjectKey, Position};
 use crate::commands::knobs::Knobs;
 use crate::commands::plan::{Answer, Next, REQUESTS_MAX};
 use crate::commands::session::Session;
+use crate::commands::stats::Stats;
 use crate::commands::view::{ServerStats, View};
 use crate::commands::{start, Started};
 use crate::resp::request::{Command, Limits, RequestParser};
@@ -48,6 +49,7 @@ pub struct FakeNode {
     pub metrics: Metrics,
     pub others: Vec<Session>,
     pub knobs: Knobs,
+    pub stats: Stats,
     random: Cell<u64>,
 }
 
@@ -184,6 +186,7 @@ impl FakeNode {
             metrics: Metrics::default(),
             others: Vec::new(),
             knobs: Knobs::default(),
+            stats: Stats::default(),
             random: Cell::new(0),
         }
     }
@@ -239,6 +242,12 @@ impl View for FakeNode {
     }
     fn knobs(&self) -> &Knobs {
         &self.knobs
+    }
+    fn stats(&self) -> &Stats {
+        &self.stats
+    }
+    fn now_us(&self) -> u64 {
+        1
     }
     fn random(&self) -> u64 {
         self.random.set(self.random.get().wrapping_add(0x9e37_79b9_7f4a_7c15));
