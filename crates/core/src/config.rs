@@ -58,6 +58,10 @@ pub enum Sabotage {
     ForgetUnasked,
     /// A node is given up though others reach it.
     AskNoOpinion,
+    /// A replica's page of a listing claims to hold the row behind it, too.
+    LoseRowBehindPage,
+    /// A key that one replica lists and another does not is taken for deleted, unasked.
+    DoubtIsDeath,
 }
 
 /// A node's configuration. The defaults suit a cluster in one data centre.

@@ -97,3 +97,13 @@ fn versions_of_two_homes_that_are_not_joined_lose_calls() {
 fn calls_acknowledged_before_they_are_durable_get_lost() {
     caught_among(true, |config| config.sabotage = Sabotage::AckBeforeDurable, "crash", &["active"]);
 }
+
+#[test]
+fn a_row_lost_behind_a_full_page_is_missed() {
+    caught(|config| config.sabotage = Sabotage::LoseRowBehindPage, "none", &["listing", "final-read"]);
+}
+
+#[test]
+fn keys_that_one_replica_does_not_list_are_missed() {
+    caught(|config| config.sabotage = Sabotage::DoubtIsDeath, "none", &["listing"]);
+}

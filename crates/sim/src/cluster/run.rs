@@ -217,6 +217,7 @@ impl Cluster {
         }
         if has_converged && self.history.violations.is_empty() {
             self.look();
+            self.look_at_listings();
         }
         self.blame_unanswered();
         let state = self.final_state(is_faultless);
@@ -327,7 +328,7 @@ impl Cluster {
         list.iter().take(n).map(|id| self.by_id[id]).collect()
     }
 
-    fn all_keys(&self) -> BTreeSet<ObjectKey> {
+    pub(super) fn all_keys(&self) -> BTreeSet<ObjectKey> {
         let rows = self.machines.iter().flat_map(|machine| machine.disk.keys(Space::Data));
         let stored =
             rows.map(|row| ObjectKey::from_row(row).expect("a node stores objects under their rows"));
@@ -434,7 +435,7 @@ impl Cluster {
         }
     }
 
-    /// Reads every key and lists every bucket through some node, and compares with what the replicas hold.
+    /// Reads every key through some node, and compares with what the replicas hold.
     fn look(&mut self) {
         let mut gets = Vec::new();
         for key in self.all_keys() {
@@ -469,7 +470,7 @@ impl Cluster {
     }
 
     /// What all replicas of `key` hold.
-    fn held(&self, key: &ObjectKey) -> Option<Object> {
+    pub(super) fn held(&self, key: &ObjectKey) -> Option<Object> {
         let index = *self.primaries(key).first()?;
         let bytes: Bytes = self.machines[index].disk.row(Space::Data, key.row())?;
         Object::decode(&bytes).ok()
