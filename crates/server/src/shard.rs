@@ -33,6 +33,7 @@ use tracing::{debug, error, info, warn};
 use crate::commands::knobs::Knobs;
 use crate::commands::session::Session;
 use crate::commands::view::{ServerStats, View};
+use crate::connection::Listings;
 use crate::errno::{cause, is_exhaustion};
 use crate::handle::{channel, Command, Handle, Inbox, Inside};
 use crate::resp::request::Limits;
@@ -105,6 +106,7 @@ pub struct Shard {
     resumed: Vec<usize>,
     /// Clients that are closed at a time, the first first.
     closing: BTreeSet<Closing>,
+    listings: Listings,
     /// Memory that clients take, in bytes.
     client_bytes: usize,
     links: Links,
@@ -208,6 +210,7 @@ impl Shard {
             unread: Vec::new(),
             resumed: Vec::new(),
             closing: BTreeSet::new(),
+            listings: Listings::default(),
             client_bytes: 0,
             links,
             owners: Tasks::new(1),
@@ -372,6 +375,7 @@ impl Shard {
             self.rearm(slot);
         }
         self.evict();
+        self.resume_listings();
     }
 
     fn flush_dirty(&mut self) {
