@@ -80,7 +80,8 @@ pub struct Scan {
     pub from: Position,
     /// The last position to look at, inclusive.
     pub to: Position,
-    /// About how many keys to return, 1 to [`SCAN_LIMIT_MAX`]. Keys at one position are never split over pages.
+    /// About how many keys to return, 1 to [`SCAN_LIMIT_MAX`]. A page that takes long has fewer, or none; keys that
+    /// share a cursor ([`Position::cursor`]) are never split over pages.
     pub limit: u32,
     /// Return just the number of keys: cheap for the network where the replicas hold the same, not for the disk.
     pub count_only: bool,
@@ -154,7 +155,7 @@ pub struct Page {
     pub keys: Vec<Bytes>,
     /// Number of live keys found.
     pub count: u64,
-    /// Where the next page starts; `None`: the end was reached.
+    /// Where the next page starts, the first position of a cursor and never 0; `None`: the end was reached.
     pub next: Option<Position>,
 }
 

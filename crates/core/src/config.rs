@@ -70,6 +70,10 @@ pub enum Sabotage {
     UndoNothing,
     /// A failing call takes an active object back to what is stored of it.
     UndoAll,
+    /// A replica's page of a listing claims to hold the row behind it, too.
+    LoseRowBehindPage,
+    /// A key that one replica lists and another does not is taken for deleted, unasked.
+    DoubtIsDeath,
 }
 
 /// A node's configuration. The defaults suit a cluster in one data centre.

@@ -7,8 +7,8 @@
 //!
 //! ```text
 //!  set: 8 entries, five cache lines
-//!  entry: low 48 bits of the hash of the row's key, its tag | hash of the object (8), 0: none
-//!         | the context's newest dot: counter (8), actor (2) | two more: counter, as so much less (6), actor (2)
+//!  entry: low 48 bits of the hash of the row's key, its tag | is kept (1 bit) | hash of the object (8), 0: none
+//!         | the context's newest dot: counter (8), actor (15 bits) | two more: counter, as so much less (49 bits), actor (15 bits)
 //! ```
 //! Actors are few: an entry has the number of one in a list, from 1; 0 stands for no dot. A context with more dots, or
 //! older ones, is not remembered: nearly all keys are written through two or three nodes.
@@ -31,7 +31,10 @@ const WAYS: usize = 8;
 /// How many entries one that falls out may push from set to set. More: slower when there are more objects than entries.
 const MOVES_MAX: usize = 3;
 /// Bits of an actor's number.
-const ACTOR_BITS: u32 = 16;
+const ACTOR_BITS: u32 = 15;
+/// Between tag and actor: the object holds more than tombstones.
+const KEPT: u64 = 1 << ACTOR_BITS;
+const TAG_SHIFT: u32 = ACTOR_BITS + 1;
 /// Dots of a context besides the newest.
 const OTHERS_MAX: usize = 2;
 
@@ -40,6 +43,7 @@ type Set = [Entry; WAYS];
 /// Where an actor's number is packed with something else, that stands above it.
 #[derive(Clone, Copy, Default)]
 struct Entry {
+    /// With [`KEPT`].
     tag_and_actor: u64,
     hash: u64,
     newest: u64,
@@ -48,7 +52,7 @@ struct Entry {
 
 impl Entry {
     fn tag(&self) -> u64 {
-        self.tag_and_actor >> ACTOR_BITS
+        self.tag_and_actor >> TAG_SHIFT
     }
 
     fn is_free(&self) -> bool {
@@ -81,7 +85,12 @@ impl KnownObjects {
         self.entry(key).map(|entry| entry.hash)
     }
 
-    /// The same with the object's context.
+    /// The same, and whether the object holds more than tombstones.
+    pub fn row(&self, key: &ObjectKey) -> Option<(u64, bool)> {
+        self.entry(key).map(|entry| (entry.hash, entry.tag_and_actor & KEPT != 0))
+    }
+
+    /// The hash with the object's context.
     pub fn context(&self, key: &ObjectKey) -> Option<(u64, VersionVector)> {
         let entry = self.entry(key)?;
         let newest = self.actor(entry.tag_and_actor).map(|actor| Dot { counter: entry.newest, actor })?;
@@ -92,13 +101,17 @@ impl KnownObjects {
         Some((entry.hash, others.chain([newest]).collect()))
     }
 
-    /// Remembers the hash of the object that is now under `key`, and its context if that is known.
-    pub fn set(&mut self, key: &ObjectKey, hash: u64, context: Option<&VersionVector>) {
+    /// Remembers the hash of the object that is now under `key`, whether it holds more than tombstones, and its context if
+    /// that is known.
+    pub fn set(&mut self, key: &ObjectKey, hash: u64, is_kept: bool, context: Option<&VersionVector>) {
         let (set, tag) = self.place(key);
         if let Some((set, way)) = self.find(set, tag) {
             self.sets[set][way].hash = 0;
         }
-        let mut entry = Entry { tag_and_actor: tag << ACTOR_BITS, hash, ..Entry::default() };
+        let mut entry = Entry { tag_and_actor: tag << TAG_SHIFT, hash, ..Entry::default() };
+        if is_kept {
+            entry.tag_and_actor |= KEPT;
+        }
         if let Some((newest, actor, others)) = context.and_then(|context| self.pack(context)) {
             entry.tag_and_actor |= actor;
             (entry.newest, entry.others) = (newest, others);
@@ -169,7 +182,7 @@ impl KnownObjects {
     /// The first set of a key, and its tag. Together they are all bits of its hash, or nearly.
     fn place(&self, key: &ObjectKey) -> (usize, u64) {
         let name = xxh3_64_with_seed(key.row(), self.seed);
-        (self.scale(name), name << ACTOR_BITS >> ACTOR_BITS)
+        (self.scale(name), name << TAG_SHIFT >> TAG_SHIFT)
     }
 
     /// The other set of an entry that has `set` as one of its two.
@@ -220,17 +233,19 @@ mod tests {
     #[test]
     fn remembers_the_latest_and_forgets_the_oldest_of_a_set() {
         let mut known = KnownObjects::new(0, 7);
-        (1..=8).for_each(|number| known.set(&key(number), number, None));
+        (1..=8).for_each(|number| known.set(&key(number), number, true, None));
         let seen = context(&[(1, 9)]);
-        known.set(&key(1), 10, Some(&seen));
-        known.set(&key(9), 9, None);
+        known.set(&key(1), 10, true, Some(&seen));
+        known.set(&key(9), 9, true, None);
         let found: Vec<_> = (1..=4).map(|number| known.hash(&key(number))).collect();
         assert_eq!(found, [Some(10), None, Some(3), Some(4)]);
         assert_eq!((known.context(&key(1)), known.context(&key(3))), (Some((10, seen)), None));
         known.forget(&key(3));
         assert_eq!(known.hash(&key(3)), None);
-        known.set(&key(2), 2, None);
+        known.set(&key(2), 2, true, None);
         assert_eq!(known.hash(&key(4)), Some(4), "the free place was taken");
+        known.set(&key(2), 2, false, None);
+        assert_eq!((known.row(&key(2)), known.row(&key(1))), (Some((2, false)), Some((10, true))));
         known.clear();
         assert_eq!(known.hash(&key(1)), None);
     }
@@ -239,7 +254,7 @@ mod tests {
     fn hardly_forgets_any_while_there_is_room() {
         let mut known = KnownObjects::new(1000 * size_of::<Set>(), 7);
         for round in 1..4 {
-            (0..5_600).for_each(|number| known.set(&key(number), number + round, None));
+            (0..5_600).for_each(|number| known.set(&key(number), number + round, true, None));
         }
         let kept = (0..5_600).filter(|&number| known.hash(&key(number)) == Some(number + 3)).count();
         assert!(kept >= 5_570, "{kept} of 5600");
@@ -253,7 +268,7 @@ mod tests {
     #[test]
     fn contexts_come_back_whole_or_not_at_all() {
         let mut known = KnownObjects::new(1 << 10, 7);
-        let far = 1 << 48;
+        let far = 1 << 49;
         for (dots, fits) in [
             (&[(3, 70)][..], true),
             (&[(1, far), (2, 1)], true),
@@ -263,7 +278,7 @@ mod tests {
             (&[], false),
         ] {
             let seen = context(dots);
-            known.set(&key(1), 7, Some(&seen));
+            known.set(&key(1), 7, true, Some(&seen));
             assert_eq!(known.context(&key(1)), fits.then_some((7, seen)), "{dots:?}");
             assert_eq!(known.hash(&key(1)), Some(7));
         }
@@ -274,10 +289,10 @@ mod tests {
     fn with_too_many_actors_the_last_ones_are_not_remembered() {
         let mut known = KnownObjects::new(0, 7);
         known.actors = (0..(1 << ACTOR_BITS) - 1).map(ActorId).collect();
-        known.set(&key(1), 1, Some(&context(&[(1 << ACTOR_BITS, 1)])));
+        known.set(&key(1), 1, true, Some(&context(&[(1 << ACTOR_BITS, 1)])));
         assert_eq!((known.hash(&key(1)), known.context(&key(1))), (Some(1), None));
         let seen = context(&[((1 << ACTOR_BITS) - 2, 1)]);
-        known.set(&key(1), 1, Some(&seen));
+        known.set(&key(1), 1, true, Some(&seen));
         assert_eq!(known.context(&key(1)), Some((1, seen)));
     }
 }

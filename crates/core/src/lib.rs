@@ -24,6 +24,7 @@ pub mod guard;
 pub mod message;
 pub mod metrics;
 pub mod known;
+pub mod census;
 pub mod tree;
 pub mod timers;
 pub mod placed;

@@ -80,17 +80,20 @@ pub enum ReadOutcome {
     Stale,
 }
 
-/// What one replica holds in a range.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+/// What one replica holds in a range, or under some keys.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct Listed {
-    /// Keys with their causality; empty if only the count was asked.
+    /// Keys with their causality: the live ones of a range, or those of the keys asked for that are held. Empty if only
+    /// the count was asked.
     pub rows: Vec<(ObjectKey, Bytes)>,
     /// Number of live keys.
     pub count: u64,
-    /// Of all rows counted, live or not: replicas that hold the same say the same. 0 if there are none, or not asked.
+    /// Of all rows counted: replicas whose live rows are the same say the same. 0 if there are none, or not asked.
     pub hash: u64,
     /// The last position that this is complete for.
     pub done_to: u64,
+    /// Rows looked at, live or not, of this bucket or others.
+    pub visited: u32,
 }
 
 /// Messages off the data path.
@@ -110,14 +113,25 @@ pub enum Control {
         task: TaskId,
         result: Result<Reply, ClientError>,
     },
-    /// List rows of a range.
+    /// List the live rows of a range. `part` numbers the questions of one task.
     ScanRange {
         task: TaskId,
+        part: u32,
         scan: Scan,
+        /// Of the coordinator's ring.
+        stamp: u64,
     },
-    /// The answer to a scan.
+    /// What do you hold under these keys, which others list and you did not?
+    ScanKeys {
+        task: TaskId,
+        part: u32,
+        keys: Vec<ObjectKey>,
+        stamp: u64,
+    },
+    /// The answer to either.
     ScanRows {
         task: TaskId,
+        part: u32,
         listed: Listed,
     },
     /// The sums of all rows that we both replicate in a range of leaves of the hash tree, `from` to `to`, inclusive: of

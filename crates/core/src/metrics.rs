@@ -17,6 +17,10 @@ pub struct Metrics {
     pub puts_failed: u64,
     /// Pages of scans answered.
     pub scans: u64,
+    /// Rows that this node looked at for scans.
+    pub scan_rows: u64,
+    /// Keys that one replica of a scan listed and another did not, so that it was asked for them.
+    pub scan_doubts: u64,
     /// Requests handed to a node that may coordinate them.
     pub forwards: u64,
     /// Reads served to other coordinators.
@@ -156,6 +160,8 @@ impl Metrics {
         total("puts", "puts coordinated and acknowledged", self.puts);
         total("puts_failed", "puts that failed", self.puts_failed);
         total("scans", "pages of scans answered", self.scans);
+        total("scan_rows", "rows looked at for scans", self.scan_rows);
+        total("scan_doubts", "keys listed by one replica and not by another", self.scan_doubts);
         total("forwards", "requests handed to a node that may coordinate them", self.forwards);
         total("replica_reads", "reads served to other coordinators", self.replica_reads);
         total("replica_writes", "writes served to other coordinators", self.replica_writes);

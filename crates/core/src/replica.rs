@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::causality::Dot;
+use crate::census::LiveUntil;
 use crate::clock::HybridClock;
 use crate::known::KnownObjects;
 use crate::message::ReadOutcome;
@@ -17,7 +18,7 @@ use crate::object::{common_bytes, is_placed, Object, Value};
 use crate::placed::PlacedKeys;
 use crate::store::{Durability, Space, Store, StoreError};
 use crate::timers::Timers;
-use crate::tree::{leaf_of, HashTree};
+use crate::tree::{leaf_of, HashTree, RowSum};
 use crate::types::{ActorId, NodeId, Now, ObjectKey, Rng};
 
 /// The version of the records in the meta space that this program writes and reads.
@@ -157,6 +158,11 @@ pub fn row_hash(key: &[u8], object_hash: u64) -> u64 {
     object_hash ^ key_hash(key).rotate_left(32)
 }
 
+/// What the hash tree sums up of the row of `key` with the object in `bytes`.
+pub fn row_sum(key: &[u8], bytes: &Bytes) -> RowSum {
+    RowSum { hash: row_hash(key, hash_of(bytes)), until: LiveUntil::of_bytes(bytes) }
+}
+
 /// `key` for a log line: escaped, and cut where it is long. Keys are logged only here, because whoever looks for the
 /// cause has to know which row was damaged.
 fn named(key: &ObjectKey) -> String {
@@ -239,7 +245,7 @@ impl Replica {
         let mut replica = Replica {
             store,
             known: KnownObjects::new(known_bytes, identity.actor.0),
-            tree: tree.unwrap_or_else(HashTree::new),
+            tree: HashTree::new(),
             timers: Timers::default(),
             placed: PlacedKeys::default(),
             has_tree_row: true,
@@ -255,6 +261,11 @@ impl Replica {
             loaded_bytes: 0,
             has_saved: false,
             changes: Changes { is_watched: false, keys: Vec::new(), epoch: 1 },
+        };
+        replica.tree = match tree {
+            Some(tree) => tree,
+            None if replica.is_empty() => HashTree::of_nothing(),
+            None => HashTree::new(),
         };
         replica.save_identity();
         replica.find_timers();
@@ -339,7 +350,7 @@ impl Replica {
             Held::Missing => ReadOutcome::Missing,
             Held::Object(bytes) if have != 0 => {
                 let hash = hash_of(&bytes);
-                self.known.set(key, hash, None);
+                self.known.set(key, hash, LiveUntil::of_bytes(&bytes).is_kept(), None);
                 if hash == have {
                     ReadOutcome::Same
                 } else {
@@ -376,11 +387,12 @@ impl Replica {
     pub fn save(&mut self, key: &ObjectKey, object: &Object, bytes: Bytes) {
         self.has_saved = true;
         let hash = hash_of(&bytes);
-        self.update_tree(key, Some(hash));
+        let until = LiveUntil::of(object);
+        self.update_tree(key, Some(RowSum { hash: row_hash(key.row(), hash), until }));
         // What is active is not replaced blindly: its code is asked.
         let is_active =
             object.0.values().iter().any(|(_, v)| matches!(v.value, Value::Active(_) | Value::Husk(_)));
-        self.known.set(key, hash, (!is_active).then(|| object.context()));
+        self.known.set(key, hash, until.is_kept(), (!is_active).then(|| object.context()));
         if is_active || !self.timers.is_empty() {
             self.note_timer(key, object.timer_ms());
         }
@@ -392,19 +404,21 @@ impl Replica {
         self.store.apply((Space::Data, key.row().clone(), Some(bytes)));
     }
 
-    /// The row of `key`, as it is now, is about to be replaced by an object with the hash `after`, or dropped.
-    fn update_tree(&mut self, key: &ObjectKey, after: Option<u64>) {
+    /// The row of `key`, as it is now, is about to be replaced by another, or dropped.
+    fn update_tree(&mut self, key: &ObjectKey, after: Option<RowSum>) {
         let leaf = leaf_of(key.position());
-        let before = match self.known.hash(key) {
+        let before = match self.known.row(key) {
             _ if !self.tree.is_counted(leaf) => None,
-            Some(hash) => Some(hash),
+            Some((hash, is_kept)) => Some((row_hash(key.row(), hash), is_kept)),
             None => match self.store.get(Space::Data, key.row()) {
-                Ok(bytes) => bytes.map(|bytes| hash_of(&bytes)),
+                Ok(bytes) => bytes.map(|bytes| {
+                    let row = row_sum(key.row(), &bytes);
+                    (row.hash, row.until.is_kept())
+                }),
                 Err(_) => return self.tree.forget(leaf),
             },
         };
-        let row_hash = |hash: Option<u64>| hash.map(|hash| row_hash(key.row(), hash));
-        self.tree.changed(key, row_hash(before), row_hash(after));
+        self.tree.changed(key, before, after);
     }
 
     /// The timers of the objects that are held.

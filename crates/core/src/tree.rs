@@ -9,6 +9,8 @@
 //! A leaf is *counted* when its sum is that of the store. A node that stops keeps its tree; after any other end none
 //! is, and whoever needs one visits its rows.
 //!
+//! Beside the sum of a counted leaf stands what lives in it (`census`), by which listings pass over what is dead.
+//!
 //! Source: Dynamo §4.7. Differs: sums instead of hashes of hashes, one tree for all partitions.
 
 use std::collections::BTreeMap;
@@ -17,6 +19,7 @@ use std::ops::RangeInclusive;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+use crate::census::{Census, LiveUntil};
 use crate::types::{ObjectKey, Position};
 
 const LEAF_BITS: u32 = 16;
@@ -27,8 +30,22 @@ pub const PARTS_MAX: usize = 64;
 /// Leaves under one inner node.
 const BLOCK: usize = 64;
 
+/// Leaves without what is looked for that one stretch passes through rather than end: to begin another costs as much
+/// as visiting some rows.
+const GAP_LEAVES: usize = 8;
+/// Leaves of one stretch: further ones would be looked at though they are seldom reached.
+const STRETCH_LEAVES: usize = 1024;
+
 /// A range of leaves, from 0 to [`LEAVES`] - 1.
 pub type Leaves = RangeInclusive<usize>;
+
+/// What the tree sums up of a row.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct RowSum {
+    /// By `replica::row_hash`.
+    pub hash: u64,
+    pub until: LiveUntil,
+}
 
 /// How many replicas buckets have: of the default bucket and those like it, and of the others.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
@@ -43,11 +60,12 @@ impl Sizes {
     }
 }
 
-/// The tree. 520 KiB for each number of replicas that a bucket has.
+/// The tree. 520 KiB for each number of replicas that a bucket has, and its census.
 #[derive(Default, Serialize, Deserialize)]
 pub struct HashTree {
     sizes: Sizes,
     sums: BTreeMap<u8, Sums>,
+    census: Census,
     counted: Vec<bool>,
     /// Of each block, how many leaves are not counted.
     uncounted: Vec<u8>,
@@ -111,6 +129,12 @@ impl HashTree {
         HashTree { counted, uncounted, ..HashTree::default() }
     }
 
+    /// The tree of an empty store: all is counted.
+    pub fn of_nothing() -> HashTree {
+        let (counted, uncounted) = (vec![true; LEAVES], vec![0; LEAVES / BLOCK]);
+        HashTree { counted, uncounted, ..HashTree::default() }
+    }
+
     /// False for a tree from a record that another program made.
     pub fn is_whole(&self) -> bool {
         let blocks = LEAVES / BLOCK;
@@ -121,7 +145,10 @@ impl HashTree {
     /// Takes over how many replicas buckets have. If that is news, nothing is counted any more.
     pub fn set_sizes(&mut self, sizes: Sizes) {
         if self.sizes != sizes {
-            *self = HashTree { sizes, ..HashTree::new() };
+            // Nothing was ever counted: there is nothing, whatever the sizes are.
+            let is_of_nothing = self.sums.is_empty() && self.uncounted.iter().all(|count| *count == 0);
+            let tree = if is_of_nothing { HashTree::of_nothing() } else { HashTree::new() };
+            *self = HashTree { sizes, ..tree };
         }
     }
 
@@ -140,13 +167,21 @@ impl HashTree {
         Some(first..=last)
     }
 
-    /// A row has changed: its hash before and after, `None` if there was or is none.
-    pub fn changed(&mut self, key: &ObjectKey, before: Option<u64>, after: Option<u64>) {
+    /// A row has changed: its hash before and whether it held more than tombstones, and what it is now; `None` if there
+    /// was or is none.
+    pub fn changed(&mut self, key: &ObjectKey, before: Option<(u64, bool)>, after: Option<RowSum>) {
         let leaf = leaf_of(key.position());
         self.touched.push(leaf);
-        if self.counted[leaf] {
-            self.add(key.bucket(), leaf, after.unwrap_or(0).wrapping_sub(before.unwrap_or(0)));
+        if !self.counted[leaf] {
+            return;
         }
+        let hash = after.map_or(0, |row| row.hash).wrapping_sub(before.map_or(0, |(hash, _)| hash));
+        self.add(key.bucket(), leaf, hash);
+        let was_kept = before.is_some_and(|(_, is_kept)| is_kept);
+        if was_kept && !self.census.remove_kept(key.bucket(), leaf) {
+            return self.set_counted(leaf, false);
+        }
+        self.census.add(key.bucket(), leaf, after.map_or(LiveUntil::NEVER, |row| row.until));
     }
 
     /// Nobody knows what a row of this leaf was before.
@@ -157,15 +192,18 @@ impl HashTree {
 
     /// The rows of some leaves were visited: `rows` are all of them, with their hashes. Returns whether every leaf that
     /// was counted before had the right sum.
-    pub fn count(&mut self, leaves: &Leaves, rows: &[(ObjectKey, u64)]) -> bool {
+    pub fn count(&mut self, leaves: &Leaves, rows: &[(ObjectKey, RowSum)]) -> bool {
         let mut before = Vec::new();
         for (size, sums) in &mut self.sums {
             let old = sums.leaves[leaves.clone()].to_vec();
             leaves.clone().zip(&old).for_each(|(leaf, old)| sums.add(leaf, old.wrapping_neg()));
             before.push((*size, old));
         }
-        for (key, hash) in rows {
-            self.add(key.bucket(), leaf_of(key.position()), *hash);
+        leaves.clone().for_each(|leaf| self.census.clear(leaf));
+        for (key, row) in rows {
+            let leaf = leaf_of(key.position());
+            self.add(key.bucket(), leaf, row.hash);
+            self.census.add(key.bucket(), leaf, row.until);
         }
         let mut is_right = true;
         for leaf in leaves.clone() {
@@ -185,6 +223,32 @@ impl HashTree {
     pub fn sum(&self, leaves: &Leaves, is_shared: impl Fn(u8) -> bool) -> u64 {
         let shared = self.sums.iter().filter(|(size, _)| is_shared(**size));
         shared.fold(0, |sum, (_, sums)| sum.wrapping_add(sums.sum(leaves)))
+    }
+
+    /// The next stretch of a range of leaves in which rows of `bucket` may be live; `None` if there is none.
+    pub fn next_live(&self, leaves: &Leaves, bucket: &[u8], wall_ms: u64) -> Option<Leaves> {
+        let cells = self.census.cells(bucket);
+        self.next_stretch(leaves, |leaf| !self.counted[leaf] || cells.may_live(leaf, wall_ms))
+    }
+
+    /// The next stretch of a range of leaves that have rows, or are not counted; `None` if there is none.
+    pub fn next_filled(&self, leaves: &Leaves) -> Option<Leaves> {
+        // The sum of rows is as good as never 0.
+        let has_rows = |leaf: usize| self.sums.values().any(|sums| sums.leaves[leaf] != 0);
+        self.next_stretch(leaves, |leaf| !self.counted[leaf] || has_rows(leaf))
+    }
+
+    fn next_stretch(&self, leaves: &Leaves, is_wanted: impl Fn(usize) -> bool) -> Option<Leaves> {
+        let first = leaves.clone().find(|leaf| is_wanted(*leaf))?;
+        let mut last = first;
+        for leaf in first + 1..=(*leaves.end()).min(first + STRETCH_LEAVES) {
+            if is_wanted(leaf) {
+                last = leaf;
+            } else if leaf - last > GAP_LEAVES {
+                break;
+            }
+        }
+        Some(first..=last)
     }
 
     /// The store has kept what was changed.
@@ -220,6 +284,10 @@ mod tests {
         (0..count).map(|i| ObjectKey::new(b"b", format!("key{i}").as_bytes()).unwrap()).collect()
     }
 
+    fn row(hash: u64) -> Option<RowSum> {
+        Some(RowSum { hash, until: LiveUntil::FOREVER })
+    }
+
     #[test]
     fn parts_cover_a_range_without_gaps() {
         for (leaves, count) in [(0..=63, 64), (5..=5, 64), (10..=200, 64), (0..=LEAVES - 1, 64), (3..=9, 2)] {
@@ -242,17 +310,18 @@ mod tests {
         assert_eq!(tree.uncounted(&all), Some(all.clone()));
         tree.count(&all, &[]);
         for (i, key) in keys.iter().enumerate() {
-            tree.changed(key, None, Some(i as u64));
+            tree.changed(key, None, row(i as u64));
         }
         for (i, key) in keys.iter().enumerate().take(100) {
-            tree.changed(key, Some(i as u64), (i % 2 == 0).then_some(7 * i as u64));
+            let after = if i % 2 == 0 { row(7 * i as u64) } else { None };
+            tree.changed(key, Some((i as u64, true)), after);
         }
-        let rows: Vec<(ObjectKey, u64)> = (0..300)
+        let rows: Vec<(ObjectKey, RowSum)> = (0..300)
             .filter(|i| *i >= 100 || i % 2 == 0)
-            .map(|i| (keys[i].clone(), if i < 100 { 7 * i as u64 } else { i as u64 }))
+            .filter_map(|i| Some((keys[i].clone(), row(if i < 100 { 7 * i as u64 } else { i as u64 })?)))
             .collect();
         let sum = tree.sum(&all, |_| true);
-        assert_eq!(sum, rows.iter().map(|(_, hash)| hash).sum::<u64>());
+        assert_eq!(sum, rows.iter().map(|(_, row)| row.hash).sum::<u64>());
         assert!(tree.count(&all, &rows));
         assert_eq!((tree.sum(&all, |_| true), tree.sum(&all, |_| false)), (sum, 0));
         let by_parts = parts(&all, 50).map(|part| tree.sum(&part, |_| true));
@@ -267,13 +336,13 @@ mod tests {
         let mut tree = HashTree::new();
         tree.count(&(0..=LEAVES - 1), &[]);
         tree.staged();
-        tree.changed(key, None, Some(3));
+        tree.changed(key, None, row(3));
         tree.staged();
         assert_eq!(tree.uncounted(&(0..=LEAVES - 1)), None);
-        tree.changed(key, Some(3), None);
+        tree.changed(key, Some((3, true)), None);
         tree.undone();
         assert_eq!(tree.uncounted(&(0..=LEAVES - 1)), Some(leaf..=leaf));
-        tree.count(&(leaf..=leaf), &[(key.clone(), 3)]);
+        tree.count(&(leaf..=leaf), &[(key.clone(), row(3).unwrap())]);
         assert_eq!(tree.sum(&(leaf..=leaf), |_| true), 3);
     }
 
@@ -283,10 +352,43 @@ mod tests {
         tree.set_sizes(Sizes { default: 3, others: BTreeMap::from([(Bytes::from("two"), 2)]) });
         let all = 0..=LEAVES - 1;
         tree.count(&all, &[]);
-        tree.changed(&ObjectKey::new(b"two", b"a").unwrap(), None, Some(10));
-        tree.changed(&ObjectKey::new(b"b", b"a").unwrap(), None, Some(100));
+        tree.changed(&ObjectKey::new(b"two", b"a").unwrap(), None, row(10));
+        tree.changed(&ObjectKey::new(b"b", b"a").unwrap(), None, row(100));
         assert_eq!((tree.sum(&all, |n| n >= 2), tree.sum(&all, |n| n >= 3)), (110, 100));
         tree.set_sizes(Sizes { default: 3, others: BTreeMap::new() });
         assert!(tree.uncounted(&all).is_some());
+    }
+
+    #[test]
+    fn stretches_pass_over_what_is_dead_or_nothing() {
+        let at = |leaf: usize| positions(&(leaf..=leaf)).0;
+        let mut tree = HashTree::of_nothing();
+        tree.set_sizes(Sizes { default: 3, others: BTreeMap::new() });
+        let all = 0..=LEAVES - 1;
+        assert_eq!((tree.next_filled(&all), tree.next_live(&all, b"b", 0)), (None, None), "still of nothing");
+        let keys = keys(9);
+        let mut leaves: Vec<usize> = keys.iter().map(|key| leaf_of(key.position())).collect();
+        leaves.sort_unstable();
+        let until = |i: usize| if i == 0 { LiveUntil::NEVER } else { LiveUntil::FOREVER };
+        for key in &keys {
+            let i = leaves.iter().position(|leaf| *leaf == leaf_of(key.position())).unwrap();
+            tree.changed(key, None, Some(RowSum { hash: 5, until: until(i) }));
+        }
+        let stretches = |next: &dyn Fn(&Leaves) -> Option<Leaves>| {
+            let (mut found, mut from) = (Vec::new(), 0);
+            while let Some(stretch) = next(&(from..=LEAVES - 1)) {
+                from = stretch.end() + 1;
+                found.push(stretch);
+            }
+            found
+        };
+        let filled = stretches(&|leaves| tree.next_filled(leaves));
+        assert!(leaves.iter().all(|leaf| filled.iter().any(|stretch| stretch.contains(leaf))));
+        assert_eq!((filled[0].start(), filled[filled.len() - 1].end()), (&leaves[0], &leaves[8]));
+        let live = stretches(&|leaves| tree.next_live(leaves, b"b", 0));
+        assert_eq!(live[0].start(), &leaves[1]);
+        assert_eq!(tree.next_live(&all, b"c", 0), None);
+        tree.forget(leaf_of(at(3)));
+        assert_eq!(tree.next_live(&all, b"c", 0), Some(3..=3), "nobody knows what lives there");
     }
 }

@@ -69,7 +69,30 @@ impl fmt::Debug for ActorId {
     }
 }
 
+/// Low bits of positions that cursors of listings leave out: all keys that differ in no others share a page.
+const CURSOR_SHIFT: u32 = 12;
+
 impl Position {
+    /// The place as a number below 2^52, which every client's numbers can carry; several positions share one.
+    pub fn cursor(self) -> u64 {
+        self.0 >> CURSOR_SHIFT
+    }
+
+    /// The first position with this [`Position::cursor`]; `None` for larger numbers.
+    pub fn of_cursor(cursor: u64) -> Option<Position> {
+        (cursor >> (u64::BITS - CURSOR_SHIFT) == 0).then_some(Position(cursor << CURSOR_SHIFT))
+    }
+
+    /// The first position that shares its cursor with this one.
+    pub fn cursor_start(self) -> Position {
+        Position(self.0 >> CURSOR_SHIFT << CURSOR_SHIFT)
+    }
+
+    /// The last position that shares its cursor with this one.
+    pub fn cursor_end(self) -> Position {
+        Position(self.0 | ((1 << CURSOR_SHIFT) - 1))
+    }
+
     /// The position of `key`, whatever its bucket.
     pub fn of(key: &[u8]) -> Position {
         Position((slot(key) as u64) << 50 | xxh3_64(key) >> 14)
@@ -334,6 +357,18 @@ mod tests {
         for cut in 0..10 {
             assert!(ObjectKey::from_row(Bytes::from(vec![1; cut])).is_err());
         }
+    }
+
+    #[test]
+    fn cursors_fit_a_double_and_lead_back() {
+        for position in [0, 1, 4095, 4096, 1 << 63, u64::MAX].map(Position) {
+            let cursor = position.cursor();
+            assert!(cursor < 1 << 52);
+            assert_eq!(Position::of_cursor(cursor), Some(position.cursor_start()));
+            assert!(position.cursor_start() <= position && position <= position.cursor_end());
+            assert_eq!(position.cursor_end().cursor(), cursor);
+        }
+        assert_eq!((Position::of_cursor(1 << 52), Position::of_cursor(u64::MAX)), (None, None));
     }
 
     #[test]

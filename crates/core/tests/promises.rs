@@ -4,6 +4,7 @@
 
 mod support;
 
+use bytes::Bytes;
 use oort_core::bucket::{BucketProperties, Conflict};
 use oort_core::causality::{Dot, VersionVector};
 use oort_core::client::{ClientError, Operation, Quorum, Reply, Scan, Want};
@@ -659,7 +660,11 @@ fn extreme_numbers_from_a_peer_do_no_harm() {
     cluster.inject(1, 0, Message::Control(Control::Gossip(rumour)));
     let (from, to) = (Position(u64::MAX), Position(0));
     let scan = Scan { bucket: "default".into(), from, to, limit: u32::MAX, count_only: false };
-    cluster.inject(1, 0, Message::Control(Control::ScanRange { task: u64::MAX, scan }));
+    cluster.inject(
+        1,
+        0,
+        Message::Control(Control::ScanRange { task: u64::MAX, part: 0, scan, stamp: u64::MAX }),
+    );
     let stamp = cluster.node(0).ring().unwrap().stamp();
     for stamp in [0, stamp, u64::MAX] {
         let (task, from, to) = (1, u64::MAX, 0);
@@ -722,6 +727,69 @@ fn deleted_and_expired_objects_are_forgotten_everywhere_and_live_ones_are_not() 
     assert_eq!(cluster.values(3, "kept"), ["v"]);
     cluster.put(1, "deleted", "again").unwrap();
     assert_eq!(cluster.values(2, "deleted"), ["again"]);
+}
+
+fn list_all(cluster: &mut Cluster, i: usize, limit: u32) -> Vec<String> {
+    let (mut found, mut from) = (Vec::new(), Some(Position(0)));
+    while let Some(position) = from {
+        let page = cluster.scan(i, position, limit).unwrap();
+        assert!(page.next.is_none_or(|next| next > position), "the page leads on");
+        found.extend(page.keys.iter().map(|name| support::text(name)));
+        from = page.next;
+    }
+    found.sort();
+    found
+}
+
+/// Source: issue 12 §6: dead rows are free to skip, at once, and also while they cannot be forgotten.
+#[test]
+fn a_listing_looks_at_no_dead_rows() {
+    let mut cluster = Cluster::new(4);
+    let expiry = Expiry::At(cluster.now(0).wall_ms + 2_000);
+    for i in 0..200 {
+        let (name, basis, condition) = (format!("k{i}"), Basis::Local, Condition::Always);
+        let (value, headers) = (Bytes::from("v"), Vec::new());
+        let mutation = match i % 2 {
+            0 => Mutation::Store { value, headers, basis, expiry, condition },
+            _ => store("v", basis, condition),
+        };
+        cluster.update(i % 4, &name, mutation).unwrap();
+    }
+    assert_eq!(list_all(&mut cluster, 0, 7).len(), 200);
+    cluster.kill(3);
+    for i in (1..200).step_by(2) {
+        cluster.update(i % 3, &format!("k{i}"), delete()).unwrap();
+    }
+    cluster.advance(3_000);
+    let looked_at = cluster.total("scan_rows");
+    assert_eq!((list_all(&mut cluster, 1, 7), cluster.count(2).unwrap()), (Vec::new(), 0));
+    assert_eq!(cluster.total("scan_rows"), looked_at, "200 dead rows were skipped");
+    cluster.put(0, "k7", "again").unwrap();
+    cluster.put(1, "new", "v").unwrap();
+    assert_eq!(
+        (list_all(&mut cluster, 2, 1), cluster.count(1).unwrap()),
+        (vec!["k7".into(), "new".into()], 2)
+    );
+    assert!(cluster.total("scan_rows") < looked_at + 60, "few dead rows lie beside the live ones");
+}
+
+/// Source: issue 12 §6: what a replica does not list it may have deleted.
+#[test]
+fn a_deletion_that_one_replica_missed_is_found_by_a_listing() {
+    let mut cluster = Cluster::new(3);
+    for name in ["kept", "deleted", "missed"] {
+        cluster.put(0, name, "v").unwrap();
+    }
+    cluster.advance(1_000);
+    cluster.kill(2);
+    cluster.update(0, "deleted", delete()).unwrap();
+    cluster.put(0, "missed", "v").unwrap();
+    cluster.restart(2);
+    // Before anything repairs it: the three look at what each of them holds.
+    for i in 0..3 {
+        assert_eq!(list_all(&mut cluster, i, 10), ["kept", "missed"], "at {i}");
+        assert_eq!(cluster.count(i).unwrap(), 2);
+    }
 }
 
 /// Source: DESIGN §1.5: while a member is down it may hold what was deleted.

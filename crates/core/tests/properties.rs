@@ -18,7 +18,7 @@ use oort_core::placement::{Layout, Placement, RingNode, Strategy as Strategy6, P
 use oort_core::replica::hash_of;
 use oort_core::ring::{Ring, RingState};
 use oort_core::scan::Listing;
-use oort_core::types::{slot, ActorId, NodeId, ObjectKey, Partition, Position, SLOTS};
+use oort_core::types::{slot, ActorId, NodeId, Now, ObjectKey, Partition, Position, SLOTS};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
@@ -454,7 +454,7 @@ proptest! {
         let nodes = [NodeId(1), NodeId(2)];
         let mut held = [std::collections::BTreeMap::new(), std::collections::BTreeMap::new()];
         for (i, (name, whom, deleted)) in present.iter().enumerate() {
-            let key = ObjectKey::new(b"b", format!("k{name}").as_bytes()).unwrap();
+            let key = crowded_key(*name);
             for (node, rows) in held.iter_mut().enumerate().filter(|(node, _)| *whom != 1 - node) {
                 let object: &mut Object = rows.entry(key.clone()).or_default();
                 let version = if *deleted { Version::tombstone() } else { Version::bytes("v") };
@@ -472,24 +472,33 @@ proptest! {
             let mut from = Some(Position(0));
             while let Some(start) = from {
                 let bucket = Bytes::from_static(b"b");
-                let mut listing =
-                    Listing::new(Scan { bucket, from: start, to: Position(u64::MAX), limit, count_only });
-                let mut last: Option<Listed> = None;
-                while let Some(next) = listing.next() {
-                    let part = listing.start_segment(Position(next.0 | u64::MAX >> 2), &nodes);
+                let scan = Scan { bucket, from: start, to: Position(u64::MAX), limit, count_only };
+                let now = Now::default();
+                let mut listing = Listing::new(scan, now);
+                let mut last: Option<(u32, Listed)> = None;
+                while let Some(next) = listing.next(now) {
+                    // Segments end anywhere, pages only where a cursor ends.
+                    let to = Position((next.0 | u64::MAX >> 2) - 1).max(next);
+                    let (part, scan) = listing.start_segment(now, to, &nodes);
                     // An answer that comes twice, late, is not taken for one to this segment.
                     let late = last.take();
-                    prop_assert!(late.is_none_or(|late| !listing.answer(nodes[0], late)));
+                    prop_assert!(late.is_none_or(|(part, late)| !listing.answer(nodes[0], part, late)));
                     for (node, rows) in nodes.iter().zip(&held) {
-                        let listed = list(rows, &part, chunk + node.0 as usize);
+                        let listed = list(rows, &scan, chunk + node.0 as usize);
                         if *node == nodes[0] {
-                            last = Some(listed.clone());
+                            last = Some((part, listed.clone()));
                         }
-                        prop_assert_eq!(listing.answer(*node, listed), *node == nodes[1]);
+                        prop_assert_eq!(listing.answer(*node, part, listed), *node == nodes[1]);
                     }
-                    listing.finish_segment(0);
+                    let Some((part, missing)) = listing.finish_part(now) else { continue };
+                    for (node, keys) in missing {
+                        let rows = &held[nodes.iter().position(|other| *other == node).unwrap()];
+                        listing.answer(node, part, list_keys(rows, &keys));
+                    }
+                    prop_assert_eq!(listing.finish_part(now), None);
                 }
                 let page = listing.into_page();
+                prop_assert!(page.next.is_none_or(|next| next > start && next == next.cursor_start()));
                 match count_only {
                     true => prop_assert_eq!(page.keys.len(), 0),
                     false => prop_assert_eq!(page.count, page.keys.len() as u64),
@@ -504,25 +513,43 @@ proptest! {
     }
 }
 
+/// One of few keys of which four share a cursor, and two of these a position.
+fn crowded_key(name: u32) -> ObjectKey {
+    let position = (name as u64 / 4) << 58 | u64::MAX >> 6 & !1 | name as u64 % 4 / 2;
+    let row = [&position.to_be_bytes()[..], b"\x01b", format!("k{name}").as_bytes()].concat();
+    ObjectKey::from_row(row.into()).unwrap()
+}
+
 /// What a replica answers to a scan, as `serve` does.
 fn list(rows: &std::collections::BTreeMap<ObjectKey, Object>, scan: &Scan, rows_max: usize) -> Listed {
-    let mut listed = Listed { rows: Vec::new(), count: 0, hash: 0, done_to: scan.to.0 };
+    let mut listed = Listed { done_to: scan.to.0, ..Listed::default() };
+    let mut last = None;
     for (key, object) in rows.iter().filter(|(key, _)| (scan.from..=scan.to).contains(&key.position())) {
-        let is_new_position = listed.rows.last().is_none_or(|(last, _)| last.position() < key.position());
-        if listed.rows.len() >= rows_max && is_new_position {
-            listed.done_to = key.position().0 - 1;
+        let cursor = key.position().cursor();
+        if listed.visited as usize >= rows_max && last.is_some_and(|last| last < cursor) {
+            listed.done_to = key.position().cursor_start().0 - 1;
             break;
         }
-        let skeleton = object.skeleton().encode();
-        listed.count += object.is_live(0) as u64;
-        listed.hash += hash_of(&[&key.row()[..], &skeleton].concat()) >> 8;
-        listed.rows.push((key.clone(), skeleton));
+        last = Some(cursor);
+        listed.visited += 1;
+        if object.is_live(0) {
+            let skeleton = object.skeleton().encode();
+            listed.count += 1;
+            listed.hash += hash_of(&[&key.row()[..], &skeleton].concat()) >> 8;
+            listed.rows.push((key.clone(), skeleton));
+        }
     }
     match scan.count_only {
         true => listed.rows.clear(),
         false => listed.hash = 0,
     }
     listed
+}
+
+/// What a replica answers when it is asked for keys.
+fn list_keys(rows: &std::collections::BTreeMap<ObjectKey, Object>, keys: &[ObjectKey]) -> Listed {
+    let held = keys.iter().filter_map(|key| Some((key.clone(), rows.get(key)?.skeleton().encode())));
+    Listed { rows: held.collect(), done_to: u64::MAX, ..Listed::default() }
 }
 
 /// The same mutation as a lone Redis client would ask for.
@@ -639,7 +666,8 @@ fn controls() -> impl Strategy<Value = fn(ObjectKey) -> Control> {
         |_| Control::Forwarded { task: 1, result: Err(ClientError::NotReady) };
     let rows: fn(ObjectKey) -> Control = |key| {
         let rows = vec![(key, Bytes::from_static(b"o"))];
-        Control::ScanRows { task: 3, listed: Listed { rows, count: 1, hash: 5, done_to: 9 } }
+        let listed = Listed { rows, count: 1, hash: 5, done_to: 9, visited: 4 };
+        Control::ScanRows { task: 3, part: 1, listed }
     };
     let entropy: fn(ObjectKey) -> Control =
         |key| Control::EntropyRows { from: 0, to: u64::MAX, rows: vec![(key, 7)], stamp: 3 };

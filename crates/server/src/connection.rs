@@ -3,17 +3,22 @@
 //! Commands of a pipeline run concurrently, but never so that a client could tell. What the node coordinates itself
 //! takes effect at once and in order. What must go elsewhere or take several steps could be overtaken, so a command on
 //! the same key waits for it, and a command of many steps waits for everything and everything for it.
+//!
+//! Commands that list whole buckets gather much and take long: few of all connections' run at once, the others wait,
+//! and one whose client goes away ends.
 
 mod counting;
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::Arc;
 
 use bytes::BytesMut;
 use oort_core::active::Ask;
 use oort_core::client::{Operation, Request};
 use oort_core::replica::key_hash;
 
-use crate::commands::plan::{Answer, Finish, Next, Plan};
+use crate::commands::plan::{Answer, Finish, ListingKind, Next, Plan};
 use crate::commands::session::Session;
 use crate::commands::stats::{Clerk, Mark};
 use crate::commands::Started;
@@ -30,6 +35,48 @@ pub const IN_FLIGHT_BYTES_MAX: usize = 8 << 20;
 /// A client with so many bytes unread by the node is not read from while its commands wait.
 pub const INPUT_BYTES_KEPT: usize = 256 << 10;
 
+/// The most `KEYS`, `DBSIZE` and `FLUSHALL` that run at once, of all connections together. Each `KEYS` may gather
+/// [`REPLY_BYTES_MAX`](crate::commands::plan::REPLY_BYTES_MAX) for its reply.
+pub const LISTINGS_MAX: usize = 4;
+
+/// The listings that run, of all connections of a loop, and those that wait.
+#[derive(Clone, Default)]
+pub struct Listings(Arc<Counts>);
+
+#[derive(Default)]
+struct Counts {
+    running: AtomicUsize,
+    /// Listings that wait, as of the last time that all of them were told to try again.
+    waiting: AtomicUsize,
+}
+
+/// One running listing; dropping it lets another one run.
+struct Permit(Listings);
+
+impl Listings {
+    /// Lets another listing run, or notes that it waits.
+    fn enter(&self) -> Option<Permit> {
+        if self.0.running.load(Ordering::Relaxed) >= LISTINGS_MAX {
+            self.0.waiting.fetch_add(1, Ordering::Relaxed);
+            return None;
+        }
+        self.0.running.fetch_add(1, Ordering::Relaxed);
+        Some(Permit(self.clone()))
+    }
+
+    /// True once if listings wait and one may run now: those that wait are to try again.
+    pub fn is_free_again(&self) -> bool {
+        let has_room = self.0.running.load(Ordering::Relaxed) < LISTINGS_MAX;
+        has_room && self.0.waiting.swap(0, Ordering::Relaxed) > 0
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.0 .0.running.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 /// A reply's place in the order.
 enum Slot {
     /// With the bytes that were charged for it.
@@ -45,6 +92,8 @@ enum Slot {
         missing: usize,
         protocol: Protocol,
         mark: Mark,
+        /// Of a listing.
+        _permit: Option<Permit>,
     },
 }
 
@@ -103,6 +152,7 @@ pub struct Connection {
     started_bytes: usize,
     /// The greatest length of late replies, which fades.
     reply_bytes: usize,
+    listings: Listings,
 }
 
 /// Requests to submit, with the place their answers belong to.
@@ -125,7 +175,7 @@ pub enum Requests {
 }
 
 impl Connection {
-    pub fn new(session: Session, limits: Limits) -> Connection {
+    pub fn new(session: Session, limits: Limits, listings: Listings) -> Connection {
         Connection {
             session,
             mark: Mark::NONE,
@@ -148,6 +198,7 @@ impl Connection {
             held: None,
             started_bytes: 0,
             reply_bytes: 0,
+            listings,
         }
     }
 
@@ -238,12 +289,15 @@ impl Connection {
                 let is_direct = requests.iter().all(|request| matches!(reach(request), Reach::Direct(_)));
                 let reach =
                     if is_direct && self.in_flight.is_empty() { Reach::Direct(0) } else { Reach::Everything };
-                if self.must_wait(reach) {
+                let is_listing = plan.listing().is_some();
+                let permit = if is_listing && !self.must_wait(reach) { self.listings.enter() } else { None };
+                if self.must_wait(reach) || is_listing && permit.is_none() {
                     self.held = Some(Started::Many { requests, plan });
                     return None;
                 }
                 let answers = requests.iter().map(|_| None).collect();
-                let slot = Slot::Many { plan, answers, missing: requests.len(), protocol, mark };
+                let slot =
+                    Slot::Many { plan, answers, missing: requests.len(), protocol, mark, _permit: permit };
                 // Its later rounds are not known yet, so nothing may overtake it.
                 let sequence = self.push(slot, Reach::Everything, self.started_bytes);
                 return Some(Submission { sequence, requests: Requests::Many(requests) });
@@ -327,7 +381,7 @@ impl Connection {
                 }
             },
             Slot::One(finish, protocol, mark) => (finish.reply(answer, now_ms), *protocol, *mark),
-            Slot::Many { plan, answers, missing, protocol, mark } => {
+            Slot::Many { plan, answers, missing, protocol, mark, .. } => {
                 let free = answers.get_mut(index).filter(|free| free.is_none())?;
                 *free = Some(answer);
                 *missing -= 1;
@@ -373,8 +427,25 @@ impl Connection {
         }
     }
 
+    /// True if a listing waits for others to end.
+    pub fn holds_listing(&self) -> bool {
+        matches!(&self.held, Some(Started::Many { plan, .. }) if plan.listing().is_some())
+    }
+
+    /// True if a listing that only reads runs or waits, of which nobody would read the reply: as in Redis, a client
+    /// that ends its side of the connection has gone away.
+    fn lists_for_nobody(&self) -> bool {
+        let is_vain = |plan: &dyn Plan| plan.listing() == Some(ListingKind::Reads);
+        self.has_ended
+            && (self.slots.iter().any(|slot| matches!(slot, Slot::Many { plan, .. } if is_vain(&**plan)))
+                || matches!(&self.held, Some(Started::Many { plan, .. }) if is_vain(&**plan)))
+    }
+
     /// True if the connection has served its purpose.
     pub fn is_over(&self) -> bool {
+        if self.lists_for_nobody() {
+            return true;
+        }
         let is_done = match self.is_closing {
             // Closing the socket before it was read empty would throw the error away on its way to the client, so that
             // waits a moment: see `shard::closing`.

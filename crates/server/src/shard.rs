@@ -34,6 +34,7 @@ use crate::commands::knobs::Knobs;
 use crate::commands::session::Session;
 use crate::commands::stats::{Clerk, Stats};
 use crate::commands::view::{ServerStats, View};
+use crate::connection::Listings;
 use crate::errno::{cause, is_exhaustion};
 use crate::handle::{channel, Command, Handle, Inbox, Inside};
 use crate::latency::{Began, Kind as Asked, Latencies};
@@ -131,6 +132,7 @@ pub struct Shard {
     resumed: Vec<usize>,
     /// Clients that are closed at a time, the first first.
     closing: BTreeSet<Closing>,
+    listings: Listings,
     /// Memory that clients take, in bytes.
     client_bytes: usize,
     links: Links,
@@ -247,6 +249,7 @@ impl Shard {
             unread: Vec::new(),
             resumed: Vec::new(),
             closing: BTreeSet::new(),
+            listings: Listings::default(),
             client_bytes: 0,
             links,
             owners: Tasks::new(1),
@@ -429,6 +432,7 @@ impl Shard {
             self.rearm(slot);
         }
         self.evict();
+        self.resume_listings();
     }
 
     /// Makes the turn durable. What goes out afterwards is answered now.

@@ -11,14 +11,14 @@ use oort_core::active::{self, Active, Facts, Failure, Sandbox};
 use oort_core::bucket::ActiveProperties;
 use oort_core::causality::Dot;
 use oort_core::client::Operation;
-use oort_core::mutation::Mutation;
+use oort_core::mutation::{Expiry, Mutation};
 use oort_core::object::{Object, Value};
 use oort_core::types::ObjectKey;
 
 use crate::history::{dots_of, History, KeyHistory, OpRecord, Outcome};
 
 /// Every checker's name, the promise it guards (by its number in DESIGN §1) and what it demands.
-pub const CHECKERS: [(&str, u8, &str); 21] = [
+pub const CHECKERS: [(&str, u8, &str); 22] = [
     ("lost-write", 2, "an acknowledged write is a sibling, was superseded by one, expired or lost by lww"),
     ("superseded", 3, "no sibling was superseded by another; lww keeps one"),
     ("resurrected", 5, "only what nobody could see is forgotten, and nothing that it superseded comes back"),
@@ -42,6 +42,7 @@ pub const CHECKERS: [(&str, u8, &str); 21] = [
         2,
         "a get whose quorum of primaries overlaps that of an earlier put sees it, or what superseded it",
     ),
+    ("listing", 2, "a listing names every key that was there from its beginning to its end"),
     ("errors", 7, "an operation that failed saying that nothing was changed, changed nothing"),
     ("answers", 7, "every request is answered once, within its time limit and a margin"),
     ("availability", 1, "without faults no request fails for want of a quorum"),
@@ -92,6 +93,7 @@ pub fn judge(history: &mut History, state: &FinalState) {
         }
         judge.siblings(object.as_ref());
         judge.reads();
+        judge.listings();
         judge.resurrected(object.as_ref());
         judge.errors();
         if state.counters.contains(key) {
@@ -236,6 +238,63 @@ impl Judge<'_> {
         for detail in verdicts {
             self.blame("reads", detail);
         }
+    }
+
+    /// Promise 2 of listings, as Redis has it: a key that is there all the time is named.
+    fn listings(&mut self) {
+        if self.past.was_corrupted || self.state.is_interval {
+            return;
+        }
+        let mut verdicts = Vec::new();
+        for walk in self.history.walks.iter().filter(|walk| walk.bucket == self.key.bucket()) {
+            let pages = walk.pages.iter().map(|id| &self.history.operations[*id as usize]);
+            let pages: Vec<&OpRecord> = pages.collect();
+            let Some((first, last)) = pages.first().zip(pages.last()) else { continue };
+            let is_whole = last.page.as_ref().is_some_and(|page| page.next.is_none());
+            if !is_whole || !self.is_there(first.start_us, last.end_us) {
+                continue;
+            }
+            let mut named = pages.iter().filter_map(|op| op.page.as_ref()).flat_map(|page| &page.keys);
+            if !named.any(|key| key == self.key.key()) {
+                verdicts.push(format!(
+                    "the listing o{} to o{} does not name the key, which was there all the time",
+                    walk.pages[0],
+                    walk.pages[walk.pages.len() - 1]
+                ));
+            }
+        }
+        for detail in verdicts {
+            self.blame("listing", detail);
+        }
+    }
+
+    /// True if the key was live from `start_us` to `end_us`, as far as every listing must know.
+    fn is_there(&self, start_us: u64, end_us: u64) -> bool {
+        let writes: Vec<&OpRecord> =
+            self.operations().map(|(_, op)| op).filter(|op| is_write(op) && op.start_us <= end_us).collect();
+        let may_end = |op: &&OpRecord| match &op.operation {
+            Operation::Update { mutation, .. } => match mutation {
+                Mutation::Delete { .. } | Mutation::SetExpiry { .. } => true,
+                Mutation::Store { expiry, .. } => matches!(expiry, Expiry::At(_)),
+                _ => false,
+            },
+            _ => false,
+        };
+        let stored = writes.iter().filter(|op| {
+            let Operation::Update { quorum, .. } = &op.operation else { return false };
+            let overlaps =
+                quorum.primary_w + op.scan_r > op.n || self.state.is_faultless && op.w + op.scan_r > op.n;
+            op.outcome == Outcome::Acked && !op.dots.is_empty() && op.end_us <= start_us && overlaps
+        });
+        let mut stored = stored.filter(|op| !may_end(op));
+        stored.any(|stored| {
+            // One that failed without an answer may still happen, whenever it was begun.
+            writes.iter().filter(|op| may_end(op)).all(|op| {
+                let is_over =
+                    !matches!(op.outcome, Outcome::Unknown | Outcome::Disconnected | Outcome::Pending);
+                is_over && op.end_us < stored.start_us && !has_expiry(op)
+            })
+        })
     }
 
     /// Promise 5: what was deleted and forgotten hides nothing that could come back.
@@ -394,6 +453,11 @@ fn hits(object: &Object) -> Result<(i64, BTreeSet<String>), Failure> {
 /// True if the operation writes an object.
 fn is_write(op: &OpRecord) -> bool {
     matches!(op.operation, Operation::Update { .. })
+}
+
+/// True if the operation may let the key expire.
+fn has_expiry(op: &OpRecord) -> bool {
+    !matches!(&op.operation, Operation::Update { mutation: Mutation::Delete { .. }, .. })
 }
 
 /// True if some of `numbers` add up to `sum`.

@@ -3,10 +3,11 @@
 //! One queue ordered by time, then by the order in which events were made. A turn of a machine takes some of its inbox,
 //! steps the node and stages; a little later it releases what does not wait for the disk, and after the time of a sync
 //! it commits and releases the rest. A crash in between loses what comes after it, as it does in the real loop. The
-//! submodules are one `impl Cluster`: `links` moves messages and keeps connections, `strikes` makes things go wrong,
-//! `run` is the story from the first start to the verdict.
+//! submodules are one `impl Cluster`: `links` moves messages and keeps connections, `listings` turns
+//! pages, `strikes` makes things go wrong, `run` is the story from the first start to the verdict.
 
 mod links;
+mod listings;
 mod run;
 mod strikes;
 
@@ -453,7 +454,7 @@ impl Cluster {
         let nodes = rings
             .max_by_key(|ring| ring.stamp())
             .map_or(self.machines.len(), |ring| ring.nodes().len()) as u8;
-        let (n, r, w) = match key_of(&operation) {
+        let (n, r, w, scan_r) = match key_of(&operation) {
             Some(key) => {
                 let properties = self.workload.properties(key);
                 let quorum = match &operation {
@@ -464,9 +465,9 @@ impl Cluster {
                 };
                 let n = properties.n.min(nodes);
                 let (r, w) = (quorum.r.unwrap_or(properties.r), quorum.w.unwrap_or(properties.w));
-                (n, r.min(n), w.min(n))
+                (n, r.min(n), w.min(n), properties.r.min(n))
             }
-            None => (0, 0, 0),
+            None => (0, 0, 0, 0),
         };
         let id = self.history.start(OpRecord {
             client,
@@ -477,6 +478,7 @@ impl Cluster {
             n,
             r,
             w,
+            scan_r,
             start_us: self.now_us,
             end_us: 0,
             outcome: Outcome::Pending,
@@ -484,6 +486,7 @@ impl Cluster {
             dots: Vec::new(),
             read: Vec::new(),
             shown: None,
+            page: None,
             taken_us: 0,
             stalled_us: 0,
         });
@@ -518,7 +521,7 @@ impl Cluster {
     fn done(&mut self, id: RequestId) {
         self.unanswered -= 1;
         let client = self.history.operation(id).client;
-        if client != OPERATOR {
+        if client != OPERATOR && !self.turn_page(client, id) {
             let pause_us = self.network.travel_us(&mut self.rng) + self.workload.pause_us(&mut self.rng);
             if let Some((_, lasts_us)) = self.rest.take_if(|(left, _)| self.workload.left <= *left) {
                 self.rest_until_us = self.now_us + lasts_us;
@@ -549,7 +552,7 @@ impl Cluster {
                 }
             }
             Ok(Reply::Called(called)) => self.trace.mix_number(called.is_kept as u64),
-            Ok(Reply::Page(page)) => self.trace.mix_number(page.count),
+            Ok(Reply::Page(page)) => self.answered_page(id, page),
             Ok(Reply::BucketSet | Reply::RingPlan(_)) => {}
             Err(failure) => {
                 error = failure.to_string();

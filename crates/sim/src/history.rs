@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 
 use oort_core::causality::{Dot, VersionVector};
-use oort_core::client::{Operation, RequestId};
+use oort_core::client::{Operation, Page, RequestId};
 use oort_core::mutation::{parse_integer, Basis, Mutation};
 use oort_core::object::{Object, Value, Version};
 use oort_core::types::{ActorId, ObjectKey};
@@ -53,6 +53,8 @@ pub struct OpRecord {
     pub n: u8,
     pub r: u8,
     pub w: u8,
+    /// Answers that a listing of the key's bucket waits for.
+    pub scan_r: u8,
     pub start_us: u64,
     pub end_us: u64,
     pub outcome: Outcome,
@@ -64,6 +66,8 @@ pub struct OpRecord {
     pub read: Vec<Dot>,
     /// The sum a counter showed after the addition.
     pub shown: Option<i64>,
+    /// The page that a scan was answered.
+    pub page: Option<Page>,
     /// When the node took the request up, and how long its machine had stood still in all by then.
     pub taken_us: u64,
     pub stalled_us: u64,
@@ -115,12 +119,21 @@ pub struct KeyHistory {
     pub operations: Vec<RequestId>,
 }
 
+/// A listing of a whole bucket: the operations that asked for its pages, in order.
+#[derive(Clone, Debug)]
+pub struct Walk {
+    pub bucket: Vec<u8>,
+    pub pages: Vec<RequestId>,
+}
+
 /// The record of one run.
 #[derive(Debug, Default)]
 pub struct History {
     pub operations: Vec<OpRecord>,
     pub keys: BTreeMap<ObjectKey, KeyHistory>,
     pub violations: Vec<Violation>,
+    /// The clients' listings.
+    pub walks: Vec<Walk>,
     dots: BTreeMap<Dot, (ObjectKey, usize)>,
     actors: BTreeMap<ActorId, Actor>,
     actors_of_machine: BTreeMap<usize, u32>,

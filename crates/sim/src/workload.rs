@@ -223,7 +223,7 @@ impl Workload {
         let spec = &self.keys[index as usize];
         let screen = state.screens.get(&spec.key);
         let (operation, seen) = match rng.below(100) {
-            0 => (self.scan(spec, rng), Vec::new()),
+            0 | 1 => (self.scan(spec, rng), Vec::new()),
             _ => self.operation(spec, screen, id, wall_ms, rng),
         };
         Planned { machine, operation, timeout_ms, seen }
@@ -234,8 +234,9 @@ impl Workload {
             bucket: Bytes::copy_from_slice(spec.key.bucket()),
             from: Position(0),
             to: Position(u64::MAX),
-            limit: 1 + rng.below(30) as u32,
-            count_only: rng.chance(1, 4),
+            // So small that pages turn.
+            limit: 1 + rng.below(6) as u32,
+            count_only: rng.chance(1, 8),
         })
     }
 

@@ -17,12 +17,13 @@ use bytes::Bytes;
 
 use super::serve::end_of;
 use super::{Node, Origin, Output};
-use crate::collect::is_dead;
+use crate::census::LiveUntil;
 use crate::detector::Health;
 use crate::message::{Control, Message};
+use crate::object::Object;
 use crate::replica::{hash_of, row_hash};
 use crate::store::{Space, StoreError};
-use crate::tree::{leaf_of, parts, positions, Leaves, Sizes, LEAVES, PARTS_MAX};
+use crate::tree::{leaf_of, parts, positions, Leaves, RowSum, Sizes, LEAVES, PARTS_MAX};
 use crate::types::{NodeId, Now, ObjectKey, Partition, Position};
 
 /// Rows that one step of the check visits, and a little more: it ends with a leaf.
@@ -111,8 +112,8 @@ impl Node {
     }
 
     /// Visits the rows of `leaves`, or of the first of them if there are many rows, and sums them up. Returns how far
-    /// it came. With the time it looks for dead objects too.
-    fn count_leaves(&mut self, leaves: Leaves, rows_max: usize, now: Option<Now>) -> usize {
+    /// it came, and how many rows it visited. With the time it looks for dead objects too.
+    fn count_leaves(&mut self, leaves: Leaves, rows_max: usize, now: Option<Now>) -> (usize, usize) {
         let now = now.filter(|_| self.collector.wants_more());
         let mut dead = Vec::new();
         let (from, to) = positions(&leaves);
@@ -131,8 +132,11 @@ impl Node {
             match value {
                 Ok(value) => {
                     let hash = hash_of(value);
-                    rows.push((key.clone(), row_hash(row, hash)));
-                    if now.is_some_and(|now| is_dead(value, now.wall_ms)) {
+                    let object = Object::decode(value).ok();
+                    let until = object.as_ref().map_or(LiveUntil::NEVER, LiveUntil::of);
+                    rows.push((key.clone(), RowSum { hash: row_hash(row, hash), until }));
+                    let is_dead = |now: Now| object.is_some_and(|object| !object.is_live(now.wall_ms));
+                    if now.is_some_and(is_dead) {
                         dead.push((key, hash));
                     }
                 }
@@ -146,13 +150,14 @@ impl Node {
         }
         if !is_whole {
             // Some rows are there that cannot be read now: the sums stay as they are until the next pass.
-            return done_to;
+            return (done_to, rows.len() + corrupt.len());
         }
         let is_right = self.replica.tree_mut().count(&(*leaves.start()..=done_to), &rows);
         // The sum of a row that has gone corrupt since was right.
         self.metrics.entropy_miscounts += (!is_right && corrupt.is_empty()) as u64;
+        let visited = rows.len() + corrupt.len();
         self.mend_corrupt(corrupt);
-        done_to
+        (done_to, visited)
     }
 
     /// Has corrupt rows fetched from an owner that can be reached. What others own is dropped: nobody can read it.
@@ -173,16 +178,28 @@ impl Node {
         }
     }
 
-    /// Checks the next part of the tree.
+    /// Checks the next part of the tree, as far as there are rows.
     fn check_tree(&mut self, now: Now) {
         if self.ring.is_none() {
             return;
         }
-        let from = self.entropy.check_from;
-        let leaves = from..=(from + CHECKED_LEAVES).min(LEAVES) - 1;
-        let done_to = self.count_leaves(leaves, CHECKED_ROWS, Some(now));
-        self.entropy.check_from = (done_to + 1) % LEAVES;
-        if self.entropy.check_from == 0 {
+        let last = (self.entropy.check_from + CHECKED_LEAVES).min(LEAVES) - 1;
+        let mut rows_left = CHECKED_ROWS;
+        while rows_left > 0 {
+            let next = self.replica.tree().next_filled(&(self.entropy.check_from..=last));
+            let Some(leaves) = next else {
+                self.entropy.check_from = last + 1;
+                break;
+            };
+            let (done_to, rows) = self.count_leaves(leaves, rows_left, Some(now));
+            self.entropy.check_from = done_to + 1;
+            rows_left = rows_left.saturating_sub(rows);
+            if done_to == last {
+                break;
+            }
+        }
+        if self.entropy.check_from >= LEAVES {
+            self.entropy.check_from = 0;
             self.collector.next_pass();
         }
     }

@@ -1,11 +1,11 @@
 //! Running scans: segment by segment along the ring, each from as many replicas as a get would ask.
 
 use super::{Node, Origin, Output, Task, Work};
-use crate::client::{Action, ClientError, Page, Reply, Scan, SCAN_LIMIT_MAX};
+use crate::client::{Action, ClientError, Reply, Scan, SCAN_LIMIT_MAX};
 use crate::detector::Health;
 use crate::message::{Control, Listed, Message, TaskId};
 use crate::scan::Listing;
-use crate::types::{NodeId, Now, Partition, Position};
+use crate::types::{NodeId, Now, ObjectKey, Partition, Position};
 
 impl Node {
     pub(super) fn start_scan(
@@ -17,55 +17,105 @@ impl Node {
         out: &mut Vec<Output>,
     ) {
         scan.limit = scan.limit.clamp(1, SCAN_LIMIT_MAX);
-        let work = Work::Scan(Listing::new(scan));
+        let work = Work::Scan(Listing::new(scan, now));
         let id = self.tasks.insert(Task { origin, started_us: now.mono_us, deadline_us, work });
         self.tasks.wake_at(deadline_us, id);
         self.advance_scan(now, id, out);
     }
 
+    fn listing(&mut self, id: TaskId) -> Option<&mut Listing> {
+        match self.tasks.get_mut(id) {
+            Some(Task { work: Work::Scan(listing), .. }) => Some(listing),
+            _ => None,
+        }
+    }
+
     /// Asks for the next segment, or answers with the page.
     pub(super) fn advance_scan(&mut self, now: Now, id: TaskId, out: &mut Vec<Output>) {
-        loop {
-            let Some(Task { work: Work::Scan(listing), .. }) = self.tasks.get_mut(id) else {
-                return;
+        while let Some(listing) = self.listing(id) {
+            let Some(from) = listing.next(now) else {
+                return self.finish_scan(id, None, out);
             };
-            let Some(from) = listing.next() else { break };
             let scan = listing.scan.clone();
             let (to, nodes) = match self.segment(&scan, from) {
                 Ok(segment) => segment,
-                Err(error) => {
-                    let task = self.tasks.remove(id).expect("the listing was just found");
-                    return self.finish(task.origin, Err(error), out);
-                }
+                Err(error) => return self.finish_scan(id, Some(error), out),
             };
-            let Some(Task { work: Work::Scan(listing), .. }) = self.tasks.get_mut(id) else {
-                return;
-            };
-            let part = listing.start_segment(to, &nodes);
+            let Some(listing) = self.listing(id) else { return };
+            let (part, scan) = listing.start_segment(now, to, &nodes);
             let me = self.membership.me;
             for node in nodes.iter().copied().filter(|&node| node != me) {
                 self.detector.sent(node, now.mono_us);
-                let message = Message::Control(Control::ScanRange { task: id, scan: part.clone() });
-                self.send(now, node, message, out);
+                let ask = Control::ScanRange { task: id, part, scan: scan.clone(), stamp: self.stamp() };
+                self.send(now, node, Message::Control(ask), out);
             }
             if !nodes.contains(&me) {
                 return;
             }
-            let listed = self.list_rows(now, &part);
-            let Some(Task { work: Work::Scan(listing), .. }) = self.tasks.get_mut(id) else {
-                return;
-            };
-            if !listing.answer(me, listed) {
+            let listed = self.list_rows(now, &scan);
+            if !self.take_rows(now, id, me, part, listed, out) {
                 return;
             }
-            listing.finish_segment(now.wall_ms);
         }
-        let Some(Task { work: Work::Scan(listing), origin, .. }) = self.tasks.remove(id) else {
-            return;
-        };
-        self.metrics.scans += 1;
-        let page: Page = listing.into_page();
-        self.finish(origin, Ok(Reply::Page(page)), out);
+    }
+
+    /// Takes in an answer. True if the listing goes on with the next segment.
+    fn take_rows(
+        &mut self,
+        now: Now,
+        id: TaskId,
+        node: NodeId,
+        part: u32,
+        listed: Listed,
+        out: &mut Vec<Output>,
+    ) -> bool {
+        let Some(listing) = self.listing(id) else { return false };
+        if !listing.answer(node, part, listed) {
+            return false;
+        }
+        match listing.finish_part(now) {
+            Some((part, missing)) => self.ask_for_keys(now, id, part, missing, out),
+            None => true,
+        }
+    }
+
+    /// Asks replicas for keys that they did not list. True if this node was the only one, and the segment is done.
+    fn ask_for_keys(
+        &mut self,
+        now: Now,
+        id: TaskId,
+        part: u32,
+        missing: Vec<(NodeId, Vec<ObjectKey>)>,
+        out: &mut Vec<Output>,
+    ) -> bool {
+        let me = self.membership.me;
+        let mut is_complete = false;
+        #[cfg(feature = "sabotage")]
+        if self.config.sabotage == crate::config::Sabotage::DoubtIsDeath {
+            if let Some(listing) = self.listing(id) {
+                listing.forget_doubts(now, missing);
+            }
+            return true;
+        }
+        for (node, keys) in missing {
+            self.metrics.scan_doubts += keys.len() as u64;
+            if node == me {
+                let listed = self.list_keys(&keys);
+                let Some(listing) = self.listing(id) else { return false };
+                is_complete = listing.answer(me, part, listed);
+                continue;
+            }
+            self.detector.sent(node, now.mono_us);
+            let ask = Control::ScanKeys { task: id, part, keys, stamp: self.stamp() };
+            self.send(now, node, Message::Control(ask), out);
+        }
+        if is_complete {
+            if let Some(listing) = self.listing(id) {
+                // What was doubtful is not asked about again.
+                listing.finish_part(now);
+            }
+        }
+        is_complete
     }
 
     /// The replicas to ask for the range that starts at `from`, and how far the same ones serve. Errors: too few can be
@@ -100,30 +150,46 @@ impl Node {
         now: Now,
         from: NodeId,
         id: TaskId,
+        part: u32,
         listed: Listed,
         out: &mut Vec<Output>,
     ) {
-        let Some(Task { work: Work::Scan(listing), .. }) = self.tasks.get_mut(id) else {
-            self.metrics.late_messages += 1;
-            return;
-        };
-        if listing.waits_for(from) && listing.answer(from, listed) {
-            listing.finish_segment(now.wall_ms);
-            self.advance_scan(now, id, out);
+        match self.listing(id) {
+            None => self.metrics.late_messages += 1,
+            Some(listing) if !listing.waits_for(from) => {}
+            Some(_) => {
+                if self.take_rows(now, id, from, part, listed, out) {
+                    self.advance_scan(now, id, out);
+                }
+            }
         }
     }
 
     pub(super) fn fail_scan(&mut self, now: Now, id: TaskId, out: &mut Vec<Output>) {
-        let Some(task) = self.tasks.remove(id) else { return };
-        let Work::Scan(listing) = task.work else { return };
+        let started_us = self.tasks.get_mut(id).map_or(now.mono_us, |task| task.started_us);
+        let Some(listing) = self.listing(id) else { return };
         let (answered, needed) = listing.answered();
         let error = ClientError::QuorumUnavailable {
             action: Action::Scan,
             answered,
             needed,
             replicas: needed,
-            waited_ms: (now.mono_us - task.started_us) / 1000,
+            waited_ms: (now.mono_us - started_us) / 1000,
         };
-        self.finish(task.origin, Err(error), out);
+        self.finish_scan(id, Some(error), out);
+    }
+
+    /// Answers with the page; with the error only if nothing is done that could be answered.
+    fn finish_scan(&mut self, id: TaskId, error: Option<ClientError>, out: &mut Vec<Output>) {
+        if self.listing(id).is_none() {
+            return;
+        }
+        let Some(Task { work: Work::Scan(listing), origin, .. }) = self.tasks.remove(id) else { return };
+        let result = match error {
+            Some(error) if !listing.has_progress() => Err(error),
+            _ => Ok(Reply::Page(listing.into_page())),
+        };
+        self.metrics.scans += result.is_ok() as u64;
+        self.finish(origin, result, out);
     }
 }

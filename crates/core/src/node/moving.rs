@@ -141,6 +141,7 @@ impl Node {
                 self.start_get(now, origin, get.key, asked, purpose, deadline_us, out);
             }
             Work::Put { .. } => self.replan_put(now, id, out),
+            Work::Scan(_) => self.advance_scan(now, id, out),
             _ => {}
         }
     }

@@ -9,10 +9,13 @@ use crate::message::{Control, Listed, Message, ReadOutcome, TaskId, WriteOutcome
 use crate::object::Object;
 use crate::replica::{hash_of, row_hash, Merge};
 use crate::store::Space;
+use crate::tree::{leaf_of, positions};
 use crate::types::{NodeId, Now, ObjectKey, Position};
 
-/// The most rows one listing looks at before it answers with what it has.
-const ROWS_VISITED_MAX: usize = 4096;
+/// The most rows that a replica looks at before it answers with what it has. More: everything else waits longer.
+pub(super) const ROWS_VISITED_MAX: u32 = 2048;
+/// The most bytes of them. Large values are read only to learn that they are there.
+const BYTES_VISITED_MAX: usize = 2 << 20;
 
 impl Node {
     pub(super) fn message(&mut self, now: Now, from: NodeId, message: Message, out: &mut Vec<Output>) {
@@ -59,12 +62,21 @@ impl Node {
                 self.start(now, Origin::Peer(from, task), operation, deadline_us, hop, out);
             }
             Control::Forwarded { task, result } => self.forwarded(now, from, task, result, out),
-            Control::ScanRange { task, scan } => {
+            // What was here may have moved to others. With the newer ring they are asked.
+            Control::ScanRange { stamp, .. } | Control::ScanKeys { stamp, .. } if stamp < self.stamp() => {
+                self.tell_ring(from, out)
+            }
+            Control::ScanRange { task, part, scan, .. } => {
                 let listed = self.list_rows(now, &scan);
-                let message = Message::Control(Control::ScanRows { task, listed });
+                let message = Message::Control(Control::ScanRows { task, part, listed });
                 self.send(now, from, message, out);
             }
-            Control::ScanRows { task, listed } => self.scan_rows(now, from, task, listed, out),
+            Control::ScanKeys { task, part, keys, .. } => {
+                let listed = self.list_keys(&keys);
+                let message = Message::Control(Control::ScanRows { task, part, listed });
+                self.send(now, from, message, out);
+            }
+            Control::ScanRows { task, part, listed } => self.scan_rows(now, from, task, part, listed, out),
             // Nodes with different rings take different rows for shared.
             Control::EntropySums { stamp, .. } | Control::EntropyRows { stamp, .. }
                 if stamp != self.stamp() => {}
@@ -140,41 +152,127 @@ impl Node {
         self.send(now, from, Message::ReadResult { task, outcome }, out);
     }
 
-    /// Rows of a range with their causality, as many as one answer may hold.
+    /// The live rows of a range with their causality, as many as one answer may hold. Leaves without life are passed
+    /// over.
     ///
-    /// A position is never split, so the range's next part starts at the position after.
+    /// Positions that share a cursor are never split, so the range's next part starts at the first one after.
     pub(super) fn list_rows(&mut self, now: Now, scan: &Scan) -> Listed {
-        let mut listed = Listed { rows: Vec::new(), count: 0, hash: 0, done_to: scan.to.0 };
-        let mut visited = 0;
-        let mut last = scan.from;
-        let from = scan.from.0.to_be_bytes();
-        let to = end_of(scan.to);
-        self.replica.store_mut().scan(Space::Data, &from, &to, &mut |row, value| {
-            let Ok(key) = ObjectKey::from_row(Bytes::copy_from_slice(row)) else {
-                return true;
-            };
-            let position = key.position();
-            let is_full = visited >= ROWS_VISITED_MAX || listed.count >= scan.limit as u64;
-            if is_full && position > last {
-                listed.done_to = position.0 - 1;
-                return false;
+        let mut page = LivePage::new(scan, now.wall_ms);
+        #[cfg(feature = "sabotage")]
+        {
+            page.loses_next = self.config.sabotage == crate::config::Sabotage::LoseRowBehindPage;
+        }
+        let mut leaves = leaf_of(scan.from)..=leaf_of(scan.to);
+        while !leaves.is_empty() {
+            let live = self.replica.tree().next_live(&leaves, &scan.bucket, now.wall_ms);
+            let Some(live) = live else { break };
+            let (first, last) = positions(&live);
+            if page.is_full() {
+                page.listed.done_to = first.0 - 1;
+                break;
             }
-            last = position;
-            visited += 1;
-            if key.bucket() != &scan.bucket[..] {
-                return true;
+            let (first, last) = (first.max(scan.from), last.min(scan.to));
+            self.replica.store_mut().scan(
+                Space::Data,
+                &first.0.to_be_bytes(),
+                &end_of(last),
+                &mut |row, value| page.visit(row, value.ok()),
+            );
+            if page.listed.done_to < last.0 {
+                break;
             }
-            let Ok(bytes) = value else { return true };
-            let Ok(object) = Object::decode(bytes) else { return true };
-            listed.count += object.is_live(now.wall_ms) as u64;
-            match scan.count_only {
-                true => listed.hash = listed.hash.wrapping_add(row_hash(row, hash_of(bytes))),
-                false => listed.rows.push((key, object.skeleton().encode())),
+            leaves = live.end() + 1..=*leaves.end();
+        }
+        self.metrics.scan_rows += page.listed.visited as u64;
+        page.listed
+    }
+
+    /// What is held under `keys`, with its causality.
+    pub(super) fn list_keys(&mut self, keys: &[ObjectKey]) -> Listed {
+        let mut listed = Listed { done_to: u64::MAX, ..Listed::default() };
+        for key in keys {
+            if let Some((object, Some(_))) = self.replica.load_object(key) {
+                listed.rows.push((key.clone(), object.skeleton().encode()));
             }
-            true
-        });
+        }
+        listed.visited = keys.len() as u32;
+        self.metrics.scan_rows += keys.len() as u64;
         listed
     }
+}
+
+/// One replica's page in the making.
+struct LivePage<'a> {
+    scan: &'a Scan,
+    wall_ms: u64,
+    listed: Listed,
+    visited_bytes: usize,
+    /// The position of the last row visited.
+    last: Position,
+    #[cfg(feature = "sabotage")]
+    loses_next: bool,
+}
+
+impl LivePage<'_> {
+    fn new(scan: &Scan, wall_ms: u64) -> LivePage<'_> {
+        let listed = Listed { done_to: scan.to.0, ..Listed::default() };
+        LivePage {
+            scan,
+            wall_ms,
+            listed,
+            visited_bytes: 0,
+            last: scan.from,
+            #[cfg(feature = "sabotage")]
+            loses_next: false,
+        }
+    }
+
+    fn is_full(&self) -> bool {
+        self.listed.visited >= ROWS_VISITED_MAX
+            || self.visited_bytes >= BYTES_VISITED_MAX
+            || self.listed.count >= self.scan.limit.max(1) as u64
+    }
+
+    /// Takes a row; `None`: it is corrupt. False if the page is full before it.
+    fn visit(&mut self, row: &[u8], value: Option<&Bytes>) -> bool {
+        let Some(position) = row.first_chunk::<8>().map(|position| Position(u64::from_be_bytes(*position)))
+        else {
+            return true;
+        };
+        if self.is_full() && position.cursor() > self.last.cursor() {
+            self.listed.done_to = position.cursor_start().0 - 1;
+            #[cfg(feature = "sabotage")]
+            if self.loses_next {
+                self.listed.done_to = position.cursor_end().0.min(self.scan.to.0);
+            }
+            return false;
+        }
+        self.last = position;
+        self.listed.visited += 1;
+        self.visited_bytes += row.len() + value.map_or(0, Bytes::len);
+        if let Some(value) = value.filter(|_| is_of(row, &self.scan.bucket)) {
+            self.take(row, value);
+        }
+        true
+    }
+
+    fn take(&mut self, row: &[u8], value: &Bytes) {
+        let Ok(object) = Object::decode(value) else { return };
+        if !object.is_live(self.wall_ms) {
+            return;
+        }
+        self.listed.count += 1;
+        if self.scan.count_only {
+            self.listed.hash = self.listed.hash.wrapping_add(row_hash(row, hash_of(value)));
+        } else if let Ok(key) = ObjectKey::from_row(Bytes::copy_from_slice(row)) {
+            self.listed.rows.push((key, object.skeleton().encode()));
+        }
+    }
+}
+
+/// True if the key with this row is in `bucket`.
+fn is_of(row: &[u8], bucket: &[u8]) -> bool {
+    row.get(8).is_some_and(|len| *len as usize == bucket.len()) && row[9..].starts_with(bucket)
 }
 
 /// The greatest row at `position`.
@@ -182,4 +280,35 @@ pub(super) fn end_of(position: Position) -> Vec<u8> {
     let mut row = position.0.to_be_bytes().to_vec();
     row.extend_from_slice(&[0xff; 256]);
     row
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::causality::Dot;
+    use crate::object::Version;
+    use crate::types::ActorId;
+
+    fn row(position: u64, name: u8) -> Vec<u8> {
+        [&position.to_be_bytes()[..], b"\x01b", &[name]].concat()
+    }
+
+    #[test]
+    fn a_page_ends_where_a_cursor_ends_however_many_keys_share_it() {
+        let mut object = Object::default();
+        let dot = Dot { counter: 1, actor: ActorId(1) };
+        object.0.put(&object.context().clone(), dot, Version::bytes("v"));
+        let value = object.encode();
+        let (from, to) = (Position(0), Position(u64::MAX));
+        let scan = Scan { bucket: "b".into(), from, to, limit: 2, count_only: false };
+        let mut page = LivePage::new(&scan, 0);
+        assert!(page.visit(&row(4096, 0), None), "a corrupt row is passed over");
+        assert!((1..=9).all(|name| page.visit(&row(4096 + name as u64 / 4, name), Some(&value))));
+        assert!(!page.visit(&row(8200, 10), Some(&value)));
+        assert_eq!((page.listed.rows.len(), page.listed.done_to), (9, 8191));
+        let mut page = LivePage::new(&scan, 0);
+        assert!((0..ROWS_VISITED_MAX).all(|i| page.visit(&row((i as u64) << 12, 0), None)));
+        assert!(!page.visit(&row(u64::MAX, 0), Some(&value)), "a page without keys ends too");
+        assert!(page.listed.rows.is_empty());
+    }
 }

@@ -1,8 +1,9 @@
 //! Commands that look through a whole bucket, on all nodes: `SCAN`, `KEYS`, `DBSIZE`, `RANDOMKEY`, `FLUSHDB`,
 //! `FLUSHALL`.
 //!
-//! A bucket is listed in ring order, page by page; `SCAN`'s cursor is a position on the ring, which no node needs to
-//! remember. The commands without a cursor walk several ranges of the ring at once.
+//! A bucket is listed in ring order, page by page; `SCAN`'s cursor is the upper bits of a position on the ring, which no
+//! node needs to remember and which fits every client's numbers: it is below 2^52. All keys that share a cursor come in
+//! one page. The commands without a cursor walk several ranges of the ring at once.
 
 use std::collections::VecDeque;
 
@@ -14,7 +15,7 @@ use super::arguments::integer;
 use super::errors::{self, error_value, refusal, SYNTAX};
 use super::glob;
 use super::plan::{
-    delete, page, update_operation, Answer, Next, Plan, NOTHING, REPLY_BYTES_MAX, REQUESTS_MAX,
+    delete, page, update_operation, Answer, ListingKind, Next, Plan, NOTHING, REPLY_BYTES_MAX, REQUESTS_MAX,
 };
 use super::session::{bucket_of, DATABASES};
 use super::{request, Call, Outcome, Started};
@@ -64,7 +65,7 @@ impl Stretch {
 /// `SCAN cursor [MATCH pattern] [COUNT count] [TYPE type]`
 pub fn scan(call: &mut Call) -> Outcome {
     let cursor = std::str::from_utf8(call.arg(1)).ok().and_then(|text| text.parse().ok());
-    let from = Position(cursor.ok_or(refusal("ERR invalid cursor"))?);
+    let from = cursor.and_then(Position::of_cursor).ok_or(refusal("ERR invalid cursor"))?;
     let (mut pattern, mut count, mut is_string) = (None, SCAN_COUNT_DEFAULT, true);
     let mut options = call.options(2);
     while let Some(word) = options.next_word() {
@@ -105,7 +106,7 @@ impl Plan for OnePage {
         let matches = |key: &Bytes| self.pattern.as_ref().is_none_or(|pattern| glob::matches(pattern, key));
         let keys = keys.into_iter().filter(matches).map(Value::Bulk).collect();
         // Position 0 is only ever the start, so that cursor 0 can mean the end.
-        Next::Done(scan_reply(next.map_or(0, |position| position.0), keys))
+        Next::Done(scan_reply(next.map_or(0, Position::cursor), keys))
     }
 }
 
@@ -224,6 +225,13 @@ impl Plan for Walk {
             Ok(()) => self.next(),
             Err(early) => Next::Done(early),
         }
+    }
+
+    fn listing(&self) -> Option<ListingKind> {
+        Some(match self.gather {
+            Gather::Keys { .. } | Gather::Count(_) => ListingKind::Reads,
+            Gather::Delete(_) => ListingKind::Deletes,
+        })
     }
 }
 

@@ -76,6 +76,20 @@ impl Finish {
 pub trait Plan: Send {
     /// Takes a round's answers, in the order of its requests.
     fn resume(&mut self, answers: Vec<Answer>, now_ms: u64) -> Next;
+
+    /// How it lists a whole bucket, if it does: few listings run at once.
+    fn listing(&self) -> Option<ListingKind> {
+        None
+    }
+}
+
+/// What becomes of a listing whose client goes away.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ListingKind {
+    /// It ends: nobody would read the reply.
+    Reads,
+    /// It goes on: what the client asked for is done.
+    Deletes,
 }
 
 /// How a plan goes on.
@@ -95,6 +109,10 @@ impl Plan for Silent {
             Next::Done(_) => Next::Done(Value::Nothing),
             ask => ask,
         }
+    }
+
+    fn listing(&self) -> Option<ListingKind> {
+        self.0.listing()
     }
 }
 

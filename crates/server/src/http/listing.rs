@@ -148,8 +148,12 @@ impl Writer {
         let mut is_first_key = true;
         loop {
             let text = std::mem::take(&mut head) + &self.page(&page, &mut is_first_key);
-            if !text.is_empty() && self.pieces.send(Ok(text.into())).await.is_err() {
-                return; // the client went away
+            let is_gone = match text.is_empty() {
+                true => self.pieces.is_closed(),
+                false => self.pieces.send(Ok(text.into())).await.is_err(),
+            };
+            if is_gone {
+                return; // nobody reads it any more
             }
             page = match pages.next().await {
                 Ok(Some(page)) => page,

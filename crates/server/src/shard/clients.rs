@@ -31,7 +31,10 @@ impl Shard {
         self.numbers.next_session += 1;
         let mut session = Session::new(id, address.to_string(), local, self.time().wall_ms);
         session.set_node(self.node.id());
-        self.add(stream, Kind::Client(Box::new(Connection::new(session, self.options.limits))));
+        self.add(
+            stream,
+            Kind::Client(Box::new(Connection::new(session, self.options.limits, self.listings.clone()))),
+        );
     }
 
     pub(super) fn with_client(&mut self, slot: usize, run: impl FnOnce(&mut Shard, &mut Connection)) {
@@ -99,6 +102,21 @@ impl Shard {
         self.settle(slot, client);
         if client.is_waiting() {
             self.unread.push(slot);
+        }
+    }
+
+    /// Has listings that waited for others try again.
+    pub(super) fn resume_listings(&mut self) {
+        if !self.listings.is_free_again() {
+            return;
+        }
+        for (slot, endpoint) in self.endpoints.iter().enumerate() {
+            let Some(Kind::Client(client)) = endpoint.as_ref().map(|endpoint| &endpoint.kind) else {
+                continue;
+            };
+            if client.holds_listing() {
+                self.unread.push(slot);
+            }
         }
     }
 

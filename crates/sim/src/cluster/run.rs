@@ -218,6 +218,7 @@ impl Cluster {
         }
         if has_converged && self.history.violations.is_empty() {
             self.look();
+            self.look_at_listings();
         }
         self.blame_unanswered();
         self.check_foundings();
@@ -329,7 +330,7 @@ impl Cluster {
         list.iter().take(n).map(|id| self.by_id[id]).collect()
     }
 
-    fn all_keys(&self) -> BTreeSet<ObjectKey> {
+    pub(super) fn all_keys(&self) -> BTreeSet<ObjectKey> {
         let rows = self.machines.iter().flat_map(|machine| machine.disk.keys(Space::Data));
         let stored =
             rows.map(|row| ObjectKey::from_row(row).expect("a node stores objects under their rows"));
@@ -436,7 +437,7 @@ impl Cluster {
         }
     }
 
-    /// Reads every key and lists every bucket through some node, and compares with what the replicas hold.
+    /// Reads every key through some node, and compares with what the replicas hold.
     fn look(&mut self) {
         let mut gets = Vec::new();
         for key in self.all_keys() {
@@ -471,7 +472,7 @@ impl Cluster {
     }
 
     /// What all replicas of `key` hold.
-    fn held(&self, key: &ObjectKey) -> Option<Object> {
+    pub(super) fn held(&self, key: &ObjectKey) -> Option<Object> {
         let index = *self.primaries(key).first()?;
         let bytes: Bytes = self.machines[index].disk.row(Space::Data, key.row())?;
         Object::decode(&bytes).ok()

@@ -220,6 +220,7 @@ pub const AS_REDIS: &[(&str, &str)] = &[
     ("SCAN 0 MATCH r* COUNT 100 TYPE string", "[\"0\", [\"r3\"]]"),
     ("SCAN 0 TYPE hash", "[\"0\", []]"),
     ("SCAN x", "-ERR invalid cursor"),
+    ("SCAN 4503599627370496", "-ERR invalid cursor"),
     ("SCAN 0 COUNT 0", "-ERR syntax error"),
     ("SCAN 0 COUNT x", NOT_AN_INTEGER),
     ("SCAN 0 COUNT", "-ERR syntax error"),

@@ -144,17 +144,18 @@ impl Fake {
     }
 
     fn page(&self, scan: &oort_core::client::Scan) -> Page {
-        let mut page = Page::default();
+        let (mut page, mut last) = (Page::default(), None);
         for (key, object) in &self.objects {
             let position = key.position();
             let is_inside = (scan.from..=scan.to).contains(&position) && key.bucket() == scan.bucket;
             if !is_inside || !object.is_live(self.now_ms) {
                 continue;
             }
-            if page.count >= scan.limit as u64 {
-                page.next = Some(position);
+            if page.count >= scan.limit as u64 && last.is_some_and(|last| last < position.cursor()) {
+                page.next = Some(position.cursor_start());
                 break;
             }
+            last = Some(position.cursor());
             page.count += 1;
             if !scan.count_only {
                 page.keys.push(key.key_bytes());
