@@ -128,7 +128,7 @@ impl fmt::Display for Unkeepable {
                 f,
                 "no number of seconds from {INTERVAL_SECONDS_MIN} to {INTERVAL_SECONDS_MAX}, as the object has a timer"
             ),
-            Unkeepable::OwnName => write!(f, "another value than the object, whose name it is"),
+            Unkeepable::OwnName => write!(f, "another value than the object under one of its names: aso, object, self"),
             Unkeepable::NanKey => write!(f, "a key that is not a number (NaN)"),
             Unkeepable::TableKey => write!(f, "a key that is neither a string, a number nor a boolean"),
             Unkeepable::TooDeep { levels_max } => write!(f, "tables nested deeper than {levels_max} levels"),

@@ -88,9 +88,12 @@ impl Shape {
             // What one of them takes must be handed to it.
             takes_arguments: found.iter().any(|one| one.signature.takes_arguments),
         };
+        // A function of another name got here by an assignment too.
+        let is_renamed = first.name.as_deref() != Some(name);
+        let is_unclear = is_renamed && !signature.takes_self && signature.takes_arguments;
         let is_clear = if found.iter().any(|one| one.signature.takes_self != signature.takes_self) {
             Err(Unclear::TwoInOneLine)
-        } else if first.is_unclear {
+        } else if first.is_unclear || is_unclear {
             Err(Unclear::FirstParameter)
         } else {
             Ok(())
@@ -263,7 +266,8 @@ mod tests {
                 None,
             ),
             ("--[==[ ]] function a() ]==] function b() end", "b", Some((false, false))),
-            ("local f = function(x) end aso.g = f", "g", Some((false, true))),
+            ("local f = function() end aso.g = f", "g", Some((false, false))),
+            ("local function f(self, x) end aso.g = f", "g", Some((true, true))),
         ];
         for (source, name, wanted) in cases {
             let (found, is_clear) = Shape::of(source.as_bytes()).signature(name.as_bytes(), 1);
@@ -279,11 +283,14 @@ mod tests {
             ("return { f = function(caller) end }", Unclear::FirstParameter),
             ("function aso.f(this) end", Unclear::FirstParameter),
             ("aso.f = function(...) end", Unclear::FirstParameter),
+            ("local function g(me) end aso.f = g", Unclear::FirstParameter),
+            ("local f = function(x) end aso.g = f", Unclear::FirstParameter),
             ("if x then function f() end else function f(self) end end", Unclear::TwoInOneLine),
             ("local a, b = function(x) end, function(self) end aso.f = b", Unclear::TwoInOneLine),
         ];
         for (source, wanted) in cases {
-            let (_, is_clear) = Shape::of(source.as_bytes()).signature(b"f", 1);
+            let name = if source.contains("aso.g") { b"g" } else { b"f" };
+            let (_, is_clear) = Shape::of(source.as_bytes()).signature(name, 1);
             assert_eq!(is_clear, Err(wanted), "{source}");
         }
         let two_lines = Shape::of(b"local function f(x) return x end\n[[\n]] function aso:f(x) end");

@@ -53,6 +53,8 @@ pub(crate) struct Writer<'a> {
     print: u64,
     /// Values that went into it.
     prints: usize,
+    /// Names of the object itself that were found.
+    own_names: usize,
     /// The object has a timer.
     has_timer: bool,
     /// The object has a field `interval` that can be no timer's.
@@ -121,6 +123,7 @@ impl<'a> Writer<'a> {
             entries: Vec::new(),
             print: 0,
             prints: 0,
+            own_names: 0,
             has_timer: false,
             is_interval_wrong: false,
         }
@@ -141,6 +144,10 @@ impl<'a> Writer<'a> {
             let first = self.entries.len();
             self.walk(stack, at, |writer, stack, key_at| writer.root_entry(stack, key_at, root))?;
             self.open.pop();
+            // One of them holds a function, or nothing.
+            if self.own_names < root.own.0.len() {
+                return Err(Unkeepable::OwnName.into());
+            }
             if self.has_timer && self.is_interval_wrong {
                 return Err(Refusal::from(Unkeepable::Interval).within(|| Value::from("interval")));
             }
@@ -159,7 +166,10 @@ impl<'a> Writer<'a> {
                     self.print = self.print.wrapping_add(xxh3_64_with_seed(name, seed ^ place as u64));
                     return Ok(());
                 }
-                Item::Table(place) if place == root.own.1 && is_among(name, root.own.0) => return Ok(()),
+                Item::Table(place) if place == root.own.1 && is_among(name, root.own.0) => {
+                    self.own_names += 1;
+                    return Ok(());
+                }
                 _ if is_among(name, root.own.0) => {
                     let refusal = Refusal::from(Unkeepable::OwnName);
                     return Err(refusal.within(|| Value::Bytes(name.to_vec())));

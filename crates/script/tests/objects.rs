@@ -45,7 +45,7 @@ fn every_way_of_writing_finds_its_object() {
         "local t = { n = 1 } function t:onGet() self.n = self.n + 1 return self.n end return t",
         "return { n = 1, onGet = function(self) self.n = self.n + 1 return self.n end }",
         "return { n = 1, onGet = function() self.n = self.n + 1 return self.n end }",
-        "self.n = 1 local function get(me) me.n = me.n + 1 return me.n end aso.onGet = get",
+        "self.n = 1 local function get(self) self.n = self.n + 1 return self.n end aso.onGet = get",
         "n = 1 function onGet() n = n + 1 return n end",
     ];
     let mut vm = vm();

@@ -112,7 +112,7 @@ const FAILURES: [(&str, &str); 32] = [
     ("own metatable", "are the source's alone"),
     ("frozen", "self holds a frozen table"),
     ("own name", "the global.self holds another value than the object"),
-    ("other name", "aso"),
+    ("other name", "the global holds another value than the object under one of its names"),
     ("table key", "neither a string, a number nor a boolean"),
     ("result", "the result holds a function"),
     ("waits", "later"),
@@ -188,18 +188,19 @@ fn what_a_handler_has_stored_itself_stays() {
 #[test]
 fn memory_is_counted_as_it_is_written() {
     let mut vm = vm();
-    let mut object = load(&mut vm, "aso.t = {} function add() table.insert(self.t, 'x') return #self.t end");
+    let mut object =
+        load(&mut vm, "aso.t = {} function add() for i = 1, 100 do table.insert(self.t, 'x') end end");
     let mut last = 0;
     while let Step::Done(_) = step(&mut vm, &mut object, "add", &[]) {
         last += 1;
         let bytes = object.source().len() + vm.encode(&mut object).unwrap().len();
         assert!(bytes <= 100_000, "{bytes} bytes after {last} calls");
-        if last > 40_000 {
+        if last > 400 {
             break;
         }
     }
-    // Each takes three bytes.
-    assert!(last > 33_000, "{last}");
+    // Each text takes three bytes.
+    assert!(last > 330, "{last}");
 }
 
 #[test]

@@ -294,7 +294,7 @@ fn no_command_answers_a_source_by_accident_and_failures_name_their_key() {
     ok(node, &["ASO.PUT", "stays", &staying]);
     let request = "PUT /buckets/default/keys/stays?returnbody=true HTTP/1.1\r\nHost: x\r\n\
         Content-Type: text/plain\r\nContent-Length: 4\r\nConnection: close\r\n\r\ntext";
-    assert_eq!(http(&node.http, request), (200, String::new()));
+    assert_eq!(http(&node.http, request), (204, String::new()));
 
     ok(node, &["ASO.PUT", "fails", "function onGet() error('on purpose') end"]);
     let answer = error(node.call(&["MGET", "goes", "fails", "stays"]));
