@@ -26,6 +26,7 @@ pub mod metrics;
 pub mod known;
 pub mod tree;
 pub mod timers;
+pub mod admission;
 pub mod placed;
 pub mod replica;
 pub mod get;

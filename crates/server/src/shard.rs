@@ -393,7 +393,7 @@ impl Shard {
             }
         }
         self.flush_dirty();
-        self.node.commit(self.clocks.now.get(), &mut waiting);
+        self.node.commit(self.clocks.read(), &mut waiting);
         self.inbox.tell_correction(self.node.clock_correction_ms());
         for output in waiting.drain(..) {
             self.release(output);
