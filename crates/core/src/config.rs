@@ -74,6 +74,12 @@ pub enum Sabotage {
     LoseRowBehindPage,
     /// A key that one replica lists and another does not is taken for deleted, unasked.
     DoubtIsDeath,
+    /// Timers run as soon as they are due, whatever that leaves of the node's time.
+    AdmitTimers,
+    /// A node takes the time in which it stood still itself for the silence of its peers.
+    AccuseWhenLate,
+    /// A peer that has been silent for long is given up like one whose link is closed.
+    GiveUpSilent,
 }
 
 /// A node's configuration. The defaults suit a cluster in one data centre.

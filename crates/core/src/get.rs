@@ -74,6 +74,8 @@ pub struct Get {
     /// Asks for the code and state of active objects that `merged` has husks of.
     for_bodies: bool,
     replicas: Vec<(Candidate, State)>,
+    /// Replicas that have been silent for long: asked only where the others are not enough.
+    aside: Vec<NodeId>,
     /// Objects with a greater reading are from a clock far ahead and not taken in.
     reading_max: u64,
     merged: Object,
@@ -101,7 +103,7 @@ impl Get {
         let replicas = candidates.into_iter().map(|candidate| (candidate, State::Unasked)).collect();
         let (merged, merged_hash, merged_bytes) = (Object::default(), Some(0), None);
         let needed = asked.at_most(copies);
-        let (for_bodies, trusted_hash, is_undecoded) = (false, 0, false);
+        let (for_bodies, trusted_hash, is_undecoded, aside) = (false, 0, false, Vec::new());
         Get {
             key,
             asked,
@@ -109,6 +111,7 @@ impl Get {
             lww,
             for_bodies,
             replicas,
+            aside,
             reading_max,
             merged,
             merged_hash,
@@ -146,17 +149,54 @@ impl Get {
     /// How many replicas to ask at first: as many as are needed, all of them while any primary is missing.
     pub fn first_count(&self) -> usize {
         let is_degraded = self.replicas.iter().any(|(candidate, _)| !candidate.is_primary);
+        let needed = self.needed.total.max(self.needed.primaries) as usize;
         if is_degraded {
-            self.replicas.len()
+            (self.replicas.len() - self.aside.len()).max(needed)
         } else {
-            self.needed.total.max(self.needed.primaries) as usize
+            needed
+        }
+    }
+
+    /// `node` has been silent for long. Its answer is still welcome, and waited for where the others are not enough.
+    pub fn set_aside(&mut self, node: NodeId) {
+        if !self.aside.contains(&node) {
+            self.aside.push(node);
+        }
+    }
+
+    /// Another replica that may be asked, unless it is known already. True if it is new.
+    pub fn add(&mut self, candidate: Candidate) -> bool {
+        let is_new = !self.replicas.iter().any(|(known, _)| known.node == candidate.node);
+        if is_new {
+            self.replicas.push((candidate, State::Unasked));
+        }
+        is_new
+    }
+
+    /// `node` cannot be asked, or what it was asked cannot be answered.
+    pub fn rule_out(&mut self, node: NodeId) {
+        for (candidate, state) in &mut self.replicas {
+            if candidate.node == node && matches!(state, State::Asked(_) | State::Unasked) {
+                *state = State::Failed;
+            }
         }
     }
 
     /// Marks one more replica as asked; returns it and the hash it compares with, so that it need not send what is
     /// known: 0 if nothing is.
     pub fn ask_next(&mut self) -> Option<(NodeId, u64)> {
-        let (candidate, state) = self.replicas.iter_mut().find(|(_, state)| *state == State::Unasked)?;
+        let Get { replicas, aside, .. } = self;
+        let unasked = || replicas.iter().position(|(_, state)| *state == State::Unasked);
+        let first = match aside.is_empty() {
+            true => unasked(),
+            false => {
+                let is_better = |(candidate, state): &(Candidate, State)| {
+                    *state == State::Unasked && !aside.contains(&candidate.node)
+                };
+                replicas.iter().position(is_better).or_else(unasked)
+            }
+        };
+        let (candidate, state) = &mut self.replicas[first?];
         let have = self.merged_hash.filter(|_| !self.for_bodies).unwrap_or(0);
         *state = State::Asked(have);
         Some((candidate.node, have))
@@ -274,15 +314,20 @@ impl Get {
             }
             total >= self.needed.total && primaries >= self.needed.primaries
         };
-        let is_waiting =
-            self.replicas.iter().any(|(_, state)| matches!(state, State::Asked(_) | State::Unasked));
+        let may_answer = |state: &State| matches!(state, State::Asked(_) | State::Unasked);
+        let is_waiting = || self.replicas.iter().any(|(_, state)| may_answer(state));
+        let is_waiting_for_better = || {
+            let mut replicas = self.replicas.iter();
+            replicas.any(|(one, state)| may_answer(state) && !self.aside.contains(&one.node))
+        };
         match () {
             // In the end it has what there was.
-            _ if self.for_bodies && is_waiting && self.merged.has_husk() => Progress::Waiting,
+            _ if self.for_bodies && is_waiting() && self.merged.has_husk() => Progress::Waiting,
             _ if self.for_bodies => Progress::Done,
             _ if counts(false) => Progress::Done,
-            _ if is_waiting => Progress::Waiting,
+            _ if is_waiting_for_better() => Progress::Waiting,
             _ if counts(true) => Progress::Done,
+            _ if is_waiting() => Progress::Waiting,
             _ => Progress::Impossible,
         }
     }

@@ -27,6 +27,7 @@ pub mod known;
 pub mod census;
 pub mod tree;
 pub mod timers;
+pub mod admission;
 pub mod placed;
 pub mod replica;
 pub mod get;

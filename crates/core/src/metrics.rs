@@ -43,8 +43,17 @@ pub struct Metrics {
     pub active_calls: u64,
     /// Runs that failed: errors of the code, and limits.
     pub active_failures: u64,
+    /// Instructions of the runs that ended well.
+    pub active_instructions: u64,
     /// Runs of `onTimer`.
     pub active_timer_runs: u64,
+    /// Runs of `onTimer` that began more than 100 ms after they were due, because timers had used up their share of the
+    /// node's time.
+    pub active_timers_late: u64,
+    /// Intervals in which `onTimer` did not run, because its turn did not come in time, or too few replicas answered.
+    pub active_timers_skipped: u64,
+    /// Level: how late the timer was that was begun last, in milliseconds.
+    pub active_timer_late_ms: u64,
     /// Versions written of what handlers changed.
     pub active_writes: u64,
     /// What handlers asked of this node: get, put, lookup and replies.
@@ -99,6 +108,8 @@ pub struct Metrics {
     pub busy: u64,
     /// Times a peer became suspect or down.
     pub suspicions: u64,
+    /// Times a peer became down although its link was open: it had been silent for long.
+    pub silent_downs: u64,
     /// Messages received that named no request in flight.
     pub late_messages: u64,
     /// How long peers took to answer a probe.
@@ -199,7 +210,12 @@ impl Metrics {
         total("store_refusals", "times the store refused writes", self.store_refusals);
         total("active_calls", "runs of active objects' functions", self.active_calls);
         total("active_failures", "runs that failed: errors of the code, and limits", self.active_failures);
+        let instructions = "instructions of runs that ended well";
+        total("active_instructions", instructions, self.active_instructions);
         total("active_timer_runs", "runs of onTimer", self.active_timer_runs);
+        total("active_timers_late", "runs of onTimer more than 100 ms late", self.active_timers_late);
+        let skipped = "intervals in which onTimer did not run for want of time or replicas";
+        total("active_timers_skipped", skipped, self.active_timers_skipped);
         total("active_writes", "versions written of what handlers changed", self.active_writes);
         total("active_messages", "what handlers asked of the node", self.active_messages);
         total("active_merges", "concurrent versions of active objects joined", self.active_merges);
@@ -207,9 +223,12 @@ impl Metrics {
         total("active_merges_lost", lost, self.active_merges_lost);
         total("busy", "requests answered BUSY", self.busy);
         total("suspicions", "times a peer became suspect or down", self.suspicions);
+        total("silent_downs", "times a linked peer became down for its silence", self.silent_downs);
         total("late_messages", "messages that named no request in flight", self.late_messages);
         visit("active_loaded", "active objects that are loaded", false, self.active_loaded);
         visit("active_timers", "timers of the objects held", false, self.active_timers);
+        let late = "how late the timer was that was begun last, in milliseconds";
+        visit("active_timer_late_ms", late, false, self.active_timer_late_ms);
         visit("hints_pending", "hints waiting for their owner", false, self.hints_pending);
         let waiting = "deleted and expired objects held alike by all, to be dropped when that has lasted";
         visit("dead_waiting", waiting, false, self.dead_waiting);

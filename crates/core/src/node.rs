@@ -472,7 +472,7 @@ impl Node {
             handoff,
             entropy: Entropy::default(),
             collector: Collector::new(config.collect_after_ms),
-            homes: Homes::new(Rng::new(!seed).next_u64()),
+            homes: Homes::new(Rng::new(!seed).next_u64(), now.mono_us),
             incoming: None,
             sweep: Sweep::default(),
             resume_moving_us: 0,
@@ -506,6 +506,10 @@ impl Node {
             config,
         };
         node.metrics.hints_pending = node.handoff.pending();
+        #[cfg(feature = "sabotage")]
+        if node.config.sabotage == crate::config::Sabotage::AccuseWhenLate {
+            node.detector.accuse_when_late();
+        }
         node.size_tree();
         node.begin_moving();
         Ok(node)
@@ -554,9 +558,11 @@ impl Node {
     }
 
     /// Makes durable what was staged, if the mode of syncing asks for it now. Afterwards all of `out` may be released.
+    /// `now` is read after the turn's steps: that is how the node knows what they took.
     ///
     /// If the disk fails, what waits for it in `out` becomes an error: those writes may or may not survive.
     pub fn commit(&mut self, now: Now, out: &mut Vec<Output>) {
+        self.homes.admission.end_turn(now.mono_us);
         let is_due = match self.config.sync {
             SyncMode::Interval { ms } => {
                 self.stopping

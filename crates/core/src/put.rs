@@ -101,6 +101,16 @@ impl Put {
         self.copies.iter().any(|copy| copy.node == node)
     }
 
+    /// True if another node has, or is asked for, the copy of this primary.
+    pub fn has_stand_in(&self, primary: NodeId) -> bool {
+        self.copies.iter().any(|copy| copy.hint_for == Some(primary) && copy.state != State::Failed)
+    }
+
+    /// True if the copies are not enough unless some of `nodes` acknowledge.
+    pub fn depends_on(&self, nodes: &[NodeId]) -> bool {
+        !self.is_enough(|copy| copy.state != State::Failed && !nodes.contains(&copy.node))
+    }
+
     /// The primary that misses the write while `node` has not acknowledged: `node` itself, or whom it stands in for.
     pub fn owed_through(&self, node: NodeId) -> Option<NodeId> {
         let copy = self.copies.iter().find(|copy| copy.node == node && copy.state == State::Asked)?;
@@ -132,16 +142,16 @@ impl Put {
 
     /// Whether it is enough.
     pub fn progress(&self) -> Progress {
-        if self.is_enough(|state| state == State::Acknowledged) {
+        if self.is_enough(|copy| copy.state == State::Acknowledged) {
             return Progress::Done;
         }
-        match self.is_enough(|state| state != State::Failed) {
+        match self.is_enough(|copy| copy.state != State::Failed) {
             true => Progress::Waiting,
             false => Progress::Impossible,
         }
     }
 
-    fn is_enough(&self, counts: impl Fn(State) -> bool) -> bool {
+    fn is_enough(&self, counts: impl Fn(&Copy) -> bool) -> bool {
         let suffices = |needed: Needed, group: Option<&[NodeId]>| {
             let (total, primaries) = self.count(&counts, group);
             total >= needed.total && primaries >= needed.primaries
@@ -155,13 +165,16 @@ impl Put {
         }
     }
 
-    /// Copies for members of `group`, or all; and how many of them the members hold themselves.
-    fn count(&self, counts: impl Fn(State) -> bool, group: Option<&[NodeId]>) -> (u8, u8) {
+    /// Primaries of `group`, or all, that have a copy, of their own or kept for them; and how many of them hold it
+    /// themselves. Who was late and was stood in for counts once.
+    fn count(&self, counts: impl Fn(&Copy) -> bool, group: Option<&[NodeId]>) -> (u8, u8) {
+        let stands_for = |copy: &Copy| copy.hint_for.unwrap_or(copy.node);
         let (mut total, mut primaries) = (0, 0);
-        for copy in self.copies.iter().filter(|copy| counts(copy.state)) {
-            let stands_for = copy.hint_for.unwrap_or(copy.node);
-            if group.is_none_or(|group| group.contains(&stands_for)) {
-                total += 1;
+        for (at, copy) in self.copies.iter().enumerate().filter(|(_, copy)| counts(copy)) {
+            let owner = stands_for(copy);
+            if group.is_none_or(|group| group.contains(&owner)) {
+                let mut before = self.copies[..at].iter();
+                total += !before.any(|one| stands_for(one) == owner && counts(one)) as u8;
                 primaries += copy.hint_for.is_none() as u8;
             }
         }
@@ -175,7 +188,7 @@ impl Put {
 
     /// Number of durable copies.
     pub fn acknowledged(&self) -> u8 {
-        self.count(|state| state == State::Acknowledged, None).0
+        self.count(|copy| copy.state == State::Acknowledged, None).0
     }
 
     /// Number of nodes given a copy.
@@ -220,6 +233,22 @@ mod tests {
         assert_eq!(put.progress(), Progress::Impossible);
         put.ask(NodeId(5), Some(NodeId(2)));
         assert_eq!(put.progress(), Progress::Waiting);
+    }
+
+    #[test]
+    fn a_late_primary_and_the_one_that_stands_in_for_it_count_once() {
+        let mut put = put(3, 0);
+        put.hold(NodeId(1), None);
+        put.ask(NodeId(2), None);
+        put.ask(NodeId(3), None);
+        put.ask(NodeId(4), Some(NodeId(2)));
+        assert!(put.has_stand_in(NodeId(2)) && !put.has_stand_in(NodeId(3)));
+        assert!(put.depends_on(&[NodeId(3)]) && !put.depends_on(&[NodeId(2)]));
+        put.acknowledge(NodeId(4));
+        put.acknowledge(NodeId(2));
+        assert_eq!((put.progress(), put.acknowledged()), (Progress::Waiting, 2), "the third has nothing yet");
+        put.acknowledge(NodeId(3));
+        assert_eq!(put.progress(), Progress::Done);
     }
 
     #[test]

@@ -31,6 +31,23 @@ struct Timer {
     look_ms: u64,
 }
 
+/// A timer that is to be looked at.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Look {
+    pub key: ObjectKey,
+    pub interval_ms: u64,
+    /// Since when, by the wall clock; 0: it was never looked at before.
+    pub due_ms: u64,
+}
+
+impl Look {
+    /// How many whole intervals have passed since it was due.
+    pub fn missed(&self, wall_ms: u64) -> u64 {
+        let number = |at_ms| interval_number(&self.key, self.interval_ms, at_ms);
+        number(wall_ms).saturating_sub(number(self.due_ms))
+    }
+}
+
 /// The timers of one replica. Takes about 150 bytes for each.
 #[derive(Debug, Default)]
 pub struct Timers {
@@ -75,15 +92,14 @@ impl Timers {
         }
     }
 
-    /// The next timer to look at, with its interval and whether it was never looked at before; it must be given a new
-    /// time with [`Timers::look_again`].
-    pub fn next_look(&mut self, wall_ms: u64) -> Option<(ObjectKey, u64, bool)> {
+    /// The next timer to look at; it must be given a new time with [`Timers::look_again`].
+    pub fn next_look(&mut self, wall_ms: u64) -> Option<Look> {
         let (look_ms, key) = self.looks.first()?;
         if *look_ms > wall_ms {
             return None;
         }
         let (key, timer) = self.of.get_key_value(key)?;
-        Some((key.clone(), timer.interval_ms, timer.look_ms == 0))
+        Some(Look { key: key.clone(), interval_ms: timer.interval_ms, due_ms: timer.look_ms })
     }
 
     /// Looks at the timer of `key` again at `look_ms`, which is above 0.
@@ -140,10 +156,12 @@ mod tests {
         let mut timers = Timers::default();
         assert!(timers.set(&key("a"), 1000));
         assert!(!timers.set(&key("a"), 1000));
-        assert_eq!(timers.next_look(5), Some((key("a"), 1000, true)));
+        let look = |due_ms| Some(Look { key: key("a"), interval_ms: 1000, due_ms });
+        assert_eq!(timers.next_look(5), look(0));
         timers.look_again(&key("a"), 700);
         assert_eq!((timers.next_ms(), timers.next_look(699)), (Some(700), None));
-        assert_eq!(timers.next_look(700), Some((key("a"), 1000, false)));
+        assert_eq!(timers.next_look(700), look(700));
+        assert_eq!([700, 1_700, 5_700].map(|wall_ms| look(700).unwrap().missed(wall_ms)), [0, 1, 5]);
         assert!(timers.set(&key("a"), 0));
         assert_eq!((timers.next_ms(), timers.len()), (None, 0));
         timers.staged();

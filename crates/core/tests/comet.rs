@@ -298,6 +298,39 @@ fn timers_run_once_in_each_interval_at_the_home() {
     assert_eq!(cluster.total("active_timer_runs"), runs);
 }
 
+/// Source: DESIGN §1, promise 6. Each object is within its limits, all together ask for more than the nodes have.
+#[test]
+fn timers_get_a_share_of_the_time_and_run_late_beyond_it() {
+    let busy = "aso.interval = 1 aso.ticks = 0
+        function onTimer() local s = 0 for i = 1, 40000 do s = s + i end self.ticks = self.ticks + 1 end
+        function onGet() return self.ticks end";
+    let (objects, seconds) = (900, 3);
+    let mut cluster = Cluster::new(3);
+    for i in 0..objects {
+        create(&mut cluster, i % 3, &format!("busy{i}"), busy).unwrap();
+    }
+    cluster.advance(2_000);
+    let before = ["active_timer_runs", "active_timers_skipped"].map(|name| cluster.total(name));
+    cluster.advance(seconds * 1_000);
+    let runs = cluster.total("active_timer_runs") - before[0];
+    let skipped = cluster.total("active_timers_skipped") - before[1];
+    // A run has about 80,000 instructions, charged as 0.85 ms, and a fifth of the time of three nodes is given.
+    let admitted = 3 * seconds * 1_000_000 / 5 / 850;
+    assert!(runs.abs_diff(admitted) <= admitted / 6, "{runs} runs, not {admitted}");
+    let due = objects as u64 * seconds;
+    assert!((runs + skipped).abs_diff(due) <= due / 4, "{runs} runs and {skipped} skipped, of {due}");
+    assert!(cluster.total("active_timers_late") > 0);
+    // Nobody is left out, and no interval counts twice.
+    let ticks: Vec<i64> = (0..objects)
+        .map(|i| match get(&mut cluster, i % 3, &format!("busy{i}")) {
+            Value::Integer(ticks) => ticks,
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    let (least, most) = (ticks.iter().min().unwrap(), ticks.iter().max().unwrap());
+    assert!(*least >= 1 && *most <= 6 && most - least <= 3, "between {least} and {most} ticks");
+}
+
 /// Source: the Comet slides, "Application-Specific DHT" and "Self-Monitoring DHT".
 #[test]
 fn objects_of_the_slides_run() {

@@ -438,7 +438,7 @@ impl Shard {
     /// Makes the turn durable. What goes out afterwards is answered now.
     fn commit(&mut self, waiting: &mut Vec<Output>) {
         let begun_us = (!waiting.is_empty()).then(|| self.clocks.mono_us());
-        self.node.commit(self.clocks.now.get(), waiting);
+        self.node.commit(self.clocks.read(), waiting);
         if let Some(begun_us) = begun_us {
             self.answering_us = self.clocks.mono_us();
             self.latencies.sync.note(self.answering_us - begun_us);

@@ -138,6 +138,8 @@ pub struct Cluster {
     by_id: BTreeMap<NodeId, usize>,
     network: Network,
     plan: Plan,
+    /// No link closes while the clients work.
+    links_stay_open: bool,
     config: NodeConfig,
     pub workload: Workload,
     pub history: History,
@@ -539,6 +541,9 @@ impl Cluster {
             return self.history.blame("answers", None, detail);
         }
         self.check_time(index, id);
+        if let Err(failure) = &result {
+            self.check_patience(id, failure);
+        }
         self.trace.mix_number(id);
         let mut error = String::new();
         let mut outcome = Outcome::Acked;
@@ -605,6 +610,25 @@ impl Cluster {
             let key = key_of(&record.operation).cloned();
             let detail = format!("o{id} was answered after {} ms of {limit_ms}", took_us / 1000);
             self.history.blame("answers", key.as_ref(), detail);
+        }
+    }
+
+    /// While links are open, silent nodes may still answer: a request fails for want of answers only when its time is up.
+    fn check_patience(&mut self, id: RequestId, failure: &ClientError) {
+        let is_early = match failure {
+            ClientError::QuorumUnavailable { .. } | ClientError::TooFewReachable { .. } => {
+                self.links_stay_open
+            }
+            _ => false,
+        };
+        let now_us = self.now_us;
+        let record = self.history.operation(id);
+        let took_us = now_us - record.start_us;
+        // A node that was handed the request got its time in whole milliseconds.
+        if is_early && took_us + 5_000 < record.timeout_ms * 1000 {
+            let (limit_ms, key) = (record.timeout_ms, key_of(&record.operation).cloned());
+            let detail = format!("o{id} failed after {} ms of {limit_ms}: {failure}", took_us / 1000);
+            self.history.blame("patience", key.as_ref(), detail);
         }
     }
 

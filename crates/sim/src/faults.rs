@@ -44,11 +44,13 @@ pub enum Fault {
     Address,
     /// The wall clock of a node, of a minority in all, is wrong by more than the limit.
     Clock,
+    /// All machines stand still at once, as when other processes take the processors, and go on one after the other.
+    Starve,
 }
 
 impl Fault {
     /// All faults, in the order of their names in help texts.
-    pub const ALL: [Fault; 16] = [
+    pub const ALL: [Fault; 17] = [
         Fault::Delay,
         Fault::Loss,
         Fault::Duplicate,
@@ -65,6 +67,7 @@ impl Fault {
         Fault::Stranger,
         Fault::Address,
         Fault::Clock,
+        Fault::Starve,
     ];
 
     /// The name used in `--faults`.
@@ -86,12 +89,13 @@ impl Fault {
             Fault::Stranger => "stranger",
             Fault::Address => "address",
             Fault::Clock => "clock",
+            Fault::Starve => "starve",
         }
     }
 
     /// True if it is drawn apart from those before it, so that it changes nothing of what they do.
     fn is_apart(self) -> bool {
-        matches!(self, Fault::Stranger | Fault::Address | Fault::Clock)
+        matches!(self, Fault::Stranger | Fault::Address | Fault::Clock | Fault::Starve)
     }
 
     /// True if it strikes at points in time; the others befall single messages.
@@ -248,6 +252,17 @@ impl Plan {
         self.timed.is_empty()
             && self.delay_per_mille + self.loss_per_mille + self.duplicate_per_mille + self.reorder_per_mille
                 == 0
+    }
+
+    /// True if no fault closes a link, or has a node refuse what it is asked: who asks may get an answer to the end.
+    pub fn keeps_links(&self) -> bool {
+        self.timed.keys().all(|fault| matches!(fault, Fault::Slow | Fault::Starve))
+    }
+
+    /// True if machines stand still only all at once, and nothing else keeps messages back.
+    pub fn only_starves(&self) -> bool {
+        self.timed.keys().all(|fault| *fault == Fault::Starve)
+            && Plan { timed: BTreeMap::new(), ..self.clone() }.is_calm()
     }
 
     /// No fault strikes from now on.

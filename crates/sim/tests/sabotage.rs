@@ -89,6 +89,16 @@ fn deleted_objects_that_nobody_was_asked_about_come_back() {
 }
 
 #[test]
+fn accusing_peers_of_the_own_standstill_takes_living_ones_for_down() {
+    caught(|config| config.sabotage = Sabotage::AccuseWhenLate, "starve", &["suspicion"]);
+}
+
+#[test]
+fn giving_silent_replicas_up_fails_requests_before_their_time() {
+    caught(|config| config.sabotage = Sabotage::GiveUpSilent, "starve,slow", &["patience"]);
+}
+
+#[test]
 fn versions_of_two_homes_that_are_not_joined_lose_calls() {
     caught_among(true, |config| config.sabotage = Sabotage::KeepOneHome, "split", &["active"]);
 }

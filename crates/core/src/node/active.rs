@@ -229,7 +229,11 @@ impl Node {
             match is_full && refused_job.is_none() {
                 true => refused_job = Some(job),
                 false => {
+                    let awaited = resident.run.as_ref().map(|run| run.number);
                     resident.queue.push(job, merged);
+                    if let Some(number) = awaited {
+                        self.homes.hurry(number);
+                    }
                     self.homes.answer_by(&key, deadline_us);
                 }
             }
@@ -351,9 +355,15 @@ impl Node {
         turn: Turn,
         out: &mut Vec<Output>,
     ) {
+        if matches!(job.what, What::Timer(_)) {
+            self.charge_timer(now, key, &turn);
+        }
         match turn {
             Turn::Waits(request) => {
-                let number = self.homes.wait(Awaited::Host(key.clone()));
+                let number = self.homes.wait(match job.what {
+                    What::Timer(_) => Awaited::TimerHost(key.clone()),
+                    What::Call(_) | What::Place | What::Update(_) => Awaited::Host(key.clone()),
+                });
                 let deadline_us = job.deadline_us;
                 if let Some(resident) = self.homes.get(key) {
                     resident.run = Some(Box::new(Run { number, job }));
@@ -394,6 +404,7 @@ impl Node {
 
     fn done(&mut self, now: Now, key: &ObjectKey, job: Job, done: Done, out: &mut Vec<Output>) {
         self.metrics.active_calls += 1;
+        self.metrics.active_instructions += u64::from(done.instructions);
         if self.homes.rests.knows(key) {
             if let Some(asker) = asker(&job.what) {
                 self.homes.rests.went_well(key, asker);

@@ -175,7 +175,8 @@ impl Node {
             Health::Up => self.hand_over(now, peer, out),
             Health::Suspect | Health::Down => {
                 self.metrics.suspicions += 1;
-                self.stop_waiting_for(now, peer, to == Health::Down, out);
+                self.metrics.silent_downs += self.is_silent(peer) as u64;
+                self.ask_others_than(now, peer, out);
             }
         }
     }

@@ -151,7 +151,7 @@ impl Node {
         self.first_reachable(list, &[]).filter(|&node| node != me)
     }
 
-    /// The home among `list`: the first that answers, or if none does, may answer.
+    /// The home among `list`: the first that answers, or if none does, may answer soon.
     fn first_reachable(&self, list: &[NodeId], refused: &[NodeId]) -> Option<NodeId> {
         let first = |wanted: Health| {
             list.iter().copied().find(|node| self.health(*node) == wanted && !refused.contains(node))
@@ -234,15 +234,17 @@ impl Node {
         }
     }
 
-    /// The node a request was handed to is lost or late: hands it to another if doing it twice does no harm.
+    /// The node a request was handed to is late, or silent for long, or lost: hands it to another if doing it twice does
+    /// no harm. Otherwise it is waited for as long as its link is open.
     pub(super) fn reroute(&mut self, now: Now, id: TaskId, is_lost: bool, out: &mut Vec<Output>) {
-        let Some(Task { work: Work::Forward { operation, .. }, .. }) = self.tasks.get_mut(id) else {
+        let Some(Task { work: Work::Forward { operation, to, .. }, .. }) = self.tasks.get_mut(id) else {
             return;
         };
+        let is_down = !self.detector.is_reachable(*to);
         let is_safe = match operation {
             Operation::Update { mutation, .. } => mutation.is_idempotent(),
             // Its home may run it still, and another would count a second time.
-            Operation::Call { call, .. } => is_lost && !matches!(call.what, Ask::Function(_)),
+            Operation::Call { call, .. } => is_down && !matches!(call.what, Ask::Function(_)),
             _ => true,
         };
         if !is_safe && !is_lost {

@@ -260,16 +260,10 @@ impl Node {
         let mut holders = [&chosen[..], serving, others.unwrap_or_default()].concat();
         let me = self.id();
         holders.push(me);
-        holders.retain(|node| self.health(*node) != Health::Down);
+        holders.retain(|node| self.can_answer(*node));
         // Others may keep it for a holder, or until all of them have it.
         holders.sort_by_key(|node| {
-            (
-                *node != me,
-                !chosen.contains(node),
-                self.health(*node) != Health::Up,
-                self.remoteness(*node),
-                *node,
-            )
+            (*node != me, !chosen.contains(node), self.health(*node), self.remoteness(*node), *node)
         });
         holders.dedup();
         let reading_max = self.replica.reading_max(now);

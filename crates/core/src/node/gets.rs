@@ -25,7 +25,7 @@ const NEAR_US: u64 = 5_000;
 
 impl Node {
     /// Whom a get may ask, in order: this node, primaries that are up, nearest first, suspect ones, then as many
-    /// fallbacks as primaries are down. Those about as near take turns.
+    /// fallbacks as primaries are down, and at last those of them that are linked. Those about as near take turns.
     fn candidates(&mut self, key: &ObjectKey) -> Vec<Candidate> {
         let n = self.replicas_of(key);
         let me = self.id();
@@ -46,9 +46,48 @@ impl Node {
             candidates[first..].sort_by_key(|candidate| self.remoteness(candidate.node));
         }
         let missing = n - candidates.len();
-        let fallbacks = list[n..].iter().filter(|&&node| self.health(node) != Health::Down).take(missing);
-        candidates.extend(fallbacks.map(|&node| Candidate { node, is_primary: false }));
+        if missing > 0 {
+            let fallbacks = list[n..].iter().filter(|&&node| self.health(node) != Health::Down).take(missing);
+            candidates.extend(fallbacks.map(|&node| Candidate { node, is_primary: false }));
+            let silent = list[..n].iter().filter(|&&node| self.is_silent(node));
+            candidates.extend(silent.map(|&node| Candidate { node, is_primary: true }));
+        }
         candidates
+    }
+
+    /// True if `node` has been silent for so long that others are asked in its place, but may still answer: its link is
+    /// open.
+    pub(super) fn is_silent(&self, node: NodeId) -> bool {
+        #[cfg(feature = "sabotage")]
+        if self.config.sabotage == crate::config::Sabotage::GiveUpSilent {
+            return false;
+        }
+        self.health(node) == Health::Down && self.detector.is_linked(node)
+    }
+
+    /// True if there is a point in asking `node`: it is this one, or linked.
+    pub(super) fn can_answer(&self, node: NodeId) -> bool {
+        #[cfg(feature = "sabotage")]
+        if self.config.sabotage == crate::config::Sabotage::GiveUpSilent {
+            return self.health(node) != Health::Down;
+        }
+        node == self.id() || self.detector.is_linked(node)
+    }
+
+    /// A primary has become unreachable while a get is under way: the next fallback may be asked too.
+    pub(super) fn add_fallback(&mut self, id: TaskId) {
+        let Some(Task { work: Work::Get { get, .. }, .. }) = self.tasks.get_mut(id) else { return };
+        if get.is_for_bodies() {
+            return;
+        }
+        let key = get.key.clone();
+        let n = self.replicas_of(&key);
+        let list = self.placed_ring().preference_at(key.position());
+        let reachable = list[n..].iter().copied().filter(|node| self.health(*node) != Health::Down);
+        let fallbacks: Vec<NodeId> = reachable.collect();
+        let Some(Task { work: Work::Get { get, .. }, .. }) = self.tasks.get_mut(id) else { return };
+        let mut fallbacks = fallbacks.into_iter();
+        fallbacks.any(|node| get.add(Candidate { node, is_primary: false }));
     }
 
     /// 0 for a node nearby or of unknown distance, 1 for one farther than [`NEAR_US`], and one more for each doubling.
@@ -86,7 +125,12 @@ impl Node {
         out: &mut Vec<Output>,
     ) {
         let lww = self.is_lww(&key);
+        let silent: Vec<NodeId> =
+            candidates.iter().map(|candidate| candidate.node).filter(|node| self.is_silent(*node)).collect();
         let mut get = Get::new(key, needed, copies, lww, self.replica.reading_max(now), candidates);
+        for node in silent {
+            get.set_aside(node);
+        }
         let mut told = None;
         if let Purpose::Call(asked) = &purpose {
             get.trust(self.homes.seen_row(&get.key));

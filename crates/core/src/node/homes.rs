@@ -14,6 +14,7 @@ use super::puts::Update;
 use super::rests::{connection_of, Rests};
 use super::Origin;
 use crate::active::{Active, Call, Failure, HostResult, Place, Sandbox, Value, INTERVAL_MS_DEFAULT};
+use crate::admission::Admission;
 use crate::causality::VersionVector;
 use crate::client::{ClientError, Quorum, Reply};
 use crate::object::Object;
@@ -221,10 +222,30 @@ pub(super) struct Report {
 pub(super) enum Awaited {
     /// The handler of this object does.
     Host(ObjectKey),
+    /// As `Host`, when the handler is a timer's.
+    TimerHost(ObjectKey),
     /// This object's timer is due, in the interval of this number.
     Timer(ObjectKey, u64),
     /// This object is to choose its holders anew.
     Placement(ObjectKey),
+}
+
+impl Awaited {
+    /// True if a timer waits for it, which goes on when timers have their turn.
+    fn is_timers(&self) -> bool {
+        match self {
+            Awaited::TimerHost(_) | Awaited::Timer(..) => true,
+            Awaited::Host(_) | Awaited::Placement(_) => false,
+        }
+    }
+}
+
+/// An answer for a timer, which waits until timers have their turn.
+pub(super) struct DueTimer {
+    pub number: u64,
+    pub outcome: Outcome,
+    /// When the answer came, in `mono_us`.
+    pub since_us: u64,
 }
 
 /// What an awaited answer is.
@@ -247,6 +268,12 @@ pub(super) struct Homes {
     last: usize,
     awaited: BTreeMap<u64, Awaited>,
     next_number: u64,
+    /// How many of the awaited answers are for timers.
+    timers_under_way: usize,
+    /// Answers for timers, in the order in which they came.
+    due_timers: VecDeque<DueTimer>,
+    /// How much of the node's time timers get.
+    pub admission: Admission,
     /// Answers that came in this step.
     pub outcomes: VecDeque<(u64, Outcome)>,
     /// Jobs to be started anew.
@@ -274,7 +301,7 @@ pub(super) struct Homes {
 
 impl Homes {
     /// No object is loaded. `seed`: of hashes, unknown to clients.
-    pub fn new(seed: u64) -> Homes {
+    pub fn new(seed: u64, now_us: u64) -> Homes {
         Homes {
             sandbox: None,
             residents: Vec::new(),
@@ -284,6 +311,9 @@ impl Homes {
             last: 0,
             awaited: BTreeMap::new(),
             next_number: 1,
+            timers_under_way: 0,
+            due_timers: VecDeque::new(),
+            admission: Admission::new(now_us),
             outcomes: VecDeque::new(),
             orphans: Vec::new(),
             flushes: BTreeSet::new(),
@@ -382,7 +412,7 @@ impl Homes {
             self.flushes.remove(&(at, key.clone()));
         }
         if let Some(run) = &resident.run {
-            self.awaited.remove(&run.number);
+            self.answered(run.number);
         }
         Some(resident)
     }
@@ -430,8 +460,51 @@ impl Homes {
     pub fn wait(&mut self, for_what: Awaited) -> u64 {
         let number = self.next_number;
         self.next_number += 1;
+        self.timers_under_way += for_what.is_timers() as usize;
         self.awaited.insert(number, for_what);
         number
+    }
+
+    /// Timers that were begun and are not over: those that read their object, and those whose handler waits.
+    pub fn timers_under_way(&self) -> usize {
+        self.timers_under_way
+    }
+
+    /// Puts an answer aside until timers have their turn, unless it is for none, or others wait for the timer's object.
+    /// Returns it then.
+    pub fn put_aside(&mut self, now_us: u64, number: u64, outcome: Outcome) -> Option<Outcome> {
+        let may_wait = match self.awaited.get(&number) {
+            Some(Awaited::Timer(..)) => true,
+            Some(Awaited::TimerHost(key)) => {
+                let key = key.clone();
+                self.get(&key).is_none_or(|resident| resident.queue.len() == 0)
+            }
+            Some(Awaited::Host(_) | Awaited::Placement(_)) | None => false,
+        };
+        if !may_wait {
+            return Some(outcome);
+        }
+        self.due_timers.push_back(DueTimer { number, outcome, since_us: now_us });
+        None
+    }
+
+    /// Another job waits for the object whose handler waits for `number`: if that is a timer's and has its answer, it
+    /// goes on in this step.
+    pub fn hurry(&mut self, number: u64) {
+        let Some(at) = self.due_timers.iter().position(|due| due.number == number) else { return };
+        if let Some(due) = self.due_timers.remove(at) {
+            self.outcomes.push_back((due.number, due.outcome));
+        }
+    }
+
+    /// The next timer that has its answer.
+    pub fn next_due_timer(&mut self) -> Option<DueTimer> {
+        self.due_timers.pop_front()
+    }
+
+    /// True if some timer has its answer.
+    pub fn has_due_timers(&self) -> bool {
+        !self.due_timers.is_empty()
     }
 
     /// True if this answer is for an object that shall run here.
@@ -449,7 +522,9 @@ impl Homes {
     }
 
     pub fn answered(&mut self, number: u64) -> Option<Awaited> {
-        self.awaited.remove(&number)
+        let awaited = self.awaited.remove(&number)?;
+        self.timers_under_way -= awaited.is_timers() as usize;
+        Some(awaited)
     }
 
     /// What `key`'s handlers changed is to be written by `at_us`, unless it is to be sooner.
@@ -509,6 +584,17 @@ impl Homes {
         self.flushes.iter().map(|(_, key)| key.clone()).collect()
     }
 
+    /// All that handlers changed is to be written now.
+    pub fn hasten_flushes(&mut self, now_us: u64) {
+        for (at_us, key) in std::mem::take(&mut self.flushes) {
+            let at_us = at_us.min(now_us);
+            if let Some(resident) = self.get(&key) {
+                resident.flush_us = Some(at_us);
+                self.flushes.insert((at_us, key));
+            }
+        }
+    }
+
     pub fn next_flush_us(&self) -> Option<u64> {
         self.flushes.first().map(|(at, _)| *at)
     }
@@ -522,7 +608,8 @@ impl Homes {
         self.sweep_us = now_us + SWEEP_US;
         self.rests.sweep(now_us);
         let is_clean = |one: &Resident| one.run.is_none() && one.flush_us.is_none();
-        let clean = self.residents.iter().flatten().filter(|one| is_clean(one));
+        let is_worth = |one: &Resident| is_crowded || one.used_us + IDLE_US <= now_us;
+        let clean = self.residents.iter().flatten().filter(|one| is_clean(one) && is_worth(one));
         let mut clean: Vec<(u64, ObjectKey)> = clean.map(|one| (one.used_us, one.key.clone())).collect();
         clean.sort_unstable();
         let idle = clean.partition_point(|(used_us, _)| used_us + IDLE_US <= now_us);

@@ -7,20 +7,26 @@ use super::creation::plain;
 use super::homes::{map, Asked, Awaited, Job, Outcome, What};
 use super::puts::Update;
 use super::{Node, Origin, Output, Purpose, Work};
-use crate::active::{Active, HostRequest, HostResult, PutData, Value};
+use crate::active::{Active, FailureKind, HostRequest, HostResult, PutData, Turn, Value};
 use crate::causality::Dot;
 use crate::client::{ActiveError, Handler, Operation, Quorum, Reply, Want};
 use crate::get::{Candidate, Needed};
 use crate::mutation::Mutation;
 use crate::object::Object;
-use crate::timers::{interval_number, interval_start};
+use crate::timers::{interval_number, interval_start, Look};
 use crate::types::{NodeId, Now, ObjectKey};
 
 /// A node that is no home looks again this long after a timer was due whether it has become one, in milliseconds: the
 /// home may have died just then.
 const SECOND_LOOK_MS: u64 = 3_000;
-/// The most timers looked at in one step. Too many: clients wait.
+/// The most timers looked at in one step, and the most objects written. Too many: clients wait.
 const LOOKS_MAX: usize = 64;
+const FLUSHES_MAX: usize = 64;
+/// The most timers under way: reading their object, waiting for their turn, or for what they asked of their node. Too
+/// few: slow replicas hold timers up; too many: objects were read long before their handler runs.
+const TIMERS_MAX: usize = 32;
+/// A timer that begins later than this counts as late, in milliseconds.
+const LATE_MS: u64 = 100;
 /// Timers of a node that has just started are spread over this time at most, in milliseconds.
 const START_MS: u64 = 60_000;
 /// So many nodes of the preference list are an object's neighbours, for each replica it has.
@@ -120,7 +126,7 @@ impl Node {
             self.start_get(now, origin, key.clone(), needed, Purpose::Answer, deadline_us, out);
             return Ok(None);
         }
-        if let Some(down) = nodes.iter().find(|node| self.health(**node) == crate::detector::Health::Down) {
+        if let Some(down) = nodes.iter().find(|node| !self.can_answer(**node)) {
             return Err(format!("node {down} cannot be reached"));
         }
         let candidates = nodes.iter().map(|&node| Candidate { node, is_primary: true }).collect();
@@ -211,20 +217,28 @@ impl Node {
                     false => continue,
                 }
             };
-            match self.homes.answered(number) {
-                Some(Awaited::Host(key)) => self.resume(now, &key, number, outcome, out),
-                Some(Awaited::Timer(key, interval)) => {
-                    if let Outcome::Reply(Ok(Reply::Object(merged))) = outcome {
-                        self.run_timer(now, key, interval, merged, out);
-                    }
-                }
-                Some(Awaited::Placement(key)) => {
-                    if let Outcome::Reply(Ok(Reply::Object(merged))) = outcome {
-                        self.place_again(now, key, merged, out);
-                    }
-                }
-                None => {}
+            if let Some(outcome) = self.homes.put_aside(now.mono_us, number, outcome) {
+                self.take_outcome(now, number, outcome, out);
             }
+        }
+    }
+
+    /// Goes on with what has waited for `number`.
+    fn take_outcome(&mut self, now: Now, number: u64, outcome: Outcome, out: &mut Vec<Output>) {
+        match self.homes.answered(number) {
+            Some(Awaited::Host(key) | Awaited::TimerHost(key)) => {
+                self.resume(now, &key, number, outcome, out)
+            }
+            Some(Awaited::Timer(key, interval)) => match outcome {
+                Outcome::Reply(Ok(Reply::Object(merged))) => self.run_timer(now, key, interval, merged, out),
+                Outcome::Reply(_) | Outcome::Host(_) => self.metrics.active_timers_skipped += 1,
+            },
+            Some(Awaited::Placement(key)) => {
+                if let Outcome::Reply(Ok(Reply::Object(merged))) = outcome {
+                    self.place_again(now, key, merged, out);
+                }
+            }
+            None => {}
         }
     }
 
@@ -287,7 +301,7 @@ impl Node {
         let down = self.detector.count_down();
         let view = (self.stamp(), down);
         if std::mem::replace(&mut self.homes.view, view) != view {
-            self.flush_homes(now, out);
+            self.homes.hasten_flushes(now.mono_us);
             self.review_holders(now);
         }
         self.walk_placed(now, out);
@@ -295,7 +309,8 @@ impl Node {
         for origin in self.homes.overdue(now.mono_us) {
             self.finish(origin, Err(refused(ActiveError::TimedOut)), out);
         }
-        while let Some(key) = self.homes.next_flush(now.mono_us) {
+        for _ in 0..FLUSHES_MAX {
+            let Some(key) = self.homes.next_flush(now.mono_us) else { break };
             self.homes.flushed(&key);
             let is_running = self.homes.get(&key).is_some_and(|resident| resident.run.is_some());
             match is_running || self.read_only.is_some() {
@@ -304,12 +319,7 @@ impl Node {
             }
         }
         self.homes.sweep(now.mono_us, self.config.active_bytes);
-        for _ in 0..LOOKS_MAX {
-            let Some((key, interval_ms, is_new)) = self.replica.timers_mut().next_look(now.wall_ms) else {
-                break;
-            };
-            self.look_at_timer(now, key, interval_ms, is_new, out);
-        }
+        self.run_timers(now, out);
     }
 
     fn flush(&mut self, now: Now, key: &ObjectKey, out: &mut Vec<Output>) {
@@ -330,35 +340,84 @@ impl Node {
 
     // Timers
 
+    /// Goes on with timers whose objects were read, then looks at those that are due, as long as they are admitted.
+    fn run_timers(&mut self, now: Now, out: &mut Vec<Output>) {
+        while self.may_run_timers(now) {
+            let Some(due) = self.homes.next_due_timer() else { break };
+            let is_stale = now.mono_us > due.since_us + u64::from(self.config.timeout_ms) * 1000;
+            let outcome = match due.outcome {
+                // Others may have written since its replicas were read.
+                Outcome::Reply(Ok(_)) if is_stale => Outcome::Reply(Err(refused(ActiveError::TimedOut))),
+                outcome => outcome,
+            };
+            self.take_outcome(now, due.number, outcome, out);
+            self.go_on(now, out);
+        }
+        for _ in 0..LOOKS_MAX {
+            if self.homes.timers_under_way() >= TIMERS_MAX || !self.may_run_timers(now) {
+                return;
+            }
+            let Some(look) = self.replica.timers_mut().next_look(now.wall_ms) else { return };
+            self.look_at_timer(now, look, out);
+        }
+    }
+
+    fn may_run_timers(&mut self, now: Now) -> bool {
+        #[cfg(feature = "sabotage")]
+        if self.config.sabotage == crate::config::Sabotage::AdmitTimers {
+            return true;
+        }
+        self.homes.admission.admits(now.mono_us)
+    }
+
+    /// A timer's handler has got so far: charges what it took.
+    pub(super) fn charge_timer(&mut self, now: Now, key: &ObjectKey, turn: &Turn) {
+        let instructions = match turn {
+            Turn::Done(done) => done.instructions,
+            Turn::Failed(failure) if failure.kind == FailureKind::Limit => self.limits(key).instructions,
+            // What it used until then is charged at its end, or with the turn.
+            Turn::Waits(_) | Turn::Failed(_) => 0,
+        };
+        self.homes.admission.charge_instructions(now.mono_us, instructions);
+    }
+
+    /// When timers have something to do, in `mono_us`.
+    fn next_timer_us(&self) -> u64 {
+        let look_us = self.replica.timers().next_ms().map(|at_ms| {
+            let wait_ms = at_ms.saturating_sub(self.last_now.wall_ms);
+            self.last_now.mono_us.saturating_add(wait_ms.saturating_mul(1000))
+        });
+        let wanted_us = match look_us {
+            _ if self.homes.has_due_timers() => 0,
+            // One that is over makes room for the next, in a step of its own.
+            Some(_) if self.homes.timers_under_way() >= TIMERS_MAX => return u64::MAX,
+            Some(look_us) => look_us,
+            None => return u64::MAX,
+        };
+        wanted_us.max(self.homes.admission.next_us())
+    }
+
     /// When timers or unwritten changes need a tick, in `mono_us`.
     pub(super) fn next_home_us(&self) -> u64 {
         if self.homes.sandbox.is_none() || self.ring.is_none() {
             return u64::MAX;
         }
-        let timer_us = self.replica.timers().next_ms().map(|at_ms| {
-            let wait_ms = at_ms.saturating_sub(self.last_now.wall_ms);
-            self.last_now.mono_us.saturating_add(wait_ms.saturating_mul(1000))
-        });
+        let timer_us = self.next_timer_us();
         let copies_us = self.next_copies_us();
         let homes =
             [self.homes.next_flush_us(), self.homes.next_deadline_us(), copies_us].into_iter().flatten();
-        homes.fold(timer_us.unwrap_or(u64::MAX), u64::min)
+        homes.fold(timer_us, u64::min)
     }
 
     /// Runs a timer that is due, if this node is its home, and says when to look at it again.
-    fn look_at_timer(
-        &mut self,
-        now: Now,
-        key: ObjectKey,
-        interval_ms: u64,
-        is_new: bool,
-        out: &mut Vec<Output>,
-    ) {
+    fn look_at_timer(&mut self, now: Now, look: Look, out: &mut Vec<Output>) {
+        let (missed, late_ms) = (look.missed(now.wall_ms), now.wall_ms.saturating_sub(look.due_ms));
+        let Look { key, interval_ms, due_ms } = look;
         let number = interval_number(&key, interval_ms, now.wall_ms);
         let start_ms = interval_start(&key, interval_ms, number);
         let next_ms = interval_start(&key, interval_ms, number + 1);
         let second_ms = SECOND_LOOK_MS.min(interval_ms / 2);
-        if is_new {
+        if due_ms == 0 {
             // Perhaps this node has just started, and the interval's run is still to come. The object knows.
             let spread_ms = second_ms + (now.wall_ms - start_ms) % START_MS.min(interval_ms);
             let look_ms = next_ms.min(now.wall_ms + spread_ms);
@@ -371,6 +430,10 @@ impl Node {
         if !is_home || self.stopping {
             return;
         }
+        self.metrics.active_timers_skipped += missed;
+        self.metrics.active_timers_late += (late_ms > LATE_MS) as u64;
+        self.metrics.active_timer_late_ms = late_ms;
+        self.homes.admission.charge_run(now.mono_us);
         let Ok(needed) = self.read_quorum(&key, Quorum::default()) else { return };
         let deadline_us = now.mono_us + u64::from(self.config.timeout_ms) * 1000;
         let awaited = self.homes.wait(Awaited::Timer(key.clone(), number));

@@ -2,7 +2,6 @@
 
 use super::{Node, Origin, Output, Task, Work};
 use crate::client::{Action, ClientError, Reply, Scan, SCAN_LIMIT_MAX};
-use crate::detector::Health;
 use crate::message::{Control, Listed, Message, TaskId};
 use crate::scan::Listing;
 use crate::types::{NodeId, Now, ObjectKey, Partition, Position};
@@ -127,7 +126,7 @@ impl Node {
         let r = (properties.r as usize).min(n);
         let choose = |partition| {
             let mut nodes: Vec<NodeId> = ring.preference_list(partition)[..n].to_vec();
-            nodes.retain(|&node| self.health(node) != Health::Down);
+            nodes.retain(|&node| self.can_answer(node));
             nodes.sort_by_key(|&node| (node != self.id(), self.health(node), node));
             nodes.truncate(r);
             nodes

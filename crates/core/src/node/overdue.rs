@@ -4,6 +4,7 @@ use super::gets::HEDGE_COST;
 use super::puts::put_error;
 use super::{Node, Origin, Output, Work};
 use crate::client::ClientError;
+use crate::detector::Health;
 use crate::message::TaskId;
 use crate::types::{NodeId, Now};
 
@@ -70,41 +71,53 @@ impl Node {
         }
     }
 
-    /// Goes on with everything that waits for `peer`, which is late or lost.
-    pub(super) fn stop_waiting_for(&mut self, now: Now, peer: NodeId, is_lost: bool, out: &mut Vec<Output>) {
+    /// `peer` is late, or silent for long, or lost: asks others in its place.
+    ///
+    /// Only a lost one, whose link is closed, is not waited for any more. Otherwise a request waits until its own time
+    /// is up; background work, for which nobody waits, gives up earlier.
+    pub(super) fn ask_others_than(&mut self, now: Now, peer: NodeId, out: &mut Vec<Output>) {
+        let is_lost = !self.can_answer(peer);
+        let is_down = self.health(peer) == Health::Down;
         for id in self.tasks.ids() {
             let Some(task) = self.tasks.get_mut(id) else {
                 continue;
             };
             match &mut task.work {
                 Work::Get { get, .. } if get.outstanding().any(|node| node == peer) => {
-                    if is_lost {
-                        get.fail(peer);
+                    let is_awaited =
+                        matches!(task.origin, Origin::Client(_) | Origin::Peer(..) | Origin::Run(_));
+                    match is_down {
+                        true if is_lost || !is_awaited => get.rule_out(peer),
+                        true => get.set_aside(peer),
+                        false => {}
                     }
-                    if task.origin != Origin::Nobody {
+                    if is_down && is_awaited {
+                        self.add_fallback(id);
+                    }
+                    if self.tasks.get_mut(id).is_some_and(|task| task.origin != Origin::Nobody) {
                         self.ask_more(now, id, 1, out);
                     }
                     self.advance_get(now, id, out);
                 }
-                Work::Put { put, .. } if is_lost => {
+                // Whom it has not asked yet, it need not ask.
+                Work::Get { get, .. } if is_lost => get.rule_out(peer),
+                Work::Put { put, reply } if is_lost || is_down && reply.is_none() => {
                     if let Some(owner) = put.fail(peer) {
                         self.stand_in(now, id, owner, out);
                         self.advance_put(now, id, out);
                     }
                 }
+                // The late one may still acknowledge, so only a fallback is worth a message, not yet a hint here.
                 Work::Put { put, reply: Some(_) } => {
-                    // The late one may still acknowledge, so only a fallback is worth a message, not yet a hint here.
                     if let Some(owner) = put.owed_through(peer) {
-                        if let Some(fallback) = self.free_fallback(id) {
-                            self.ask_copy(now, id, fallback, Some(owner), out);
-                        }
+                        self.double(now, id, owner, out);
                     }
                 }
                 Work::Forward { to, .. } if *to == peer => self.reroute(now, id, is_lost, out),
                 Work::Scan(listing) if listing.waits_for(peer) => self.advance_scan(now, id, out),
-                Work::Deliver(delivery) if is_lost && delivery.owner == peer => self.delivery_lost(id),
+                Work::Deliver(delivery) if is_down && delivery.owner == peer => self.delivery_lost(id),
                 Work::Fetch { source: other, .. } | Work::Compare { owner: other }
-                    if is_lost && *other == peer =>
+                    if is_down && *other == peer =>
                 {
                     self.rows_are_late(id)
                 }

@@ -147,8 +147,8 @@ impl Node {
         let n = self.replicas_of(key);
         let needed = needed.at_most(n);
         let list = self.placed_ring().preference_at(key.position());
-        let reachable =
-            |nodes: &[NodeId]| nodes.iter().filter(|&&node| self.health(node) != Health::Down).count();
+        // A silent one is tried until the request's time is up.
+        let reachable = |nodes: &[NodeId]| nodes.iter().filter(|&&node| self.can_answer(node)).count();
         let primaries = reachable(&list[..n]);
         let copies = (primaries + reachable(&list[n..])).min(n);
         if copies >= needed.total as usize && primaries >= needed.primaries as usize {
@@ -315,6 +315,7 @@ impl Node {
         let id = self.tasks.insert(Task { origin, started_us: now.mono_us, deadline_us, work });
         self.turn_puts.push((id, origin));
         self.ask_owners(now, id, &primaries, others.as_deref(), out);
+        self.double_suspects(now, id, out);
         if !self.advance_put(now, id, out) {
             self.tasks.wake_at(deadline_us, id);
         }
@@ -343,6 +344,52 @@ impl Node {
                 self.stand_in(now, id, owner, out);
             }
         }
+    }
+
+    /// Gives the copies of owners that are late to fallbacks too, if the put cannot do without them.
+    fn double_suspects(&mut self, now: Now, id: TaskId, out: &mut Vec<Output>) {
+        let Some(Task { work: Work::Put { put, .. }, .. }) = self.tasks.get_mut(id) else { return };
+        let detector = &self.detector;
+        let suspects: Vec<NodeId> =
+            put.outstanding().filter(|node| detector.health(*node) == Health::Suspect).collect();
+        if suspects.is_empty() || !put.depends_on(&suspects) {
+            return;
+        }
+        for owner in suspects {
+            self.double(now, id, owner, out);
+        }
+    }
+
+    /// `owner` is late with its copy: a fallback is asked as well, unless one has been.
+    pub(super) fn double(&mut self, now: Now, id: TaskId, owner: NodeId, out: &mut Vec<Output>) {
+        let Some(Task { work: Work::Put { put, .. }, .. }) = self.tasks.get_mut(id) else { return };
+        if put.has_stand_in(owner) {
+            return;
+        }
+        if let Some(fallback) = self.free_fallback(id) {
+            self.ask_copy(now, id, fallback, Some(owner), out);
+        }
+    }
+
+    /// A put cannot succeed with the nodes that were asked: asks those that have been silent for long, but are linked.
+    /// True if there was one.
+    fn ask_silent(&mut self, now: Now, id: TaskId, out: &mut Vec<Output>) -> bool {
+        let Some(Task { work: Work::Put { put, reply: Some(_) }, .. }) = self.tasks.get_mut(id) else {
+            return false;
+        };
+        let key = put.key.clone();
+        let (serving, others) = self.owners(&key);
+        let owners = [serving, others.unwrap_or_default()].concat();
+        let mut has_asked = false;
+        for owner in owners.into_iter().filter(|owner| self.is_silent(*owner)).collect::<Vec<_>>() {
+            let Some(Task { work: Work::Put { put, .. }, .. }) = self.tasks.get_mut(id) else { break };
+            if put.involves(owner) {
+                continue;
+            }
+            self.ask_copy(now, id, owner, None, out);
+            has_asked = true;
+        }
+        has_asked
     }
 
     /// Repeats a write with this node's ring of today.
@@ -443,6 +490,15 @@ impl Node {
 
     /// Looks whether a put has enough acknowledgements and goes on with it. True if it is over.
     pub(super) fn advance_put(&mut self, now: Now, id: TaskId, out: &mut Vec<Output>) -> bool {
+        let Some(task) = self.tasks.get_mut(id) else {
+            return true;
+        };
+        let Work::Put { put, reply } = &mut task.work else {
+            return true;
+        };
+        if reply.is_some() && put.progress() == Progress::Impossible && self.ask_silent(now, id, out) {
+            return false;
+        }
         let Some(task) = self.tasks.get_mut(id) else {
             return true;
         };

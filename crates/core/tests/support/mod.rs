@@ -68,6 +68,9 @@ impl Store for Disk {
     }
 }
 
+/// A node that still has something to do after so many ticks of one moment never rests.
+const TICKS_MAX: usize = 100;
+
 pub struct Machine {
     pub node: Option<Node>,
     pub disk: Disk,
@@ -100,6 +103,9 @@ pub struct Cluster {
     links: BTreeSet<(usize, usize)>,
     broken: BTreeSet<(usize, usize)>,
     deaf: BTreeSet<(usize, usize)>,
+    /// Nodes that stand still, as under SIGSTOP, and what waits for them.
+    paused: BTreeSet<usize>,
+    unread: VecDeque<(usize, usize, Bytes)>,
     wires: VecDeque<(usize, usize, Bytes)>,
     replies: BTreeMap<RequestId, Result<Reply, ClientError>>,
     requests: RequestId,
@@ -153,6 +159,8 @@ impl Cluster {
             links: BTreeSet::new(),
             broken: BTreeSet::new(),
             deaf: BTreeSet::new(),
+            paused: BTreeSet::new(),
+            unread: VecDeque::new(),
             wires: VecDeque::new(),
             replies: BTreeMap::new(),
             requests: 0,
@@ -247,16 +255,23 @@ impl Cluster {
     }
 
     fn next_wakeup(&self) -> u64 {
-        let nodes = self.machines.iter().filter_map(|machine| machine.node.as_ref());
+        let awake = self.machines.iter().enumerate().filter(|(i, _)| !self.paused.contains(i));
+        let nodes = awake.filter_map(|(_, machine)| machine.node.as_ref());
         nodes.map(Node::next_wakeup).min().unwrap_or(u64::MAX)
     }
 
     fn wake(&mut self) {
         self.now_us = self.now_us.max(self.next_wakeup());
         for i in 0..self.machines.len() {
-            let due = self.machines[i].node.as_ref().is_some_and(|node| node.next_wakeup() <= self.now_us);
+            let node = self.machines[i].node.as_ref().filter(|_| !self.paused.contains(&i));
+            let due = node.is_some_and(|node| node.next_wakeup() <= self.now_us);
             if due {
-                self.turn(i, Input::Tick);
+                // Background work comes in portions.
+                for _ in 0..TICKS_MAX {
+                    if self.node(i).next_wakeup() <= self.now_us {
+                        self.turn(i, Input::Tick);
+                    }
+                }
                 assert!(self.node(i).next_wakeup() > self.now_us, "node {i} wakes without end");
             }
         }
@@ -300,6 +315,18 @@ impl Cluster {
     /// What `i` says vanishes, as if it had been stopped.
     pub fn mute(&mut self, i: usize) {
         (0..self.machines.len()).filter(|&other| other != i).for_each(|other| self.silence(i, other));
+    }
+
+    /// `i` stands still: what it is sent waits for it, and its links stay open.
+    pub fn pause(&mut self, i: usize) {
+        self.paused.insert(i);
+    }
+
+    /// All nodes go on.
+    pub fn resume(&mut self) {
+        self.paused.clear();
+        self.wires.append(&mut self.unread);
+        self.pump();
     }
 
     /// Mends all links and silences.
@@ -383,6 +410,10 @@ impl Cluster {
             let Some((from, to, bytes)) = self.wires.pop_front() else {
                 return;
             };
+            if self.paused.contains(&to) {
+                self.unread.push_back((from, to, bytes));
+                continue;
+            }
             let message = Message::decode(&bytes).expect("what a node sends can be read");
             self.turn(to, Input::Message { from: self.machines[from].id, message });
         }

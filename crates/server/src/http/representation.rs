@@ -109,7 +109,8 @@ pub struct View<'a> {
 }
 
 impl View<'_> {
-    /// 200 with the only value or the one `vtag` names, 300 with several, 404 when none is live or has that name.
+    /// 200 with the only value or the one `vtag` names, 300 with several that differ, 404 when none is live or has that
+    /// name.
     pub fn response(&self, vtag_asked: Option<&str>, accept: Accept) -> Response<Body> {
         let mut siblings = self.object.siblings(self.wall_ms);
         if siblings.is_empty() {
@@ -117,6 +118,12 @@ impl View<'_> {
         }
         if let Some(name) = vtag_asked {
             siblings.retain(|sibling| vtag(sibling.dot) == name);
+        }
+        // A put that was repeated is its own sibling: there is nothing to choose between equal ones.
+        if let [first, others @ ..] = &siblings[..] {
+            if others.iter().all(|other| is_same(first, other)) {
+                siblings.truncate(1);
+            }
         }
         match &siblings[..] {
             [] => {
@@ -212,6 +219,11 @@ fn value_headers(sibling: &Sibling, place: &Place) -> HeaderMap {
         headers.insert(EXPIRES, date(expires_ms));
     }
     headers
+}
+
+/// True if a client could tell two siblings apart by their names only.
+fn is_same(one: &Sibling, other: &Sibling) -> bool {
+    one.value == other.value && one.headers == other.headers && one.expires_ms == other.expires_ms
 }
 
 fn list(siblings: &[Sibling]) -> Body {

@@ -171,6 +171,7 @@ impl Cluster {
             made: 0,
             by_id: BTreeMap::new(),
             plan: Plan::calm(),
+            links_stay_open: false,
             history: History::default(),
             trace: Trace::new(setup.trace),
             unanswered: 0,
@@ -201,7 +202,8 @@ impl Cluster {
             return 0;
         }
         let plan = Plan::draw(setup.faults, &mut self.rng);
-        let is_faultless = plan.is_calm();
+        let (is_faultless, only_starves) = (plan.is_calm(), plan.only_starves());
+        self.links_stay_open = plan.keeps_links();
         self.trace.line(self.now_us, || format!("{plan:?} {:?}", self.config));
         self.unleash(plan);
         self.load(is_faultless);
@@ -215,6 +217,9 @@ impl Cluster {
         self.check_trees();
         if !has_converged {
             self.blame_differences();
+        }
+        if only_starves {
+            self.check_suspicions();
         }
         if has_converged && self.history.violations.is_empty() {
             self.look();
@@ -312,6 +317,17 @@ impl Cluster {
         waiting
             .filter(|id| self.now_us > self.history.operations[**id as usize].start_us + 60_000_000)
             .count()
+    }
+
+    /// Nodes that stood still all at once, with all links open, have no reason to take each other for down.
+    fn check_suspicions(&mut self) {
+        let told = self.nodes().map(|node| (node.id(), node.metrics().silent_downs));
+        let accusers: Vec<String> =
+            told.filter(|(_, downs)| *downs > 0).map(|(id, downs)| format!("{id} {downs} times")).collect();
+        if !accusers.is_empty() {
+            let detail = format!("living peers were taken for down: by {}", accusers.join(", by "));
+            self.history.blame("suspicion", None, detail);
+        }
     }
 
     fn convergence_bound_us(&self) -> u64 {

@@ -17,6 +17,10 @@ use crate::disk::Disk;
 use crate::faults::{Fault, Plan, Timing};
 use crate::machine::Clock;
 
+/// Of machines that stood still at once the last goes on within so many times `suspect_ms` of the first: long enough to
+/// be suspect, too short to be down.
+const STAGGER_FACTOR: u64 = 4;
+
 impl Cluster {
     /// Starts the faults of this seed's plan.
     pub(super) fn unleash(&mut self, plan: Plan) {
@@ -79,6 +83,7 @@ impl Cluster {
             Fault::Stranger => self.meet_stranger(machine),
             Fault::Address => self.readdress(machine, lasts_us),
             Fault::Clock => self.set_clock_far(machine),
+            Fault::Starve => self.starve(lasts_us),
             Fault::Delay | Fault::Loss | Fault::Duplicate | Fault::Reorder => false,
         };
         if has_struck {
@@ -277,6 +282,18 @@ impl Cluster {
         }
         machine.stalled_until_us = until_us;
         machine.stalled_us += lasts_us;
+        true
+    }
+
+    /// All machines stand still; some get their processor back a little later than others.
+    fn starve(&mut self, lasts_us: u64) -> bool {
+        let stagger_us = STAGGER_FACTOR * self.config.suspect_ms * 1000;
+        for machine in &mut self.machines {
+            let until_us = self.now_us + lasts_us + self.rng.below(stagger_us);
+            let from_us = self.now_us.max(machine.stalled_until_us);
+            machine.stalled_us += until_us.saturating_sub(from_us);
+            machine.stalled_until_us = from_us.max(until_us);
+        }
         true
     }
 

@@ -1,7 +1,7 @@
 //! Nodes and wires without clients, disks or stalls: only what gossip and probes need, so that a thousand nodes fit.
 //!
 //! All nodes know each other and are linked from the start, at times of their own, as in a cluster that has run for
-//! long. A node handles a message the moment it arrives.
+//! long. A node handles a message the moment it arrives, unless [`World::run_objects`] has its handlers take time.
 
 use std::collections::BTreeMap;
 
@@ -34,7 +34,11 @@ pub struct Opinion {
 enum Happening {
     Arrive { from: usize, to: usize, message: Box<Message> },
     Wake { node: usize },
+    Ask { node: usize, id: RequestId, request: Box<Request> },
 }
+
+/// What a turn takes besides its handlers, where it takes time at all, in microseconds.
+const TURN_US: u64 = 20;
 
 pub struct World {
     pub now_us: u64,
@@ -50,8 +54,13 @@ pub struct World {
     pub opinions: Vec<Opinion>,
     /// Who asked whom for a replica's copy.
     pub reads: Vec<(usize, usize)>,
-    replies: BTreeMap<RequestId, Result<Reply, ClientError>>,
+    /// With when they left, in microseconds.
+    replies: BTreeMap<RequestId, (u64, Result<Reply, ClientError>)>,
     requests: RequestId,
+    /// How long one instruction of a handler takes; 0: turns take no time.
+    instruction_ns: u64,
+    /// Until when each node is busy with its last turn.
+    busy_until_us: Vec<u64>,
     wires: Wires,
     rng: Rng,
     ids: Vec<NodeId>,
@@ -88,6 +97,8 @@ impl World {
             reads: Vec::new(),
             replies: BTreeMap::new(),
             requests: 0,
+            instruction_ns: 0,
+            busy_until_us: vec![0; count],
             wires,
             rng,
             wake_us: vec![u64::MAX; count],
@@ -130,8 +141,21 @@ impl World {
             let ((at_us, _), happening) = entry.remove_entry();
             self.now_us = at_us;
             match happening {
+                Happening::Arrive { to: node, .. } | Happening::Ask { node, .. }
+                    if self.busy_until_us[node] > at_us =>
+                {
+                    self.at(self.busy_until_us[node], happening);
+                }
+                Happening::Wake { node }
+                    if self.wake_us[node] == at_us && self.busy_until_us[node] > at_us =>
+                {
+                    self.wake_at(node, self.busy_until_us[node]);
+                }
                 Happening::Arrive { from, to, message } => {
                     self.turn(to, Input::Message { from: self.ids[from], message: *message });
+                }
+                Happening::Ask { node, id, request } => {
+                    self.turn(node, Input::Request { id, request: *request });
                 }
                 Happening::Wake { node } if self.wake_us[node] == at_us => {
                     self.wake_us[node] = u64::MAX;
@@ -151,13 +175,27 @@ impl World {
     /// A client's request, and its answer once time has passed.
     pub fn ask(&mut self, index: usize, operation: Operation) -> RequestId {
         self.requests += 1;
-        let request = Request { operation, timeout_ms: None };
-        self.turn(index, Input::Request { id: self.requests, request });
+        let request = Box::new(Request { operation, timeout_ms: None });
+        self.at(self.now_us, Happening::Ask { node: index, id: self.requests, request });
         self.requests
     }
 
     pub fn answer(&mut self, id: RequestId) -> Option<Result<Reply, ClientError>> {
+        self.replies.remove(&id).map(|(_, result)| result)
+    }
+
+    /// As [`World::answer`], with when it left its node, in microseconds.
+    pub fn timed_answer(&mut self, id: RequestId) -> Option<(u64, Result<Reply, ClientError>)> {
         self.replies.remove(&id)
+    }
+
+    /// From now on nodes run active objects, and a turn takes time: so long for each instruction of a handler.
+    pub fn run_objects(&mut self, instruction_ns: u64) {
+        self.instruction_ns = instruction_ns;
+        for node in self.nodes.iter_mut().flatten() {
+            let sandbox = oort_script::Machine::new(|| 0).expect("there is memory");
+            node.set_sandbox(Box::new(sandbox));
+        }
     }
 
     /// Indices of nodes that run.
@@ -169,19 +207,26 @@ impl World {
         let at = now(self.now_us);
         let Some(node) = &mut self.nodes[index] else { return };
         let mut out = Vec::new();
+        let before = node.metrics().active_instructions;
         node.step(at, input, &mut out);
+        if self.instruction_ns > 0 && at.mono_us >= node.next_wakeup() {
+            node.step(at, Input::Tick, &mut out);
+        }
         node.stage(&mut out);
-        node.commit(at, &mut out);
-        let wake_us = node.next_wakeup().max(self.now_us + 1);
+        let ran = node.metrics().active_instructions - before;
+        let took_us = if self.instruction_ns > 0 { TURN_US + ran * self.instruction_ns / 1000 } else { 0 };
+        node.commit(now(self.now_us + took_us), &mut out);
+        let wake_us = node.next_wakeup().max(self.now_us + took_us + 1);
+        self.busy_until_us[index] = self.now_us + took_us;
         for output in out {
             match output {
-                Output::Send { to, message } => self.send(index, self.by_id[&to], message),
+                Output::Send { to, message } => self.send(index, self.by_id[&to], message, took_us),
                 Output::Event(Event::HealthChanged { peer, to, .. }) => {
                     let about = self.by_id[&peer];
                     self.opinions.push(Opinion { at_us: self.now_us, of: index, about, health: to });
                 }
                 Output::Reply { id, result } => {
-                    self.replies.insert(id, result);
+                    self.replies.insert(id, (self.now_us + took_us, result));
                 }
                 Output::Connect { .. }
                 | Output::Disconnect { .. }
@@ -194,7 +239,7 @@ impl World {
         }
     }
 
-    fn send(&mut self, from: usize, to: usize, message: Message) {
+    fn send(&mut self, from: usize, to: usize, message: Message, after_us: u64) {
         self.encoded.clear();
         message.encode(&mut self.encoded);
         self.messages += 1;
@@ -207,7 +252,7 @@ impl World {
             return;
         }
         let way_us = (self.wires)(from, to);
-        let at_us = self.now_us + way_us + self.rng.below(1 + way_us / 4);
+        let at_us = self.now_us + after_us + way_us + self.rng.below(1 + way_us / 4);
         self.at(at_us, Happening::Arrive { from, to, message: Box::new(message) });
     }
 
