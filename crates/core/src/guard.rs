@@ -274,7 +274,8 @@ mod tests {
     #[test]
     fn a_majority_must_take_the_node_for_down_and_nobody_for_alive() {
         use Health::{Down, Suspect, Up};
-        let table: [(u64, &[u64], &[(u64, Health)], bool, &str); 9] = [
+        type Case<'a> = (u64, &'a [u64], &'a [(u64, Health)], bool, &'a str);
+        let table: [Case; 9] = [
             (3, &[2], &[(3, Down)], false, "ok"),
             (3, &[2], &[(3, Up)], true, "alive"),
             (3, &[2], &[(3, Suspect)], true, "alive"),

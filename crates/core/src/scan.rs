@@ -19,6 +19,9 @@ use crate::message::Listed;
 use crate::object::Object;
 use crate::types::{NodeId, Now, ObjectKey, Position};
 
+/// Replicas, each with the keys that it did not list and another one did.
+pub type Doubts = Vec<(NodeId, Vec<ObjectKey>)>;
+
 /// The most segments one page walks through before it is returned, however few keys were found.
 const SEGMENTS_MAX: u32 = 256;
 /// The most rows that the replicas of a page look at, one after the other, before it is returned.
@@ -165,7 +168,7 @@ impl Listing {
     /// Takes what all have answered: merges the segment into the page and moves on; or stays, to ask for the rows of
     /// replicas whose counts disagree; or returns the number of the next question and whom to ask what, if some listed
     /// keys that others did not.
-    pub fn finish_part(&mut self, now: Now) -> Option<(u32, Vec<(NodeId, Vec<ObjectKey>)>)> {
+    pub fn finish_part(&mut self, now: Now) -> Option<(u32, Doubts)> {
         let answers: Vec<(NodeId, Listed)> = std::mem::take(&mut self.answers)
             .into_iter()
             .filter_map(|answer| Some((answer.node, answer.listed?)))
@@ -202,10 +205,7 @@ impl Listing {
     }
 
     /// Merges the rows of the segment, and finds which of them each replica did not list.
-    fn compare(
-        &self,
-        answers: Vec<(NodeId, Listed)>,
-    ) -> (BTreeMap<ObjectKey, Object>, Vec<(NodeId, Vec<ObjectKey>)>) {
+    fn compare(&self, answers: Vec<(NodeId, Listed)>) -> (BTreeMap<ObjectKey, Object>, Doubts) {
         let (mut rows, mut listed_by) = (BTreeMap::new(), Vec::new());
         for (node, mut listed) in answers {
             listed.rows.retain(|(key, _)| self.is_inside(key));
@@ -248,7 +248,7 @@ impl Listing {
 
     /// Passes over the keys that not all listed.
     #[cfg(feature = "sabotage")]
-    pub fn forget_doubts(&mut self, now: Now, missing: Vec<(NodeId, Vec<ObjectKey>)>) {
+    pub fn forget_doubts(&mut self, now: Now, missing: Doubts) {
         let mut rows = self.doubtful.take().unwrap_or_default();
         self.answers.clear();
         missing.iter().flat_map(|(_, keys)| keys).for_each(|key| drop(rows.remove(key)));

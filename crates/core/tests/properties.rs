@@ -515,7 +515,7 @@ proptest! {
 
 /// One of few keys of which four share a cursor, and two of these a position.
 fn crowded_key(name: u32) -> ObjectKey {
-    let position = (name as u64 / 4) << 58 | u64::MAX >> 6 & !1 | name as u64 % 4 / 2;
+    let position = (name as u64 / 4) << 58 | u64::MAX >> 6 & !1 | (name as u64 % 4 / 2);
     let row = [&position.to_be_bytes()[..], b"\x01b", format!("k{name}").as_bytes()].concat();
     ObjectKey::from_row(row.into()).unwrap()
 }

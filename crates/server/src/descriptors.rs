@@ -64,7 +64,7 @@ pub struct Spare(Mutex<Vec<File>>);
 
 impl Spare {
     /// Opens them, as many as there are.
-    pub fn new() -> Spare {
+    pub fn open() -> Spare {
         let spare = Spare(Mutex::new(Vec::new()));
         spare.refill();
         spare
@@ -120,7 +120,7 @@ mod tests {
 
     #[test]
     fn what_is_lent_is_taken_again() {
-        let spare = Spare::new();
+        let spare = Spare::open();
         assert_eq!(spare.files().len(), SPARE);
         assert_eq!(spare.lend(|| spare.files().len()), 0);
         assert_eq!(spare.files().len(), SPARE);

@@ -135,7 +135,7 @@ fn checksum(bytes: &[u8]) -> [u8; CHECKSUM_BYTES] {
 /// Standard base64, with padding.
 pub fn to_base64(bytes: &[u8]) -> String {
     let mut text = digits(bytes, ALPHABET);
-    while text.len() % 4 != 0 {
+    while !text.len().is_multiple_of(4) {
         text.push(PADDING as char);
     }
     text

@@ -86,6 +86,7 @@ fn small() -> StorageOptions {
         segment_bytes: 256 << 10,
         reserve_bytes: 0,
         retry_interval: Duration::ZERO,
+        open_tables: 64,
     }
 }
 

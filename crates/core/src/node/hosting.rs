@@ -34,6 +34,9 @@ const NEIGHBOURS_FACTOR: usize = 2;
 /// What could not be written for a full disk or a handler that waits is tried again after this, in microseconds.
 const RETRY_US: u64 = 100_000;
 
+/// Names of a map with their values; an entry without a value is left out.
+type Entries<'a> = &'a [(&'a str, Option<Value>)];
+
 impl Node {
     // Host requests
 
@@ -518,7 +521,7 @@ impl Node {
         active: &Active,
         expires_ms: Option<u64>,
         newest: Option<Dot>,
-        (counts, timer): (&[(&str, Option<Value>)], &[(&str, Option<Value>)]),
+        (counts, timer): (Entries, Entries),
     ) -> Value {
         let text = |text: &str| Some(Value::from(text));
         let number = |number: u64| Some(Value::Integer(number as i64));

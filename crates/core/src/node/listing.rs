@@ -3,8 +3,8 @@
 use super::{Node, Origin, Output, Task, Work};
 use crate::client::{Action, ClientError, Reply, Scan, SCAN_LIMIT_MAX};
 use crate::message::{Control, Listed, Message, TaskId};
-use crate::scan::Listing;
-use crate::types::{NodeId, Now, ObjectKey, Partition, Position};
+use crate::scan::{Doubts, Listing};
+use crate::types::{NodeId, Now, Partition, Position};
 
 impl Node {
     pub(super) fn start_scan(
@@ -84,7 +84,7 @@ impl Node {
         now: Now,
         id: TaskId,
         part: u32,
-        missing: Vec<(NodeId, Vec<ObjectKey>)>,
+        missing: Doubts,
         out: &mut Vec<Output>,
     ) -> bool {
         let me = self.membership.me;

@@ -164,7 +164,7 @@ mod tests {
     use crate::commands::stats::{Clerk, Stats};
     use crate::commands::strings::addition;
     use crate::commands::Started;
-    use crate::connection::{Connection, Reach, Requests, Submission};
+    use crate::connection::{Connection, Listings, Reach, Requests, Submission};
     use crate::resp::request::Limits;
 
     fn key(name: &str) -> ObjectKey {
@@ -189,7 +189,7 @@ mod tests {
     impl Client {
         fn new(start: &str) -> Client {
             let session = Session::new(1, "127.0.0.1:1".into(), String::new(), 0);
-            let connection = Connection::new(session, Limits::default());
+            let connection = Connection::new(session, Limits::default(), Listings::default());
             let counter = oort_core::object::Object::default();
             let (asked, submissions) = (Vec::new(), Vec::new());
             let mut client =

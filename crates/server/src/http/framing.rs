@@ -93,7 +93,7 @@ impl Watch {
     }
 
     /// The framing of the next request, in the order of the requests; `None` if the bytes made no sense.
-    pub fn next(&mut self) -> Option<Framing> {
+    pub fn take_next(&mut self) -> Option<Framing> {
         self.heads.pop_front()
     }
 
@@ -173,7 +173,7 @@ mod tests {
         DELETE /d HTTP/1.1\r\n\r\n";
 
     fn framings(watch: &mut Watch) -> Vec<Framing> {
-        std::iter::from_fn(|| watch.next()).collect()
+        std::iter::from_fn(|| watch.take_next()).collect()
     }
 
     #[test]

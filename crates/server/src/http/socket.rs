@@ -35,7 +35,7 @@ pub struct Wire {
 impl Wire {
     /// How the next request is framed.
     pub fn next_framing(&self) -> Option<Framing> {
-        self.watch().next()
+        self.watch().take_next()
     }
 
     /// True if all of every request that began has come, whether or not it was read.

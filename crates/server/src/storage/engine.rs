@@ -71,7 +71,7 @@ impl Engine {
         let open = |space: Space| database.keyspace(NAMES[space as usize], keyspace_options);
         let keyspaces = [open(Space::Data)?, open(Space::Hints)?, open(Space::Meta)?];
         let writeback = Arc::new(Writeback::start(directory).map_err(fjall::Error::Io)?);
-        let spare = Arc::new(Spare::new());
+        let spare = Arc::new(Spare::open());
         Ok(Engine { keyspaces, database, _writeback: writeback, spare, merges_behind: behind })
     }
 
