@@ -227,7 +227,7 @@ impl Metrics {
         total("late_messages", "messages that named no request in flight", self.late_messages);
         visit("active_loaded", "active objects that are loaded", false, self.active_loaded);
         visit("active_timers", "timers of the objects held", false, self.active_timers);
-        let late = "how late the timer was that was begun last, in milliseconds";
+        let late = "how late the timer was that was begun last";
         visit("active_timer_late_ms", late, false, self.active_timer_late_ms);
         visit("hints_pending", "hints waiting for their owner", false, self.hints_pending);
         let waiting = "deleted and expired objects held alike by all, to be dropped when that has lasted";
@@ -236,7 +236,7 @@ impl Metrics {
         visit("entropy_in_sync", in_sync, false, self.entropy_in_sync);
         let compared = "partitions, for each other owner, that were compared";
         visit("entropy_compared", compared, false, self.entropy_compared);
-        let age = "milliseconds since the last full round of comparisons, 0: none yet";
+        let age = "time since the last full round of comparisons, 0: none yet";
         visit("entropy_round_age_ms", age, false, self.entropy_round_age_ms);
     }
 }

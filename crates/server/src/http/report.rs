@@ -181,9 +181,13 @@ pub async fn metrics(shared: &Shared) -> Result<Response<Body>, Refusal> {
 fn node_metrics(inside: &Inside) -> MetricsPage {
     let mut page = MetricsPage::default();
     let node = inside.node;
-    node.metrics().each(|name, help, is_total, value| match is_total {
-        true => page.single(&format!("oort_{name}_total"), "counter", help, value),
-        false => page.single(&format!("oort_{name}"), "gauge", help, value),
+    node.metrics().each(|name, help, is_total, value| match (is_total, name.strip_suffix("_ms")) {
+        (true, _) => page.single(&format!("oort_{name}_total"), "counter", help, value),
+        // Prometheus has one unit of time.
+        (false, Some(name)) => {
+            page.single(&format!("oort_{name}_seconds"), "gauge", help, value as f64 / 1000.0)
+        }
+        (false, None) => page.single(&format!("oort_{name}"), "gauge", help, value),
     });
     let ring = node.ring();
     let levels: [(&str, &str, u64); 7] = [

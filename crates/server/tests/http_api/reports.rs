@@ -47,6 +47,12 @@ fn metrics_are_what_prometheus_reads() {
     let mut client = Client::connect(node.address());
     client.get("/buckets/b/keys/k");
     let metrics = client.get("/metrics");
+    assert_eq!(lint(metrics.text()), [""; 0]);
+    assert_eq!(lint("oort_x 1\n"), ["oort_x: no type"]);
+    assert_eq!(
+        lint("# HELP oort_x_ms y\n# TYPE oort_x_ms gauge\n"),
+        ["oort_x_ms: an abbreviated unit, or its type"]
+    );
     assert_eq!(metrics.header("content-type"), Some("text/plain; version=0.0.4; charset=utf-8"));
     let mut described = None;
     for line in metrics.text().lines() {
@@ -64,11 +70,65 @@ fn metrics_are_what_prometheus_reads() {
         "oort_hints_pending 0\n",
         "oort_ready 1\n",
         "oort_http_requests_total{method=\"GET\",code=\"4xx\"} 1\n",
+        "oort_http_responses_total{code=\"404\"} 1\n",
+        "oort_http_method_duration_seconds_count{method=\"GET\"} 1\n",
+        "oort_http_method_duration_seconds_bucket{method=\"PUT\",le=\"+Inf\"} 0\n",
+        "oort_operation_duration_seconds_bucket{kind=\"get\",le=\"0.000016\"} 0\n",
+        "oort_peer_round_trip_seconds_count 0\n",
         "oort_http_request_duration_seconds_bucket{le=\"+Inf\"} 1\n",
         "oort_http_connections 1\n",
     ] {
         assert!(metrics.text().contains(sample), "{sample} is not in\n{}", metrics.text());
     }
+}
+
+/// What `promtool check metrics` finds wrong with a page.
+fn lint(page: &str) -> Vec<String> {
+    let (mut kinds, mut wrong) = (std::collections::BTreeMap::new(), Vec::new());
+    let mut helped = std::collections::BTreeSet::new();
+    for line in page.lines() {
+        let mut words = line.splitn(4, ' ');
+        match (words.next(), words.next(), words.next(), words.next()) {
+            (Some("#"), Some("HELP"), Some(name), Some(help)) if !help.is_empty() => {
+                if !helped.insert(name) {
+                    wrong.push(format!("{name}: described twice"));
+                }
+            }
+            (Some("#"), Some("TYPE"), Some(name), Some(kind)) => {
+                kinds.insert(name, kind);
+            }
+            (Some("#"), ..) => wrong.push(format!("no help: {line}")),
+            _ => {
+                let name = line.split(['{', ' ']).next().unwrap_or("");
+                let of_histogram = ["_bucket", "_sum", "_count"]
+                    .iter()
+                    .filter_map(|suffix| name.strip_suffix(suffix))
+                    .any(|base| kinds.get(base) == Some(&"histogram"));
+                if !of_histogram && !kinds.contains_key(name) {
+                    wrong.push(format!("{name}: no type"));
+                }
+            }
+        }
+    }
+    for (name, kind) in kinds {
+        if !helped.contains(name) {
+            wrong.push(format!("{name}: no help"));
+        }
+        if (kind == "counter") != name.ends_with("_total") {
+            wrong.push(format!("{name}: counters end with _total, and nothing else"));
+        }
+        if kind != "histogram" && ["_bucket", "_sum", "_count"].iter().any(|suffix| name.ends_with(suffix)) {
+            wrong.push(format!("{name}: a histogram's ending"));
+        }
+        let short = ["s", "ms", "us", "ns", "sec", "b", "kb", "mb", "gb", "tb", "pb", "m", "h", "d"];
+        if name.split('_').any(|word| short.contains(&word) || word == kind || word == "milliseconds") {
+            wrong.push(format!("{name}: an abbreviated unit, or its type"));
+        }
+        if name.bytes().any(|byte| byte.is_ascii_uppercase()) {
+            wrong.push(format!("{name}: upper case"));
+        }
+    }
+    wrong
 }
 
 #[test]
