@@ -34,13 +34,16 @@ pub struct Active {
     pub last_interval: u64,
     /// Where its copies are; `None`: at all owners of its key.
     pub placement: Option<Placement>,
+    /// The number of the home's term in which it was written: each home that loads an object begins one, above all that
+    /// it has seen. Of concurrent versions the one of the latest term leads. 0: written before there were terms.
+    pub term: u64,
 }
 
 impl Active {
     /// What is left of it where it has no copy; `None` if it has copies at all owners.
     pub fn husk(&self) -> Option<Husk> {
         let (interval_ms, last_interval) = (self.interval_ms, self.last_interval);
-        Some(Husk { interval_ms, last_interval, placement: self.placement.clone()? })
+        Some(Husk { interval_ms, last_interval, placement: self.placement.clone()?, term: self.term })
     }
 
     /// Source and state. The rest stands before them, where it is encoded.
@@ -73,13 +76,15 @@ pub struct Husk {
     pub interval_ms: u64,
     pub last_interval: u64,
     pub placement: Placement,
+    /// As [`Active::term`]; encoded with the version's flags.
+    pub term: u64,
 }
 
 impl Husk {
     /// The object with its source and state.
     pub(crate) fn filled(self, source: Bytes, state: Bytes) -> Active {
-        let Husk { interval_ms, last_interval, placement } = self;
-        Active { source, state, interval_ms, last_interval, placement: Some(placement) }
+        let Husk { interval_ms, last_interval, placement, term } = self;
+        Active { source, state, interval_ms, last_interval, placement: Some(placement), term }
     }
 
     pub(crate) fn encode(&self, out: &mut Writer) {
@@ -106,7 +111,7 @@ impl Husk {
         if holders.is_empty() {
             return Err(DecodeError::Invalid { field: "holders" });
         }
-        Ok(Husk { interval_ms, last_interval, placement: Placement { holders, chosen_from } })
+        Ok(Husk { interval_ms, last_interval, placement: Placement { holders, chosen_from }, term: 0 })
     }
 }
 

@@ -80,6 +80,10 @@ pub enum Sabotage {
     AccuseWhenLate,
     /// A peer that has been silent for long is given up like one whose link is closed.
     GiveUpSilent,
+    /// A replica takes in what a home writes, whether or not it has seen all that is held.
+    StoreUncovered,
+    /// The home of an active object counts the copies of nodes that stand in for owners.
+    CountStandIns,
 }
 
 /// A node's configuration. The defaults suit a cluster in one data centre.

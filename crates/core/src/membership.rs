@@ -176,8 +176,9 @@ pub enum Gossip {
     Delta { members: Vec<Member>, ring: Option<RingState>, buckets: Vec<(Bytes, BucketEntry)> },
     /// Is anybody there? `mono_us` comes back; `wall_ms` lets the receiver compare clocks.
     Ping { mono_us: u64, wall_ms: u64 },
-    /// The answer to a ping. `coordinate`: where the sender takes itself to be by now.
-    Pong { mono_us: u64, wall_ms: u64, coordinate: Coordinate },
+    /// The answer to a ping. `coordinate`: where the sender takes itself to be by now. `sent_us`: its own `mono_us`, by
+    /// which the receiver knows the age of other messages.
+    Pong { mono_us: u64, wall_ms: u64, coordinate: Coordinate, sent_us: u64 },
     /// These do not answer the sender. Whoever takes them for up asks them.
     Rumour { silent: Vec<NodeId> },
 }

@@ -28,8 +28,24 @@ pub enum Message {
         hint_for: Option<NodeId>,
         /// Of the coordinator's ring.
         stamp: u64,
+        /// The term of the active object's home that writes it, if it must be refused where it has not seen all that is
+        /// held; 0: it is merged.
+        term: u64,
     },
-    /// The answer to a write.
+    /// This node is the home of an active object from now on, in the term `term`, and knows what `object` has seen, which
+    /// is an object without versions. If you hold nothing else, and have promised yourself to no later term, refuse all
+    /// earlier ones from now on.
+    Claim {
+        task: TaskId,
+        key: ObjectKey,
+        object: Bytes,
+        /// Hash of the row that was loaded, as in a write.
+        base: u64,
+        term: u64,
+        /// Of the home's ring.
+        stamp: u64,
+    },
+    /// The answer to a write or a claim.
     Written {
         task: TaskId,
         outcome: WriteOutcome,
@@ -64,6 +80,11 @@ pub enum WriteOutcome {
     Lacking,
     /// The coordinator's ring is older than the replica's: other nodes may be the ones to ask.
     Stale,
+    /// The replica holds something that this write of a home has not seen, or knows a later home. Nothing was taken in.
+    /// `promised`: the term of the home that it knows, if that is later, else 0.
+    Uncovered {
+        promised: u64,
+    },
 }
 
 /// What a replica holds.
@@ -100,12 +121,14 @@ pub struct Listed {
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum Control {
     Gossip(Gossip),
-    /// Coordinate this for me, within `timeout_ms`. Of what a call is about I hold an object with the hash `holds`; 0:
-    /// I do not say.
+    /// Coordinate this for me. Of what a call is about I hold an object with the hash `holds`; 0: I do not say.
     Forward {
         task: TaskId,
         operation: Operation,
-        timeout_ms: u32,
+        /// What was left of its time limit when it was sent.
+        left_us: u64,
+        /// When that was, by the sender's `mono_us`.
+        sent_us: u64,
         holds: u64,
     },
     /// The answer to a forward.
@@ -219,28 +242,45 @@ const WRITTEN: u8 = 2;
 const READ: u8 = 3;
 const READ_RESULT: u8 = 4;
 const CONTROL: u8 = 5;
+const CLAIM: u8 = 6;
+
+/// Flags of a write: a hint for another node goes with it; it is a home's, and the number of its term follows.
+const FOR_ANOTHER: u8 = 1;
+const OF_A_HOME: u8 = 2;
 
 impl Message {
     /// A write to an owner, whatever it holds.
     pub fn write(task: TaskId, key: ObjectKey, object: Bytes, stamp: u64) -> Message {
-        Message::Write { task, key, object, base: 0, hint_for: None, stamp }
+        Message::Write { task, key, object, base: 0, hint_for: None, stamp, term: 0 }
     }
 
     /// Appends the message's bytes. [`Message::decode`] reads them back.
     pub fn encode(&self, bytes: &mut Vec<u8>) {
         let mut out = Writer(bytes);
         match self {
-            Message::Write { task, key, object, base, hint_for, stamp } => {
+            Message::Write { task, key, object, base, hint_for, stamp, term } => {
                 out.u8(WRITE);
                 out.varint(*task);
                 out.fixed(*stamp);
                 out.bytes(key.row());
                 out.bytes(object);
                 out.fixed(*base);
-                out.u8(hint_for.is_some() as u8);
+                out.u8(hint_for.is_some() as u8 | if *term > 0 { OF_A_HOME } else { 0 });
                 if let Some(owner) = hint_for {
                     out.fixed(owner.0);
                 }
+                if *term > 0 {
+                    out.varint(*term);
+                }
+            }
+            Message::Claim { task, key, object, base, term, stamp } => {
+                out.u8(CLAIM);
+                out.varint(*task);
+                out.fixed(*stamp);
+                out.bytes(key.row());
+                out.bytes(object);
+                out.fixed(*base);
+                out.varint(*term);
             }
             Message::Written { task, outcome } => {
                 out.u8(WRITTEN);
@@ -252,7 +292,11 @@ impl Message {
                     WriteOutcome::Malformed => 3,
                     WriteOutcome::Stale => 4,
                     WriteOutcome::Lacking => 5,
+                    WriteOutcome::Uncovered { .. } => 6,
                 });
+                if let WriteOutcome::Uncovered { promised } = outcome {
+                    out.varint(*promised);
+                }
             }
             Message::Read { task, key, have, stamp } => {
                 out.u8(READ);
@@ -286,18 +330,34 @@ impl Message {
     pub fn decode(bytes: &Bytes) -> Result<Message, DecodeError> {
         let mut input = Reader::new(bytes);
         let message = match input.u8("kind")? {
-            WRITE => Message::Write {
-                task: input.varint("task")?,
-                stamp: input.fixed("stamp")?,
-                key: decode_key(&mut input)?,
-                object: input.bytes("object")?,
-                base: input.fixed("base")?,
-                hint_for: match input.u8("hint")? {
+            WRITE => {
+                let task = input.varint("task")?;
+                let stamp = input.fixed("stamp")?;
+                let key = decode_key(&mut input)?;
+                let (object, base) = (input.bytes("object")?, input.fixed("base")?);
+                let flags = input.u8("hint")?;
+                if flags & !(FOR_ANOTHER | OF_A_HOME) != 0 {
+                    return Err(DecodeError::Invalid { field: "hint" });
+                }
+                let hint_for = match flags & FOR_ANOTHER {
                     0 => None,
-                    1 => Some(NodeId(input.fixed("owner")?)),
-                    _ => return Err(DecodeError::Invalid { field: "hint" }),
-                },
-            },
+                    _ => Some(NodeId(input.fixed("owner")?)),
+                };
+                let term = match flags & OF_A_HOME {
+                    0 => 0,
+                    _ => match input.varint("term")? {
+                        0 => return Err(DecodeError::Invalid { field: "term" }),
+                        term => term,
+                    },
+                };
+                Message::Write { task, key, object, base, hint_for, stamp, term }
+            }
+            CLAIM => {
+                let (task, stamp) = (input.varint("task")?, input.fixed("stamp")?);
+                let (key, object) = (decode_key(&mut input)?, input.bytes("object")?);
+                let (base, term) = (input.fixed("base")?, input.varint("term")?);
+                Message::Claim { task, key, object, base, term, stamp }
+            }
             WRITTEN => Message::Written {
                 task: input.varint("task")?,
                 outcome: match input.u8("outcome")? {
@@ -307,6 +367,7 @@ impl Message {
                     3 => WriteOutcome::Malformed,
                     4 => WriteOutcome::Stale,
                     5 => WriteOutcome::Lacking,
+                    6 => WriteOutcome::Uncovered { promised: input.varint("promised term")? },
                     _ => return Err(DecodeError::Invalid { field: "write outcome" }),
                 },
             },

@@ -62,6 +62,10 @@ pub struct Metrics {
     pub active_merges: u64,
     /// Of these, versions whose changes the newest one's took the place of.
     pub active_merges_lost: u64,
+    /// Writes of homes refused here: they had not seen all that this node holds.
+    pub active_writes_refused: u64,
+    /// Calls that ran again here on what others had written meanwhile.
+    pub active_reruns: u64,
     /// Level: active objects that are loaded here.
     pub active_loaded: u64,
     /// Level: timers of the active objects held here.
@@ -112,6 +116,8 @@ pub struct Metrics {
     pub silent_downs: u64,
     /// Messages received that named no request in flight.
     pub late_messages: u64,
+    /// Requests of other nodes that were not begun, since their time was up when they came.
+    pub expired_forwards: u64,
     /// How long peers took to answer a probe.
     pub round_trips: Histogram,
 }
@@ -218,6 +224,12 @@ impl Metrics {
         total("active_timers_skipped", skipped, self.active_timers_skipped);
         total("active_writes", "versions written of what handlers changed", self.active_writes);
         total("active_messages", "what handlers asked of the node", self.active_messages);
+        let refused = "writes of homes refused: they had not seen all that is held here";
+        total("active_writes_refused", refused, self.active_writes_refused);
+        let reruns = "calls that ran again on what others had written meanwhile";
+        total("active_reruns", reruns, self.active_reruns);
+        let expired = "requests of other nodes whose time was up when they came";
+        total("expired_forwards", expired, self.expired_forwards);
         total("active_merges", "concurrent versions of active objects joined", self.active_merges);
         let lost = "concurrent versions that the newest took the place of";
         total("active_merges_lost", lost, self.active_merges_lost);

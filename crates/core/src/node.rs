@@ -7,8 +7,8 @@
 //! The submodules are one `impl Node` in parts: `coordinate` takes requests, `gets` and `puts` run them, `listing`
 //! scans, `operators` takes operators' changes of the ring, `overdue` goes on without what came too late, `serve` answers other coordinators, `background` gossips and
 //! hands hints over, `entropy` compares partitions and mends what differs, `collect` forgets deleted objects, `moving`
-//! changes the ring; `active` runs objects that carry code, with `homes`, `residents`, `creation` and `hosting`. Follow
-//! a put from `puts::start_update`.
+//! changes the ring; `active` runs objects that carry code, with `homes`, `residents`, `creation` and `hosting`, and
+//! `terms` says why no answered call is undone. Follow a put from `puts::start_update`.
 
 mod active;
 mod background;
@@ -28,6 +28,7 @@ mod puts;
 mod residents;
 mod rests;
 mod serve;
+mod terms;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -291,6 +292,8 @@ enum Work {
         put: Put,
         /// To be given when enough replicas have it.
         reply: Option<Reply>,
+        /// Of a home's write: what to do if it is refused.
+        refusal: Option<Box<terms::Refusal>>,
     },
     Forward {
         to: NodeId,
@@ -387,6 +390,8 @@ pub struct Node {
     /// Turns that were committed.
     turns: u64,
     clocks: PeerClocks,
+    /// How far this node's `mono_us` is ahead of each peer's, at most.
+    mono_ahead_us: BTreeMap<NodeId, i64>,
     clock_was_ahead: bool,
     /// What was last told about the clock's correction, in milliseconds.
     told_correction_ms: i64,
@@ -395,6 +400,8 @@ pub struct Node {
     requests_in_flight: usize,
     /// Updates handed to another coordinator because the first was late: an error does not mean that nothing happened.
     doubtful: BTreeSet<RequestId>,
+    /// The same of requests that peers handed over.
+    doubtful_of_peers: BTreeSet<(NodeId, TaskId)>,
     /// Those of them that were answered well in this turn: what is taken back becomes doubtful again.
     turn_doubtful: Vec<RequestId>,
     recent_forwards: RecentForwards,
@@ -481,12 +488,14 @@ impl Node {
             asked_for_ring_us: 0,
             turns: 0,
             clocks: PeerClocks::new(config.clock_skew_ms_max, now),
+            mono_ahead_us: BTreeMap::new(),
             clock_was_ahead: false,
             told_correction_ms: 0,
             read_only: None,
             stopping: false,
             requests_in_flight: 0,
             doubtful: BTreeSet::new(),
+            doubtful_of_peers: BTreeSet::new(),
             turn_doubtful: Vec::new(),
             recent_forwards: RecentForwards::default(),
             membership_is_dirty: true,
@@ -809,6 +818,7 @@ impl Node {
     fn send(&mut self, now: Now, to: NodeId, message: Message, out: &mut Vec<Output>) {
         let wants_answer = match &message {
             Message::Write { task, .. } => *task != 0,
+            Message::Claim { .. } => true,
             Message::Read { .. } => true,
             Message::Control(Control::ListRange { .. }) => true,
             Message::Control(Control::Gossip(Gossip::Ping { .. })) => true,
@@ -837,6 +847,11 @@ impl Node {
                 out.push(Output::Reply { id, result });
             }
             Origin::Peer(to, task) => {
+                let was_doubtful = self.doubtful_of_peers.remove(&(to, task));
+                let result = match result {
+                    Err(_) if was_doubtful => Err(ClientError::OutcomeUnknown),
+                    result => result,
+                };
                 let message = Message::Control(Control::Forwarded { task, result });
                 out.push(Output::Send { to, message });
             }
@@ -875,9 +890,12 @@ impl Node {
             output.deny(if is_doubtful { &ClientError::OutcomeUnknown } else { &refusal });
         }
         for (id, _) in undone {
-            if let Some(task) = self.tasks.remove(id) {
-                self.finish(task.origin, Err(refusal.clone()), out);
+            let Some(task) = self.tasks.remove(id) else { continue };
+            if let Work::Put { put, refusal: Some(_), .. } = &task.work {
+                // Others may wait for it.
+                self.replace_resident(&put.key.clone(), out);
             }
+            self.finish(task.origin, Err(refusal.clone()), out);
         }
         let dots = std::mem::take(&mut self.turn_dots);
         if !dots.is_empty() {

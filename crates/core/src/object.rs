@@ -5,7 +5,7 @@
 //! | count | index of actor | flags | [counter 8] | [expiry] | [headers] | value | ...   siblings, oldest first
 //!
 //! flags: bits 0-1 kind (0 bytes, 1 counter, 2 tombstone, 3 active), 2 expiry, 3 headers, 4 counter is that of the
-//! context, 5 active at some of the owners only
+//! context, 5 active at some of the owners only, 6 active and written in a home's term, whose number follows the headers
 //! ```
 //! The same bytes stand on disk and on the wire. Read `mutation` for how an object changes.
 //!
@@ -36,6 +36,7 @@ const HAS_EXPIRY: u8 = 0b0000_0100;
 const HAS_HEADERS: u8 = 0b0000_1000;
 const NEWEST_OF_ACTOR: u8 = 0b0001_0000;
 const IS_PLACED: u8 = 0b0010_0000;
+const HAS_TERM: u8 = 0b0100_0000;
 
 /// What one write stored.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -60,6 +61,20 @@ impl Value {
             Value::Husk(husk) => Some(&husk.placement),
             _ => None,
         }
+    }
+
+    /// The home's term in which this active object was written; 0: in none, or it is no active object.
+    pub fn term(&self) -> u64 {
+        match self {
+            Value::Active(active) => active.term,
+            Value::Husk(husk) => husk.term,
+            Value::Bytes(_) | Value::Counter(_) | Value::Tombstone => 0,
+        }
+    }
+
+    /// True if it carries code, here or at others.
+    pub fn carries_code(&self) -> bool {
+        matches!(self, Value::Active(_) | Value::Husk(_))
     }
 }
 
@@ -142,7 +157,7 @@ impl Object {
 
     /// Where the copies of the newest version are, if it has chosen.
     pub fn placement(&self) -> Option<&Placement> {
-        self.0.newest()?.1.value.placement()
+        leading(self.0.values().iter())?.1.value.placement()
     }
 
     /// Those who hold what is missing here.
@@ -206,8 +221,26 @@ impl Object {
         });
     }
 
+    /// The latest term of a home in which one of the versions was written; 0: none was.
+    pub fn term(&self) -> u64 {
+        self.0.values().iter().map(|(_, version)| version.value.term()).max().unwrap_or(0)
+    }
+
+    /// The version `dot` was not written by a home: if it is an active object, it is in no term.
+    pub fn leave_term(&mut self, dot: Dot) {
+        if self.term() == 0 {
+            return;
+        }
+        self.0.update(|other, version| match &mut version.value {
+            Value::Active(active) if other == dot => active.term = 0,
+            Value::Husk(husk) if other == dot => husk.term = 0,
+            _ => {}
+        });
+    }
+
     /// Last writer wins: keeps only the version with the greatest dot, and if that is a counter, the concurrent states
-    /// of the same counter, lest increments be lost.
+    /// of the same counter, lest increments be lost. If it is an active object, the concurrent ones stay for its home to
+    /// join: a home that stood still may have written the greatest dot.
     pub fn keep_newest(&mut self) {
         let Some((newest, version)) = self.0.newest() else { return };
         if self.0.values().len() == 1 {
@@ -218,9 +251,10 @@ impl Object {
             Value::Counter(counter) => Some(counter.origin),
             _ => None,
         };
+        let is_active = version.value.carries_code();
         self.0.retain(|dot, held| match &held.value {
             Value::Counter(counter) => dot == newest || Some(counter.origin) == origin,
-            _ => dot == newest,
+            value => dot == newest || is_active && value.carries_code(),
         });
     }
 
@@ -229,9 +263,10 @@ impl Object {
         self.0.values().iter().any(|(_, version)| version.is_live(wall_ms))
     }
 
-    /// The newest live version, by greatest dot.
+    /// The live version that counts: the one with the greatest dot, or if that is an active object, of all active ones
+    /// the one that was written in the latest term.
     pub fn newest_live(&self, wall_ms: u64) -> Option<&(Dot, Version)> {
-        self.0.values().iter().rev().find(|(_, version)| version.is_live(wall_ms))
+        leading(self.0.values().iter().filter(|(_, version)| version.is_live(wall_ms)))
     }
 
     /// The live value with the greatest dot: what a Redis `GET` answers.
@@ -250,7 +285,7 @@ impl Object {
 
     /// Time between two runs of `onTimer` in milliseconds; 0: no such thing.
     pub fn timer_ms(&self) -> u64 {
-        match self.0.newest() {
+        match leading(self.0.values().iter()) {
             Some((_, Version { value: Value::Active(active), .. })) => active.interval_ms,
             Some((_, Version { value: Value::Husk(husk), .. })) => husk.interval_ms,
             _ => 0,
@@ -419,6 +454,22 @@ impl Object {
     }
 }
 
+/// The version that counts among these, whose dots ascend: see [`Object::newest_live`].
+fn leading<'a>(versions: impl DoubleEndedIterator<Item = &'a (Dot, Version)>) -> Option<&'a (Dot, Version)> {
+    let mut versions = versions.rev();
+    let newest = versions.next()?;
+    if !newest.1.value.carries_code() {
+        return Some(newest);
+    }
+    let mut first = newest;
+    for one in versions.filter(|(_, version)| version.value.carries_code()) {
+        if one.1.value.term() > first.1.value.term() {
+            first = one;
+        }
+    }
+    Some(first)
+}
+
 /// The bytes of an object that all its owners have alike; all of them, if they are none.
 pub fn common_bytes(bytes: &[u8]) -> &[u8] {
     let length = match bytes.split_first() {
@@ -470,6 +521,7 @@ fn encode_version(out: &mut Writer, context: &VersionVector, dot: Dot, version: 
         | if version.value.placement().is_some() { IS_PLACED } else { 0 }
         | if version.expires_ms.is_some() { HAS_EXPIRY } else { 0 }
         | if version.headers.is_empty() { 0 } else { HAS_HEADERS }
+        | if version.value.term() > 0 { HAS_TERM } else { 0 }
         | if is_newest { NEWEST_OF_ACTOR } else { 0 });
     if !is_newest {
         out.fixed(dot.counter);
@@ -483,6 +535,9 @@ fn encode_version(out: &mut Writer, context: &VersionVector, dot: Dot, version: 
             out.bytes(name);
             out.bytes(value);
         }
+    }
+    if version.value.term() > 0 {
+        out.varint(version.value.term());
     }
     match &version.value {
         Value::Bytes(bytes) => out.bytes(bytes),
@@ -505,8 +560,8 @@ fn decode_version(input: &mut Reader, context: &VersionVector) -> Result<(Dot, V
     let newest = context.dots().nth(index as usize).ok_or(DecodeError::Invalid { field: "actor index" })?;
     let flags = input.u8("flags")?;
     let is_placed = flags & IS_PLACED != 0;
-    if flags & !(KIND | HAS_EXPIRY | HAS_HEADERS | NEWEST_OF_ACTOR | IS_PLACED) != 0
-        || is_placed && flags & KIND != 3
+    if flags & !(KIND | HAS_EXPIRY | HAS_HEADERS | NEWEST_OF_ACTOR | IS_PLACED | HAS_TERM) != 0
+        || flags & (IS_PLACED | HAS_TERM) != 0 && flags & KIND != 3
     {
         return Err(DecodeError::Invalid { field: "flags" });
     }
@@ -530,6 +585,13 @@ fn decode_version(input: &mut Reader, context: &VersionVector) -> Result<(Dot, V
             return Err(DecodeError::Invalid { field: "headers" });
         }
     }
+    let term = match flags & HAS_TERM {
+        0 => 0,
+        _ => input.varint("term")?,
+    };
+    if term == 0 && flags & HAS_TERM != 0 {
+        return Err(DecodeError::Invalid { field: "term" });
+    }
     let value = match flags & KIND {
         0 => Value::Bytes(input.bytes("value")?),
         1 => {
@@ -540,13 +602,14 @@ fn decode_version(input: &mut Reader, context: &VersionVector) -> Result<(Dot, V
             Value::Counter(counter)
         }
         2 => Value::Tombstone,
-        _ if is_placed => Value::Husk(Box::new(Husk::decode(input)?)),
+        _ if is_placed => Value::Husk(Box::new(Husk { term, ..Husk::decode(input)? })),
         _ => Value::Active(Box::new(Active {
             source: input.bytes("source")?,
             state: input.bytes("state")?,
             interval_ms: input.varint("timer interval")?,
             last_interval: input.varint("timer")?,
             placement: None,
+            term,
         })),
     };
     Ok((dot, Version { value, expires_ms, headers }))
@@ -570,5 +633,53 @@ impl fmt::Debug for Object {
         let values: Vec<_> =
             self.0.values().iter().map(|(dot, version)| (dot.counter, dot.actor, &version.value)).collect();
         write!(f, "{:?} seen {:?}", values, self.context())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::ActorId;
+
+    fn active(term: u64) -> Version {
+        let (source, state) = (Bytes::from_static(b"code"), Bytes::copy_from_slice(&term.to_le_bytes()));
+        let active = Active { source, state, interval_ms: 0, last_interval: 0, placement: None, term };
+        Version { value: Value::Active(Box::new(active)), expires_ms: None, headers: Vec::new() }
+    }
+
+    fn siblings(versions: &[Version]) -> Object {
+        let mut object = Object::default();
+        for (at, version) in versions.iter().enumerate() {
+            let dot = Dot { counter: at as u64 + 1, actor: ActorId(at as u64) };
+            object.0.put(&VersionVector::default(), dot, version.clone());
+        }
+        object
+    }
+
+    #[test]
+    fn of_active_siblings_the_latest_term_leads_and_of_others_the_greatest_dot() {
+        let (plain, gone) = (Version::bytes("v"), Version::tombstone());
+        for (versions, leads, kept) in [
+            (vec![active(2), active(1)], 0, 2),
+            (vec![active(0), active(0)], 1, 2),
+            (vec![active(2), active(1), active(2)], 2, 3),
+            (vec![active(2), plain.clone(), active(1)], 0, 2),
+            (vec![active(2), plain.clone()], 1, 1),
+            (vec![active(2), active(1), gone.clone()], 0, 1),
+        ] {
+            let mut object = siblings(&versions);
+            assert_eq!(object.newest_live(0).unwrap().1, versions[leads], "{versions:?}");
+            assert_eq!(Object::decode(&object.encode()), Ok(object.clone()));
+            object.keep_newest();
+            assert_eq!(object.0.values().len(), kept, "{versions:?}");
+        }
+    }
+
+    #[test]
+    fn a_version_that_no_home_wrote_is_in_no_term() {
+        let mut object = siblings(&[active(2), active(3)]);
+        object.leave_term(Dot { counter: 2, actor: ActorId(1) });
+        assert_eq!(object.term(), 2);
+        assert_eq!(object.newest_live(0).unwrap().0.counter, 1);
     }
 }

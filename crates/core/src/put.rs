@@ -42,6 +42,12 @@ pub struct Put {
     needed: Needed,
     copies: Vec<Copy>,
     moving: Option<Box<Moving>>,
+    /// See [`Put::of_home`].
+    term: u64,
+    /// See [`Put::of_claim`].
+    is_claim: bool,
+    /// A replica holds something that this version has not seen.
+    was_refused: bool,
 }
 
 /// Whose copies count for which quorum while the ring changes.
@@ -56,7 +62,52 @@ impl Put {
     /// A put that nobody holds yet, of which `asked` copies are needed, or as many as the key has replicas: see
     /// [`Put::place`]. `base`: hash of the object it was made from, 0 if there was none.
     pub fn new(key: ObjectKey, object: Bytes, base: u64, asked: Needed) -> Put {
-        Put { key, object, base, asked, needed: asked, copies: Vec::with_capacity(3), moving: None }
+        let copies = Vec::with_capacity(3);
+        Put {
+            key,
+            object,
+            base,
+            asked,
+            needed: asked,
+            copies,
+            moving: None,
+            term: 0,
+            is_claim: false,
+            was_refused: false,
+        }
+    }
+
+    /// The same put as one of an active object's home in its term of this number: replicas refuse it if they hold
+    /// something that its version has not seen, and nobody stands in for them.
+    pub fn of_home(self, term: u64) -> Put {
+        Put { term, ..self }
+    }
+
+    /// The same put as a claim of that term: nothing is stored yet, and whoever acknowledges it has promised the term.
+    pub fn of_claim(self, term: u64) -> Put {
+        Put { term, is_claim: true, ..self }
+    }
+
+    /// True if this only claims a term.
+    pub fn is_claim(&self) -> bool {
+        self.is_claim
+    }
+
+    /// The term of the home that writes this; 0: it is no such put.
+    pub fn term(&self) -> u64 {
+        self.term
+    }
+
+    /// `node` has refused it, and misses nothing by that. False if it was not waited for.
+    pub fn refuse(&mut self, node: NodeId) -> bool {
+        let was_asked = self.settle(node, State::Failed).is_some();
+        self.was_refused |= was_asked;
+        was_asked
+    }
+
+    /// True if a replica has refused it.
+    pub fn was_refused(&self) -> bool {
+        self.was_refused
     }
 
     /// Says whose copies count: those of `serving`, who answer reads, and while the ring changes just as well those of

@@ -5,6 +5,8 @@
 //! object, an unclean stop with `sync = interval`), the next write is made by a new actor. Without the second law a
 //! fresh dot would seem to have seen, and so supersede, older ones that its maker no longer knows.
 
+use std::collections::BTreeMap;
+
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
@@ -37,6 +39,10 @@ const TIMER_END: &[u8] = b"timer0";
 const PLACED_PREFIX: &[u8] = b"placed/";
 /// Behind the last of these.
 const PLACED_END: &[u8] = b"placed0";
+/// Before the row of each active object of which a term was promised that nothing is written in yet, in the meta space.
+const TERM_PREFIX: &[u8] = b"term/";
+/// Behind the last of these.
+const TERM_END: &[u8] = b"term0";
 
 /// Who this node is, and what it may not forget. One row in the meta space.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -93,6 +99,8 @@ pub struct Replica {
     tree: HashTree,
     timers: Timers,
     placed: PlacedKeys,
+    /// The terms of homes that were promised and in which nothing is stored yet: earlier ones are refused.
+    promised: BTreeMap<ObjectKey, u64>,
     /// The store may hold a tree that the next change makes wrong.
     has_tree_row: bool,
     identity: Identity,
@@ -248,6 +256,7 @@ impl Replica {
             tree: HashTree::new(),
             timers: Timers::default(),
             placed: PlacedKeys::default(),
+            promised: BTreeMap::new(),
             has_tree_row: true,
             identity,
             clock,
@@ -270,6 +279,7 @@ impl Replica {
         replica.save_identity();
         replica.find_timers();
         replica.find_placed();
+        replica.find_promised();
         Ok(replica)
     }
 
@@ -487,6 +497,45 @@ impl Replica {
         self.placed = placed;
     }
 
+    /// Reads from the store which terms are promised.
+    fn find_promised(&mut self) {
+        let mut promised = BTreeMap::new();
+        self.store.scan(Space::Meta, TERM_PREFIX, TERM_END, &mut |row, value| {
+            let row = Bytes::copy_from_slice(&row[TERM_PREFIX.len().min(row.len())..]);
+            let term = value.ok().and_then(|value| postcard::from_bytes(value.get(1..)?).ok());
+            if let (Ok(key), Some(term)) = (ObjectKey::from_row(row), term) {
+                promised.insert(key, term);
+            }
+            true
+        });
+        self.promised = promised;
+    }
+
+    /// The term that was promised to a home of `key` which has written nothing in it yet; 0: none.
+    pub fn promised(&self, key: &ObjectKey) -> u64 {
+        if self.promised.is_empty() {
+            return 0;
+        }
+        self.promised.get(key).copied().unwrap_or(0)
+    }
+
+    /// Refuses homes of `key` in earlier terms from now on; durable with the next sync.
+    pub fn promise(&mut self, key: &ObjectKey, term: u64) {
+        if self.promised(key) < term {
+            self.promised.insert(key.detached(), term);
+            let row = [TERM_PREFIX, key.row()].concat().into();
+            self.store.apply((Space::Meta, row, Some(encode_meta(&term))));
+        }
+    }
+
+    /// A version of this term is stored: a home in an earlier one has not seen it, and is refused for that.
+    pub fn keep_promise(&mut self, key: &ObjectKey, term: u64) {
+        if (1..=term).contains(&self.promised(key)) {
+            self.promised.remove(key);
+            self.store.apply((Space::Meta, [TERM_PREFIX, key.row()].concat().into(), None));
+        }
+    }
+
     /// The sums of what is held.
     pub fn tree(&self) -> &HashTree {
         &self.tree
@@ -565,6 +614,34 @@ impl Replica {
     /// True if an object was stored since the node started.
     pub fn has_saved(&self) -> bool {
         self.has_saved
+    }
+
+    /// True if an object of one version, made from one with the hash `base`, has seen all that is held under `key`. A row
+    /// that cannot be read may hold anything.
+    pub fn is_covered(&mut self, key: &ObjectKey, bytes: &Bytes, base: u64) -> bool {
+        // What is held is all that it was made from.
+        if base != 0 && self.known.hash(key) == Some(base) {
+            return true;
+        }
+        let Some((held, held_bytes)) = self.load_object(key) else { return false };
+        let Some(held_bytes) = held_bytes else { return true };
+        if hash_of(&held_bytes) == hash_of(bytes) {
+            return true;
+        }
+        // Bytes that are no object are refused as such.
+        Object::decode(bytes).map_or(true, |incoming| {
+            incoming.0.values().len() <= 1 && incoming.context().descends(held.context())
+        })
+    }
+
+    /// Makes the row of `key` again what it was before a write of this node that others refused; `None`: there was none.
+    ///
+    /// The actor may forget that write: no answer depends on it, and its next one is to supersede what is left of it.
+    pub fn put_back(&mut self, key: &ObjectKey, row: Option<Bytes>) {
+        match row.as_ref().and_then(|bytes| Object::decode(bytes).ok()).zip(row) {
+            Some((object, bytes)) => self.save(key, &object, bytes),
+            None => self.drop_row(key),
+        }
     }
 
     /// The greatest clock reading that is believed.
@@ -767,6 +844,7 @@ impl Replica {
                 self.tree.undone();
                 self.timers.undone();
                 self.placed.undone();
+                self.find_promised();
                 self.known.clear();
                 self.changes.lose();
                 self.identity_is_dirty = true;

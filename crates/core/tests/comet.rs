@@ -7,8 +7,12 @@ use std::sync::Arc;
 use bytes::Bytes;
 use oort_core::active::{Ask, Call, Caller, Value};
 use oort_core::bucket::{ActiveDurability, ActiveProperties, BucketProperties, Conflict, DEFAULT_BUCKET};
+use oort_core::causality::Dot;
 use oort_core::client::{ActiveError, ClientError, Handler, Operation, Quorum, Reply, Want};
+use oort_core::message::{Control, Message};
 use oort_core::mutation::{Expiry, Mutation, MutationError};
+use oort_core::object::Object;
+use oort_core::types::ActorId;
 use support::{key, Cluster, Crash};
 
 /// The getCount example of the Comet slides.
@@ -153,6 +157,95 @@ fn a_stopped_home_writes_everything_first() {
     cluster.pump();
     cluster.crash(list[0], Crash::Kill);
     assert_eq!(get(&mut cluster, list[4], "greeting"), counted(11));
+}
+
+const TALLY: &str = "aso.n = 0
+        function bump() self.n = self.n + 1 return self.n end
+        function onGet() return self.n end";
+
+/// Source: DESIGN §5, "a replica refuses a home's write that does not cover what it holds".
+#[test]
+fn a_replica_refuses_what_a_home_of_yesterday_writes() {
+    let mut cluster = Cluster::new(3);
+    with_quorum(&mut cluster);
+    create(&mut cluster, 0, "tally", TALLY).unwrap();
+    let list = cluster.list("tally");
+    call(&mut cluster, list[0], "tally", "bump", &[]).unwrap();
+    let old = cluster.held(list[0], "tally").unwrap();
+    for _ in 0..5 {
+        call(&mut cluster, list[0], "tally", "bump", &[]).unwrap();
+    }
+    // What the home would have written had it stood still since: a newer dot over what it knew then.
+    let mut stale = old.clone();
+    let (dot, version) = old.0.newest().unwrap().clone();
+    let newer = Dot { counter: dot.counter + (60_000 << 16), actor: ActorId(7) };
+    stale.0.put(&old.context().clone(), newer, version.clone());
+    let stamp = cluster.node(list[1]).ring().unwrap().stamp();
+    let term = version.value.term();
+    assert!(term > 0, "a home writes in a term");
+    for (term, refused) in [(term, 1), (u64::MAX, 2)] {
+        let object = stale.encode();
+        let message =
+            Message::Write { task: 1 << 40, key: key("tally"), object, base: 0, hint_for: None, stamp, term };
+        cluster.inject(list[0], list[1], message);
+        assert_eq!(cluster.total("active_writes_refused"), refused);
+    }
+    assert_eq!(get(&mut cluster, list[2], "tally"), 6.into());
+    // Claimed, a later term keeps out the earlier one although nothing is written in it yet.
+    let object = Object::forgotten(cluster.held(list[0], "tally").unwrap().context().clone()).encode();
+    for to in [list[1], list[2]] {
+        let (object, term) = (object.clone(), u64::MAX >> 1);
+        let message = Message::Claim { task: 1 << 40, key: key("tally"), object, base: 0, term, stamp };
+        cluster.inject(list[0], to, message);
+    }
+    assert_eq!(
+        call(&mut cluster, list[0], "tally", "bump", &[]),
+        Ok(7.into()),
+        "the home claims a later term"
+    );
+    assert!(cluster.total("active_reruns") > 0);
+    cluster.advance(2_000);
+    cluster.assert_converged("tally", 3);
+}
+
+#[test]
+fn under_quorum_the_smaller_side_of_a_split_answers_no_call() {
+    let mut cluster = Cluster::new(5);
+    with_quorum(&mut cluster);
+    create(&mut cluster, 0, "tally", TALLY).unwrap();
+    let list = cluster.list("tally");
+    assert_eq!(call(&mut cluster, list[0], "tally", "bump", &[]), Ok(1.into()));
+    // With a node that could stand in.
+    cluster.split(&[list[0], list[3]], &[list[1], list[2], list[4]]);
+    for _ in 0..3 {
+        assert!(call(&mut cluster, list[0], "tally", "bump", &[]).is_err());
+    }
+    for n in 2..=4 {
+        assert_eq!(call(&mut cluster, list[4], "tally", "bump", &[]), Ok(n.into()));
+    }
+    cluster.heal();
+    cluster.advance(5_000);
+    assert_eq!(call(&mut cluster, list[3], "tally", "bump", &[]), Ok(5.into()));
+    assert_eq!(cluster.total("active_merges"), 0, "nothing was left to be joined");
+    cluster.advance(2_000);
+    cluster.assert_converged("tally", 3);
+}
+
+#[test]
+fn a_request_whose_time_is_up_is_not_begun() {
+    let mut cluster = Cluster::new(3);
+    create(&mut cluster, 0, "greeting", GET_COUNT).unwrap();
+    let list = cluster.list("greeting");
+    cluster.advance(5_000);
+    let sent_us = cluster.now(list[1]).mono_us;
+    cluster.advance(800);
+    for (task, left_us, calls) in [(1, 700_000, 0), (2, 900_000, 1)] {
+        let operation = operation("greeting", Ask::Get, &[]);
+        let forward = Control::Forward { task, operation, left_us, sent_us, holds: 0 };
+        cluster.inject(list[1], list[0], Message::Control(forward));
+        assert_eq!(cluster.total("active_calls"), calls);
+        assert_eq!(cluster.total("expired_forwards"), 1);
+    }
 }
 
 #[test]

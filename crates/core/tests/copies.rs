@@ -163,6 +163,11 @@ fn any_owner_can_be_home_and_none_runs_without_the_copy() {
     cluster.crash(holder, Crash::Power);
     cluster.crash(home, Crash::Power);
     cluster.advance(5_000);
+    let unavailable = ask(&mut cluster, client, name, Ask::Get);
+    assert!(matches!(unavailable, Err(ClientError::QuorumUnavailable { .. })), "{unavailable:?}");
+    // Where nodes that stand in may answer, they have no copy.
+    cluster.set_bucket(client, DEFAULT_BUCKET, BucketProperties::default());
+    cluster.advance(2_000);
     assert_eq!(ask(&mut cluster, client, name, Ask::Get), Err(ClientError::Active(ActiveError::NoCopy)));
     let expiry = Mutation::SetExpiry { at_ms: Some(u64::MAX), condition: ExpiryCondition::ALWAYS };
     assert!(run(&mut cluster, client, name, expiry).is_err(), "there is nothing that could be written anew");

@@ -648,7 +648,7 @@ fn extreme_numbers_from_a_peer_do_no_harm() {
     for wall_ms in [0, 1 << 63, u64::MAX] {
         for gossip in [
             Gossip::Ping { mono_us: u64::MAX, wall_ms },
-            Gossip::Pong { mono_us: 0, wall_ms, coordinate: Coordinate::default() },
+            Gossip::Pong { mono_us: 0, wall_ms, coordinate: Coordinate::default(), sent_us: u64::MAX },
         ] {
             cluster.inject(1, 0, Message::Control(Control::Gossip(gossip)));
         }

@@ -622,7 +622,8 @@ fn messages() -> impl Strategy<Value = Message> {
         Just(WriteOutcome::ClockSkew),
         Just(WriteOutcome::Malformed),
         Just(WriteOutcome::Stale),
-        Just(WriteOutcome::Lacking)
+        Just(WriteOutcome::Lacking),
+        any::<u64>().prop_map(|promised| WriteOutcome::Uncovered { promised })
     ];
     let reads = prop_oneof![
         Just(ReadOutcome::Same),
@@ -632,13 +633,24 @@ fn messages() -> impl Strategy<Value = Message> {
         small_bytes().prop_map(ReadOutcome::Object)
     ];
     prop_oneof![
-        (any::<u64>(), keys.clone(), small_bytes(), any::<[u64; 2]>(), any::<Option<u64>>()).prop_map(
-            |(task, key, object, [base, stamp], hint)| Message::Write {
+        (any::<u64>(), keys.clone(), small_bytes(), any::<[u64; 3]>(), any::<Option<u64>>()).prop_map(
+            |(task, key, object, [base, stamp, term], hint)| Message::Write {
                 task,
                 key,
                 object,
                 base,
                 hint_for: hint.map(NodeId),
+                stamp,
+                term
+            }
+        ),
+        (any::<u64>(), keys.clone(), small_bytes(), any::<[u64; 3]>()).prop_map(
+            |(task, key, object, [base, stamp, term])| Message::Claim {
+                task,
+                key,
+                object,
+                base,
+                term,
                 stamp
             }
         ),
@@ -656,7 +668,8 @@ fn controls() -> impl Strategy<Value = fn(ObjectKey) -> Control> {
         Control::Forward {
             task: 1,
             operation: Operation::Update { key, mutation, quorum, want, caller: None },
-            timeout_ms: 2,
+            left_us: 2,
+            sent_us: 3,
             holds: 7,
         }
     };

@@ -142,6 +142,7 @@ fn describe(cluster: &Cluster, message: &Message) -> Option<String> {
                 hint_for.and_then(|id| cluster.index_of(id)).map_or(String::new(), |i| format!(" for n{i}"));
             format!("write {} {}{hint}", text(key.key()), contents(object))
         }
+        Message::Claim { key, .. } => format!("claim {}", text(key.key())),
         Message::Written { outcome, .. } => format!("written: {outcome:?}").to_lowercase(),
         Message::Read { key, have, .. } => {
             format!("read {}{}", text(key.key()), if *have == 0 { "" } else { ", unless the same" })

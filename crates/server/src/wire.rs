@@ -281,7 +281,7 @@ mod tests {
             let object = Bytes::from(value);
             let hint_for = owner.map(NodeId);
             let messages = [
-                Message::Write { task, key: key.clone(), object: object.clone(), base: 5, hint_for, stamp: 6 },
+                Message::Write { task, key: key.clone(), object: object.clone(), base: 5, hint_for, stamp: 6, term: 0 },
                 Message::Read { task, key, have: task, stamp: 6 },
                 Message::ReadResult { task, outcome: ReadOutcome::Object(object) },
             ];

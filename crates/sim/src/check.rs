@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use oort_core::active::{self, Active, Facts, Failure, Sandbox};
+use oort_core::active::{self, Active, Ask, Facts, Failure, Sandbox};
 use oort_core::bucket::ActiveProperties;
 use oort_core::causality::Dot;
 use oort_core::client::Operation;
@@ -18,7 +18,7 @@ use oort_core::types::ObjectKey;
 use crate::history::{dots_of, History, KeyHistory, OpRecord, Outcome};
 
 /// Every checker's name, the promise it guards (by its number in DESIGN §1) and what it demands.
-pub const CHECKERS: [(&str, u8, &str); 22] = [
+pub const CHECKERS: [(&str, u8, &str); 23] = [
     ("lost-write", 2, "an acknowledged write is a sibling, was superseded by one, expired or lost by lww"),
     ("superseded", 3, "no sibling was superseded by another; lww keeps one"),
     ("resurrected", 5, "only what nobody could see is forgotten, and nothing that it superseded comes back"),
@@ -34,6 +34,11 @@ pub const CHECKERS: [(&str, u8, &str); 22] = [
         "active",
         2,
         "a convergent field of an active object holds all acknowledged calls, and no others but open ones",
+    ),
+    (
+        "calls",
+        2,
+        "with quorum no answered call is undone: a plain field counts each once, and answers show all before them",
     ),
     ("dots", 2, "a dot names one write for ever, and an actor's dots ascend, also across restarts"),
     ("durability", 2, "no message and no answer speaks of a write that its maker had not stored durably"),
@@ -63,6 +68,8 @@ pub struct FinalState {
     pub lww_buckets: BTreeSet<Vec<u8>>,
     pub counters: BTreeSet<ObjectKey>,
     pub active: BTreeSet<ObjectKey>,
+    /// Active objects that count in a plain field.
+    pub tallies: BTreeSet<ObjectKey>,
     /// The latest time any node's wall clock ever showed, in milliseconds since 1970.
     pub wall_ms_max: u64,
     /// Active objects are written some time after they have answered.
@@ -89,6 +96,10 @@ pub fn judge(history: &mut History, state: &FinalState) {
         };
         if state.active.contains(key) {
             judge.active(object.as_ref());
+            continue;
+        }
+        if state.tallies.contains(key) {
+            judge.calls(object.as_ref());
             continue;
         }
         judge.siblings(object.as_ref());
@@ -384,6 +395,58 @@ impl Judge<'_> {
         }
     }
 
+    /// Promise 2 for what active objects keep in plain fields under `quorum`, whatever homes ran them: an answered call
+    /// is never undone.
+    fn calls(&mut self, object: Option<&Object>) {
+        if self.state.is_interval || self.past.was_corrupted {
+            return;
+        }
+        let found = match object.map_or(Ok(0), tally) {
+            Ok(found) => found,
+            Err(failure) => return self.blame("calls", format!("the object cannot be loaded: {failure}")),
+        };
+        let (mut bumps, mut answers, mut open, mut verdicts) = (Vec::new(), Vec::new(), 0, Vec::new());
+        for (id, op) in self.operations() {
+            let Operation::Call { call, .. } = &op.operation else { continue };
+            let is_bump = call.what != Ask::Get;
+            match (op.outcome, op.shown) {
+                (Outcome::Acked, Some(shown)) => {
+                    answers.push((id, op.start_us, shown));
+                    if is_bump {
+                        bumps.push((id, op.end_us, shown));
+                    }
+                }
+                (Outcome::Unknown | Outcome::Disconnected | Outcome::Pending, _) if is_bump => open += 1,
+                _ => {}
+            }
+        }
+        for (at, (id, _, shown)) in bumps.iter().enumerate() {
+            if let Some((other, ..)) = bumps[..at].iter().find(|(_, _, other)| other == shown) {
+                verdicts.push(format!("o{other} and o{id} were both answered {shown}"));
+            }
+            if *shown > found {
+                verdicts.push(format!("o{id} was answered {shown}, the object counts {found} at the end"));
+            }
+        }
+        for (id, start_us, shown) in &answers {
+            let before = bumps.iter().filter(|(_, end_us, _)| end_us < start_us);
+            if let Some((other, _, most)) = before.max_by_key(|(_, _, most)| *most) {
+                if most > shown {
+                    verdicts.push(format!("o{id} shows {shown}, after o{other} was answered {most}"));
+                }
+            }
+        }
+        if found > (bumps.len() + open) as i64 {
+            verdicts.push(format!(
+                "the object counts {found}: {} calls were answered, {open} are open",
+                bumps.len()
+            ));
+        }
+        for verdict in verdicts {
+            self.blame("calls", verdict);
+        }
+    }
+
     /// Promise 2 for counters.
     fn counter(&mut self, object: Option<&Object>) {
         let is_hurt = self.operations().any(|(_, op)| self.state.is_interval && self.is_excused(op));
@@ -448,6 +511,20 @@ fn hits(object: &Object) -> Result<(i64, BTreeSet<String>), Failure> {
         other => format!("{other:?}"),
     };
     Ok((hits, marks.into_iter().map(text).collect()))
+}
+
+/// What the functions of [`crate::workload::TALLY_SOURCE`] have counted in the version that leads.
+fn tally(object: &Object) -> Result<i64, Failure> {
+    let Some(active) = object.active(0) else { return Ok(0) };
+    let mut machine = oort_script::Machine::new(|| 0).expect("there is memory");
+    let key = ObjectKey::new(b"b", b"k").expect("it is short");
+    let limits = ActiveProperties::default().limits();
+    machine.load(&key, &active.source, Some(&active.state), &limits, Facts::default())?;
+    match machine.field(&key, "n") {
+        active::Value::Integer(found) => Ok(found),
+        active::Value::Number(found) => Ok(found as i64),
+        _ => Ok(i64::MIN),
+    }
 }
 
 /// True if the operation writes an object.

@@ -16,6 +16,7 @@ pub use run::{run, Report, Setup};
 use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
+use oort_core::active::Value;
 use oort_core::client::{ActiveError, ClientError, Operation, Reply, Request, RequestId};
 use oort_core::config::{Addresses, NodeConfig, SyncMode};
 use oort_core::detector::Health;
@@ -126,6 +127,11 @@ enum Event {
     SpeedUpDisk {
         machine: usize,
     },
+    /// A machine stands still from now on, for so long.
+    StandStill {
+        machine: usize,
+        lasts_us: u64,
+    },
 }
 
 /// A cluster, its clients and everything that was seen of them.
@@ -192,6 +198,9 @@ impl Cluster {
             Event::Move { machine, with } => self.move_address(machine, with),
             Event::Heal { cuts } => self.heal(&cuts),
             Event::FreeDisk { machine } => self.machines[machine].disk.set_full(false),
+            Event::StandStill { machine, lasts_us } => {
+                self.stand_still(machine, lasts_us);
+            }
             Event::SpeedUpDisk { machine } => self.machines[machine].disk_slowness = 1,
         }
         true
@@ -510,6 +519,7 @@ impl Cluster {
         }
         self.check_clock(index);
         self.machines[index].waiting.insert(id);
+        self.stop_home(id);
         self.deliver(index, Input::Request { id, request });
     }
 
@@ -556,7 +566,14 @@ impl Cluster {
                     outcome = Outcome::NotApplied;
                 }
             }
-            Ok(Reply::Called(called)) => self.trace.mix_number(called.is_kept as u64),
+            Ok(Reply::Called(called)) => {
+                self.trace.mix_number(called.is_kept as u64);
+                self.history.operation(id).shown = match called.value {
+                    Value::Integer(shown) => Some(shown),
+                    Value::Number(shown) => Some(shown as i64),
+                    _ => None,
+                };
+            }
             Ok(Reply::Page(page)) => self.answered_page(id, page),
             Ok(Reply::BucketSet | Reply::RingPlan(_)) => {}
             Err(failure) => {

@@ -173,9 +173,13 @@ pub fn show_message(message: &Message, name: NameDot) -> String {
         Err(error) => format!("({error})"),
     };
     match message {
-        Message::Write { task, key, object, hint_for, .. } => {
+        Message::Write { task, key, object, hint_for, term, .. } => {
             let hint = hint_for.map_or(String::new(), |owner| format!(" hint for {owner:?}"));
-            format!("write {task} {key:?} {}{hint}", decoded(object))
+            let term = if *term > 0 { format!(" in term {term}") } else { String::new() };
+            format!("write {task} {key:?} {}{hint}{term}", decoded(object))
+        }
+        Message::Claim { task, key, object, term, .. } => {
+            format!("claim {task} {key:?} term {term} {}", decoded(object))
         }
         Message::ReadResult { task, outcome: ReadOutcome::Object(object) } => {
             format!("read result {task} {}", decoded(object))

@@ -32,6 +32,8 @@ pub enum Role {
     Mixed,
     /// An active object that counts what its function is given, and may choose its holders.
     Active { is_placed: bool },
+    /// An active object that counts in a plain field, which no join of two homes' versions would save.
+    Tally,
 }
 
 /// One key of the workload.
@@ -115,8 +117,20 @@ const SELECT_REPLICAS: &str = "\nfunction selectReplicas(neighbors)
 end";
 /// The bucket of the active objects.
 pub const ACTIVE_BUCKET: &[u8] = b"active";
+/// How many active objects there are that count in convergent fields.
+const CONVERGENT_KEYS: usize = 2;
+/// Counts in a plain field, at once or after a wait for its node.
+pub const TALLY_SOURCE: &str = "aso.n = 0
+function bump() self.n = self.n + 1 return self.n end
+function wait() comet.lookup() return bump() end
+function aso:onUpdate(new, caller) return self end
+function onGet() return self.n end";
+/// The bucket of the objects that count in plain fields: whatever is drawn for the others, `quorum`.
+pub const TALLY_BUCKET: &[u8] = b"tally";
+/// How many of these there are.
+const TALLY_KEYS: usize = 2;
 /// How many active objects there are.
-const ACTIVE_KEYS: usize = 2;
+const ACTIVE_KEYS: usize = CONVERGENT_KEYS + TALLY_KEYS;
 
 /// So many operations before the rest are mostly deletes.
 const DELETES: usize = 40;
@@ -173,19 +187,29 @@ impl Workload {
         (self.rest_at, self.timeout_ms_max) = (Some(left), timeout_ms_max);
     }
 
-    /// Has a third of the operations go to active objects, of this durability; the last of them `is_placed`: it chooses
-    /// its holders.
-    pub fn add_active(&mut self, durability: ActiveDurability, is_placed: bool) {
+    /// Has a third of the operations go to active objects. Those that count in convergent fields are of this durability,
+    /// and the last of them `is_placed`: it chooses its holders. `quorum`: n, r and w of those that count in plain ones.
+    pub fn add_active(&mut self, durability: ActiveDurability, is_placed: bool, (n, r, w): (u8, u8, u8)) {
         let aso = ActiveProperties { durability, ..ActiveProperties::default() };
         let name = Bytes::from_static(ACTIVE_BUCKET);
         self.buckets.push(BucketSpec {
             name: name.clone(),
             properties: BucketProperties { aso, ..BucketProperties::default() },
         });
-        for i in 0..ACTIVE_KEYS {
+        for i in 0..CONVERGENT_KEYS {
             let key = ObjectKey::new(&name, format!("object{i}").as_bytes()).expect("it is short");
-            let is_placed = is_placed && i == ACTIVE_KEYS - 1;
+            let is_placed = is_placed && i == CONVERGENT_KEYS - 1;
             self.keys.push(KeySpec { key, role: Role::Active { is_placed } });
+        }
+        let aso = ActiveProperties { durability: ActiveDurability::Quorum, ..ActiveProperties::default() };
+        let name = Bytes::from_static(TALLY_BUCKET);
+        self.buckets.push(BucketSpec {
+            name: name.clone(),
+            properties: BucketProperties { aso, n, r, w, ..BucketProperties::default() },
+        });
+        for i in 0..TALLY_KEYS {
+            let key = ObjectKey::new(&name, format!("tally{i}").as_bytes()).expect("it is short");
+            self.keys.push(KeySpec { key, role: Role::Tally });
         }
         self.has_active = true;
     }
@@ -250,6 +274,9 @@ impl Workload {
     ) -> (Operation, Vec<Dot>) {
         if let Role::Active { is_placed } = spec.role {
             return (active_operation(spec.key.clone(), is_placed, id, rng), Vec::new());
+        }
+        if spec.role == Role::Tally {
+            return (tally_operation(spec.key.clone(), rng), Vec::new());
         }
         let quorum = self.quorum(spec, rng);
         if rng.below(10) < self.gets_of_ten {
@@ -388,6 +415,28 @@ fn active_operation(key: ObjectKey, is_placed: bool, id: RequestId, rng: &mut Rn
             let function = Bytes::from_static(names[rng.below(5) as usize]);
             Operation::Call { key, call: call(Ask::Function(function), arguments), quorum }
         }
+    }
+}
+
+fn tally_operation(key: ObjectKey, rng: &mut Rng) -> Operation {
+    let quorum = Quorum::default();
+    let call = |what| Call { what, arguments: Vec::new(), caller: None };
+    let function = |name| Ask::Function(Bytes::from_static(name));
+    match rng.below(10) {
+        0 => Operation::Update {
+            key,
+            mutation: Mutation::Activate {
+                source: Bytes::from_static(TALLY_SOURCE.as_bytes()),
+                expiry: Expiry::Never,
+                keeps_state: false,
+            },
+            quorum,
+            want: Want::default(),
+            caller: None,
+        },
+        1 | 2 => Operation::Call { key, call: call(Ask::Get), quorum },
+        3 => Operation::Call { key, call: call(function(b"wait")), quorum },
+        _ => Operation::Call { key, call: call(function(b"bump")), quorum },
     }
 }
 

@@ -114,6 +114,17 @@ fn a_call_that_fails_and_undoes_what_others_did_loses_calls() {
 }
 
 #[test]
+fn a_home_that_stood_still_undoes_calls_where_replicas_believe_it() {
+    let faults = "slow,delay,split";
+    caught_among(true, |config| config.sabotage = Sabotage::StoreUncovered, faults, &["calls"]);
+}
+
+#[test]
+fn two_homes_whose_stand_ins_count_undo_each_others_calls() {
+    caught_among(true, |config| config.sabotage = Sabotage::CountStandIns, "split", &["calls"]);
+}
+
+#[test]
 fn calls_acknowledged_before_they_are_durable_get_lost() {
     caught_among(true, |config| config.sabotage = Sabotage::AckBeforeDurable, "crash", &["active"]);
 }

@@ -111,7 +111,30 @@ impl Node {
             let work = Work::Forward { to, operation, refused: Vec::new() };
             return self.forward(now, origin, work, deadline_us, out);
         }
-        let asked = Box::new(Asked { call, quorum, hop });
+        let needed = self.home_reads(&key, needed);
+        self.begin_call(
+            now,
+            origin,
+            key,
+            Box::new(Asked { call, quorum, hop, tried: None }),
+            needed,
+            deadline_us,
+            out,
+        )
+    }
+
+    /// Finds out what a call is to run on.
+    #[allow(clippy::too_many_arguments)]
+    pub(super) fn begin_call(
+        &mut self,
+        now: Now,
+        origin: Origin,
+        key: ObjectKey,
+        asked: Box<Asked>,
+        needed: Needed,
+        deadline_us: u64,
+        out: &mut Vec<Output>,
+    ) {
         if self.holds_what_is_seen(now, &key, needed) {
             return self.called(now, origin, key, asked, None, deadline_us, out);
         }
@@ -151,6 +174,11 @@ impl Node {
         deadline_us: u64,
         out: &mut Vec<Output>,
     ) {
+        if let Some(tried) = asked.tried {
+            if self.may_have_counted(&key, tried, read.as_ref().map(|(merged, _)| merged)) {
+                return self.finish(origin, Err(ClientError::OutcomeUnknown), out);
+            }
+        }
         let merged = match read {
             Some((merged, _)) if !merged.is_active(now.wall_ms) => {
                 return self.answer_plain(now, origin, &asked.call.what, merged, out);
@@ -294,7 +322,8 @@ impl Node {
         let is_quorum = self.durability(key) == ActiveDurability::Quorum;
         if let (true, What::Call(asked)) = (is_quorum, &job.what) {
             let refusal = self.write_quorum(key, asked.quorum).err();
-            let refusal = refusal.or_else(|| self.write_refusal(key, self.default_writes(key)));
+            let needed = self.home_writes(key, self.default_writes(key));
+            let refusal = refusal.or_else(|| self.write_refusal(key, needed));
             if let Some(error) = refusal {
                 return self.finish(job.origin, Err(error), out);
             }
@@ -414,6 +443,8 @@ impl Node {
         let Some(resident) = self.homes.get(key) else {
             return self.finish(job.origin, Err(refused(ActiveError::Replaced)), out);
         };
+        // What the handler itself has put stays, and would count twice.
+        let may_run_again = !resident.has_put;
         let report = &mut resident.report;
         report.instructions_last = done.instructions;
         report.instructions_max = report.instructions_max.max(done.instructions);
@@ -431,27 +462,33 @@ impl Node {
             // What an object returns of itself is its data.
             Answer::Object => self.sandbox().ok().and_then(|one| one.fields(key).ok()).unwrap_or(Value::Nil),
         };
-        let quorum = match &job.what {
-            What::Call(asked) => asked.quorum,
-            _ => Quorum::default(),
+        let Job { origin, what, deadline_us } = job;
+        let (quorum, asked) = match what {
+            What::Call(asked) => (asked.quorum, Some(asked).filter(|_| may_run_again)),
+            What::Timer(_) | What::Place | What::Update(_) => (Quorum::default(), None),
         };
         if done.is_deleted {
-            return self.delete_active(now, key, job.origin, quorum, value, job.deadline_us, out);
+            return self.delete_active(now, key, origin, quorum, value, deadline_us, out);
         }
         match durability {
             ActiveDurability::Async => {
                 self.changed(now, key);
-                self.answer_call(job.origin, value, false, out);
+                self.answer_call(origin, value, false, out);
             }
             ActiveDurability::Quorum => {
                 let refusal = self.write_quorum(key, quorum).err();
-                let refusal = refusal.or_else(|| self.write_refusal(key, self.default_writes(key)));
+                let needed = self.home_writes(key, self.default_writes(key));
+                let refusal = refusal.or_else(|| self.write_refusal(key, needed));
                 if let Some(error) = refusal {
-                    self.load_saved(now, key);
-                    return self.finish(job.origin, Err(error), out);
+                    // What was joined and is not stored yet is joined anew.
+                    match self.homes.get(key).is_some_and(|resident| resident.must_save) {
+                        true => self.put_away(now, key),
+                        false => self.load_saved(now, key),
+                    }
+                    return self.finish(origin, Err(error), out);
                 }
                 let reply = Reply::Called(Called { value, is_kept: true });
-                self.keep(now, key, job.origin, quorum, reply, job.deadline_us, out);
+                self.keep(now, key, origin, quorum, reply, asked, deadline_us, out);
             }
         }
     }

@@ -145,6 +145,7 @@ impl Node {
         let before = self.detector.health(peer);
         let changed = self.detector.link_up(peer);
         self.compare_clock(peer, hello.wall_ms, None, out);
+        self.mono_ahead_us.remove(&peer);
         self.take_word(now, hello.member, out);
         self.ping(now, peer, out);
         self.tell(peer, Gossip::Hash(self.membership.hash()), out);
@@ -244,9 +245,10 @@ impl Node {
             Gossip::Ping { mono_us, wall_ms } => {
                 self.compare_clock(from, wall_ms, None, out);
                 let (coordinate, wall_ms) = (self.coordinate, self.clocks.uncorrected_wall_ms());
-                self.tell(from, Gossip::Pong { mono_us, wall_ms, coordinate }, out);
+                self.tell(from, Gossip::Pong { mono_us, wall_ms, coordinate, sent_us: now.mono_us }, out);
             }
-            Gossip::Pong { mono_us, wall_ms, coordinate } => {
+            Gossip::Pong { mono_us, wall_ms, coordinate, sent_us } => {
+                self.compare_time(now, from, mono_us, sent_us);
                 let round_trip_us = now.mono_us.saturating_sub(mono_us).max(1);
                 self.metrics.round_trips.note(round_trip_us);
                 self.detector.measured(from, round_trip_us, now.mono_us);

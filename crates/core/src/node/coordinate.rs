@@ -6,13 +6,19 @@ use super::puts::Update;
 use super::{Node, Origin, Output, Purpose, Task, Work};
 use crate::active::Ask;
 use crate::bucket::Conflict;
-use crate::client::{ClientError, Operation, Quorum, QuorumName, Reply, Request, RequestId, TIMEOUT_MS_MAX};
+use crate::client::{
+    ActiveError, ClientError, Operation, Quorum, QuorumName, Reply, Request, RequestId, TIMEOUT_MS_MAX,
+};
 use crate::detector::Health;
 use crate::get::Needed;
 use crate::message::{Control, Message, TaskId};
 use crate::mutation::Mutation;
 use crate::ring::Ring;
 use crate::types::{NodeId, Now, ObjectKey};
+
+/// By so much at most the ages of peers' messages are underestimated, in microseconds, and what is older is no news. Too
+/// small: on a busy network no age is known; too large: calls run for clients that have given up.
+const NEWS_US: u64 = 100_000;
 
 /// Whether a request may still be handed to another coordinator.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -171,16 +177,64 @@ impl Node {
         let Work::Forward { to, operation, .. } = &work else { return };
         let (to, operation) = (*to, operation.clone());
         self.metrics.forwards += 1;
-        let timeout_ms = (deadline_us.saturating_sub(now.mono_us) / 1000).max(1) as u32;
+        let (left_us, sent_us) = (deadline_us.saturating_sub(now.mono_us).max(1), now.mono_us);
         let id = self.tasks.insert(Task { origin, started_us: now.mono_us, deadline_us, work });
         self.detector.sent(to, now.mono_us);
         let holds = match &operation {
             Operation::Call { key, .. } => self.known_to_hold(key),
             _ => 0,
         };
-        let message = Message::Control(Control::Forward { task: id, operation, timeout_ms, holds });
+        let message = Message::Control(Control::Forward { task: id, operation, left_us, sent_us, holds });
         self.send(now, to, message, out);
         self.tasks.wake_at(deadline_us + self.config.hedge_us, id);
+    }
+
+    /// Runs what a peer has handed over with `left_us` of its time left when it was sent, at `sent_us` of the peer's
+    /// clock, if any of that is left.
+    #[allow(clippy::too_many_arguments)] // The fields of one message.
+    pub(super) fn handed_over(
+        &mut self,
+        now: Now,
+        from: NodeId,
+        origin: Origin,
+        operation: Operation,
+        (left_us, sent_us): (u64, u64),
+        holds: u64,
+        out: &mut Vec<Output>,
+    ) {
+        let age_us = self.age_us(now, from, sent_us);
+        let left_us = left_us.min(u64::from(TIMEOUT_MS_MAX) * 1000).saturating_sub(age_us.unwrap_or(0));
+        if left_us == 0 {
+            self.metrics.expired_forwards += 1;
+            let error = match &operation {
+                Operation::Call { .. } => ClientError::Active(ActiveError::TimedOut),
+                _ => ClientError::OutcomeUnknown,
+            };
+            return self.finish(origin, Err(error), out);
+        }
+        // What the peer said of its row is used only while it is news.
+        let hop = match holds {
+            hash if hash != 0 && age_us.is_some_and(|age_us| age_us <= NEWS_US) => {
+                Hop::Told { by: from, hash }
+            }
+            _ => Hop::Last,
+        };
+        self.start(now, origin, operation, now.mono_us + left_us, hop, out);
+    }
+
+    /// How long ago at least a peer sent what it sent at `sent_us` of its clock; `None` if that is not known.
+    fn age_us(&self, now: Now, from: NodeId, sent_us: u64) -> Option<u64> {
+        let ahead_us = i128::from(*self.mono_ahead_us.get(&from)?);
+        let age_us = i128::from(now.mono_us) - i128::from(sent_us) - ahead_us;
+        Some(age_us.clamp(0, i128::from(u64::MAX)) as u64)
+    }
+
+    /// A peer's clock showed `theirs_us` between `asked_us` and now.
+    pub(super) fn compare_time(&mut self, now: Now, from: NodeId, asked_us: u64, theirs_us: u64) {
+        let is_near = now.mono_us.saturating_sub(asked_us) <= NEWS_US;
+        if let (true, Some(ahead_us)) = (is_near, (now.mono_us as i64).checked_sub_unsigned(theirs_us)) {
+            self.mono_ahead_us.insert(from, ahead_us);
+        }
     }
 
     /// The hash of what this node, a primary of `key`, holds, if it knows without looking; else 0.

@@ -202,7 +202,7 @@ impl Node {
         let is_up_to_date = |placement: &Placement| placement.chosen_from == owners;
         if resident.must_save || !resident.active.placement.as_ref().is_some_and(is_up_to_date) {
             resident.must_save = true;
-            self.keep(now, key, Origin::Nobody, Quorum::default(), Reply::BucketSet, deadline_us, out);
+            self.keep(now, key, Origin::Nobody, Quorum::default(), Reply::BucketSet, None, deadline_us, out);
         }
     }
 

@@ -8,6 +8,7 @@ use super::active::{call_on, failed, refused};
 use super::homes::Resident;
 use super::puts::Update;
 use super::rests::Asker;
+use super::terms::Then;
 use super::{Node, Origin, Output};
 use crate::active::{
     Active, Answer, Caller, CallerPlace, Failure, FailureKind, Turn, Value, INTERVAL_MS_DEFAULT,
@@ -15,7 +16,6 @@ use crate::active::{
 use crate::client::{ActiveError, Called, ClientError, Handler, Quorum, Reply, Updated};
 use crate::mutation::{Circumstances, Condition, Expiry, Mutation};
 use crate::object::{self, Object, Version};
-use crate::put::Put;
 use crate::timers::interval_number;
 use crate::types::{Now, ObjectKey};
 
@@ -99,7 +99,7 @@ impl Node {
                 // What it is after the write is known when it is written.
                 let after = update.want.after.then(Object::default);
                 let updated = Updated { applied: true, before, after };
-                self.keep(now, key, origin, update.quorum, Reply::Updated(updated), deadline_us, out);
+                self.keep(now, key, origin, update.quorum, Reply::Updated(updated), None, deadline_us, out);
                 // Many objects are made long before they are asked anything.
                 self.homes.unload_unused(key);
             }
@@ -276,10 +276,12 @@ impl Node {
             interval_ms: 0,
             last_interval: 0,
             placement: None,
+            term: 0,
         };
         let resident = Resident {
             expires_ms: expiry.resolve(&merged, given),
             seen: merged.context().clone(),
+            term: self.next_term(now, key, &merged),
             queue,
             ..Resident::new(key.clone(), place, active, now)
         };
@@ -427,13 +429,21 @@ impl Node {
         let Some(resident) = self.homes.get(key) else {
             return self.finish(origin, Err(refused(ActiveError::Replaced)), out);
         };
-        let seen = resident.seen.clone();
-        let held = self.replica.load_object(key).unwrap_or_default();
+        let (seen, term) = (resident.seen.clone(), resident.term);
+        if self.must_claim(key) {
+            let reply = Reply::Called(Called { value, is_kept: true });
+            return self.claim(now, key, origin, (quorum, Then::Delete), reply, None, deadline_us, out);
+        }
+        let held = self.replica.load_object(key);
+        if self.is_behind(key, &seen, held.as_ref()) {
+            self.replace_resident(key, out);
+            return self.finish(origin, Err(refused(ActiveError::Replaced)), out);
+        }
         let lww = self.is_lww(key);
-        let (bytes, base, _) = self.write_version(now, key, held, seen, Version::tombstone(), lww);
+        let written = self.write_version(now, key, held.unwrap_or_default(), seen, Version::tombstone(), lww);
         self.replace_resident(key, out);
         let reply = Reply::Called(Called { value, is_kept: true });
-        self.start_put(now, origin, Put::new(key.clone(), bytes, base, needed), reply, deadline_us, out);
+        self.start_home_put(now, key, origin, (written, term), needed, reply, None, deadline_us, out);
     }
 }
 

@@ -15,7 +15,7 @@ use super::rests::{connection_of, Rests};
 use super::Origin;
 use crate::active::{Active, Call, Failure, HostResult, Place, Sandbox, Value, INTERVAL_MS_DEFAULT};
 use crate::admission::Admission;
-use crate::causality::VersionVector;
+use crate::causality::{Dot, VersionVector};
 use crate::client::{ClientError, Quorum, Reply};
 use crate::object::Object;
 use crate::timers::{interval_number, interval_start};
@@ -32,6 +32,8 @@ const SWEEP_US: u64 = 1_000_000;
 
 /// The most objects whose last error is known. Beyond, the one whose key comes first is let go.
 const ERRORS_MAX: usize = 1_000;
+/// How many of a term's last bits name the node.
+const NODE_BITS: u32 = 20;
 
 /// An object that is loaded in the sandbox.
 ///
@@ -66,6 +68,10 @@ pub(super) struct Resident {
     pub active: Active,
     /// All writes that went into it.
     pub seen: VersionVector,
+    /// The home's term in which it is written, later than all that it was made of.
+    pub term: u64,
+    /// Stamp of the ring whose primaries have promised that term to this node; 0: none have.
+    pub claimed: u64,
     pub headers: Vec<(Bytes, Bytes)>,
 }
 
@@ -89,6 +95,8 @@ impl Resident {
             has_put: false,
             active,
             seen: VersionVector::default(),
+            term: 0,
+            claimed: 0,
             headers: Vec::new(),
         }
     }
@@ -138,6 +146,8 @@ pub(super) struct Asked {
     pub call: Call,
     pub quorum: Quorum,
     pub hop: Hop,
+    /// The call ran before, and this write of it was refused.
+    pub tried: Option<Dot>,
 }
 
 pub(super) enum What {
@@ -289,6 +299,8 @@ pub(super) struct Homes {
     sweep_us: u64,
     /// The wall clock when a handler last ran.
     wall_ms: u64,
+    /// The latest round of a term of this node, and of those that it was told.
+    round: u64,
     /// The ring and the peers that were down when homes were last looked at.
     pub view: (u64, usize),
     /// Objects that may have to choose their holders anew.
@@ -323,6 +335,7 @@ impl Homes {
             deadlines: BTreeSet::new(),
             sweep_us: 0,
             wall_ms: 0,
+            round: 0,
             view: (0, 0),
             walk: None,
             spares_us: 0,
@@ -379,6 +392,19 @@ impl Homes {
             self.residents.iter_mut().flatten().for_each(|resident| resident.refill_ms = 0);
         }
         self.wall_ms = wall_ms;
+    }
+
+    /// A number for the next term of `node`, later than `seen` and than all terms that this node began or was told of, and
+    /// by the clock than terms of which nothing is left. Its last bits are the node's, so that no other has it.
+    pub fn next_term(&mut self, wall_ms: u64, seen: u64, node: NodeId) -> u64 {
+        let above = self.round.max(seen >> NODE_BITS).saturating_add(1);
+        self.round = above.max(wall_ms).min(u64::MAX >> NODE_BITS);
+        self.round << NODE_BITS | node.0 & ((1 << NODE_BITS) - 1)
+    }
+
+    /// A peer has promised this term to another home.
+    pub fn note_term(&mut self, promised: u64) {
+        self.round = self.round.max(promised >> NODE_BITS);
     }
 
     /// The row of `key` has changed.

@@ -151,7 +151,7 @@ impl Node {
         out: &mut Vec<Output>,
     ) -> Result<Option<Value>, String> {
         let mut holders = self.named(key, nodes)?;
-        if let Some(error) = self.write_refusal(key, self.default_writes(key)) {
+        if let Some(error) = self.write_refusal(key, self.home_writes(key, self.default_writes(key))) {
             return Err(error.to_string());
         }
         if let PutData::Value(value) = data {
@@ -172,7 +172,7 @@ impl Node {
                 resident.must_save |= before != resident.active.placement;
             }
         }
-        self.keep(now, key, origin, Quorum::default(), Reply::BucketSet, deadline_us, out);
+        self.keep(now, key, origin, Quorum::default(), Reply::BucketSet, None, deadline_us, out);
         if let Some(resident) = self.homes.get(key) {
             resident.has_put = true;
         }
@@ -250,8 +250,8 @@ impl Node {
         let Job { origin, what, deadline_us } = job;
         match what {
             What::Call(call) => {
-                let Asked { call, quorum, .. } = *call;
-                self.start_call(now, origin, key, call, quorum, deadline_us, Hop::Last, out)
+                let asked = Box::new(Asked { hop: Hop::Last, ..*call });
+                self.restart_call(now, origin, key, asked, deadline_us, out)
             }
             What::Update(update) => self.start_update(now, origin, *update, deadline_us, Hop::Last, out),
             What::Timer(_) | What::Place => {}
@@ -327,7 +327,7 @@ impl Node {
 
     fn flush(&mut self, now: Now, key: &ObjectKey, out: &mut Vec<Output>) {
         let deadline_us = now.mono_us + u64::from(self.config.timeout_ms) * 1000;
-        self.keep(now, key, Origin::Nobody, Quorum::default(), Reply::BucketSet, deadline_us, out);
+        self.keep(now, key, Origin::Nobody, Quorum::default(), Reply::BucketSet, None, deadline_us, out);
     }
 
     /// Writes all that handlers changed.
@@ -438,6 +438,7 @@ impl Node {
         self.metrics.active_timer_late_ms = late_ms;
         self.homes.admission.charge_run(now.mono_us);
         let Ok(needed) = self.read_quorum(&key, Quorum::default()) else { return };
+        let needed = self.home_reads(&key, needed);
         let deadline_us = now.mono_us + u64::from(self.config.timeout_ms) * 1000;
         let awaited = self.homes.wait(Awaited::Timer(key.clone(), number));
         self.start_get(now, Origin::Run(awaited), key, needed, Purpose::Answer, deadline_us, out);

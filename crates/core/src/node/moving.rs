@@ -152,6 +152,10 @@ impl Node {
         let (serving, others) = self.owners(&key);
         let Some(Task { work: Work::Put { put, .. }, .. }) = self.tasks.get_mut(id) else { return };
         put.place(&serving, others.as_deref());
+        if self.has_lost_quorum(id, &serving) {
+            return self.withdraw(now, id, out);
+        }
+        let Some(Task { work: Work::Put { put, .. }, .. }) = self.tasks.get_mut(id) else { return };
         let outstanding: Vec<NodeId> = put.outstanding().collect();
         for node in outstanding {
             self.ask_again(now, id, node, out);

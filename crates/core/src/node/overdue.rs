@@ -2,7 +2,7 @@
 
 use super::gets::HEDGE_COST;
 use super::puts::put_error;
-use super::{Node, Origin, Output, Work};
+use super::{Node, Origin, Output, Task, Work};
 use crate::client::ClientError;
 use crate::detector::Health;
 use crate::message::TaskId;
@@ -43,10 +43,15 @@ impl Node {
     }
 
     fn expire_put(&mut self, now: Now, id: TaskId, out: &mut Vec<Output>) {
+        if let Some(Task { work: Work::Put { put, reply: Some(_), .. }, .. }) = self.tasks.get_mut(id) {
+            if put.term() > 0 {
+                return self.withdraw(now, id, out);
+            }
+        }
         let Some(mut task) = self.tasks.remove(id) else {
             return;
         };
-        let Work::Put { put, reply } = &mut task.work else {
+        let Work::Put { put, reply, .. } = &mut task.work else {
             return;
         };
         if reply.take().is_some() {
@@ -101,14 +106,14 @@ impl Node {
                 }
                 // Whom it has not asked yet, it need not ask.
                 Work::Get { get, .. } if is_lost => get.rule_out(peer),
-                Work::Put { put, reply } if is_lost || is_down && reply.is_none() => {
+                Work::Put { put, reply, .. } if is_lost || is_down && reply.is_none() => {
                     if let Some(owner) = put.fail(peer) {
                         self.stand_in(now, id, owner, out);
                         self.advance_put(now, id, out);
                     }
                 }
                 // The late one may still acknowledge, so only a fallback is worth a message, not yet a hint here.
-                Work::Put { put, reply: Some(_) } => {
+                Work::Put { put, reply: Some(_), .. } => {
                     if let Some(owner) = put.owed_through(peer) {
                         self.double(now, id, owner, out);
                     }

@@ -7,6 +7,7 @@
 use super::active::refused;
 use super::coordinate::Hop;
 use super::homes::{Job, What};
+use super::terms::Refusal;
 use super::{Node, Origin, Output, Purpose, Task, Work};
 use std::sync::Arc;
 
@@ -54,6 +55,9 @@ impl Node {
             Err(error) => return self.finish(origin, Err(error), out),
         };
         let needed_read = match self.read_quorum(&update.key, update.quorum) {
+            Ok(needed) if matches!(update.mutation, Mutation::Activate { .. }) => {
+                self.home_reads(&update.key, needed)
+            }
             Ok(needed) => needed,
             Err(error) => return self.finish(origin, Err(error), out),
         };
@@ -268,6 +272,7 @@ impl Node {
                 return self.finish(origin, Err(ClientError::Mutation(error)), out);
             }
         };
+        object.leave_term(dot);
         if object.made_of_husk(dot) || object.missing_from().contains(&self.id()) {
             // Meanwhile others have written what it changes, or this node has lost what it is to hold.
             return self.finish(origin, Err(refused(ActiveError::NoCopy)), out);
@@ -294,8 +299,23 @@ impl Node {
         &mut self,
         now: Now,
         origin: Origin,
+        put: Put,
+        reply: Reply,
+        deadline_us: u64,
+        out: &mut Vec<Output>,
+    ) {
+        self.start_put_of(now, origin, put, reply, None, deadline_us, out)
+    }
+
+    /// Starts a put; of a home's, `refusal` says what to do if replicas refuse it.
+    #[allow(clippy::too_many_arguments)]
+    pub(super) fn start_put_of(
+        &mut self,
+        now: Now,
+        origin: Origin,
         mut put: Put,
         reply: Reply,
+        refusal: Option<Box<Refusal>>,
         deadline_us: u64,
         out: &mut Vec<Output>,
     ) {
@@ -309,9 +329,9 @@ impl Node {
             let absent = primaries.iter().copied().find(|&node| self.health(node) == Health::Down);
             let owner = absent.unwrap_or(primaries[0]);
             put.hold(me, Some(owner));
-            self.add_hint(owner, &key);
+            self.owe(&put, owner);
         }
-        let work = Work::Put { put, reply: Some(reply) };
+        let work = Work::Put { put, reply: Some(reply), refusal };
         let id = self.tasks.insert(Task { origin, started_us: now.mono_us, deadline_us, work });
         self.turn_puts.push((id, origin));
         self.ask_owners(now, id, &primaries, others.as_deref(), out);
@@ -374,7 +394,7 @@ impl Node {
     /// A put cannot succeed with the nodes that were asked: asks those that have been silent for long, but are linked.
     /// True if there was one.
     fn ask_silent(&mut self, now: Now, id: TaskId, out: &mut Vec<Output>) -> bool {
-        let Some(Task { work: Work::Put { put, reply: Some(_) }, .. }) = self.tasks.get_mut(id) else {
+        let Some(Task { work: Work::Put { put, reply: Some(_), .. }, .. }) = self.tasks.get_mut(id) else {
             return false;
         };
         let key = put.key.clone();
@@ -399,8 +419,12 @@ impl Node {
             return;
         };
         let hint_for = put.owed_through(node).filter(|owner| *owner != node);
-        let (key, object, base) = (put.key.clone(), put.object.clone(), put.base);
-        self.send(now, node, Message::Write { task: id, key, object, base, hint_for, stamp }, out);
+        let (key, object, base, term) = (put.key.clone(), put.object.clone(), put.base, put.term());
+        let message = match put.is_claim() {
+            true => Message::Claim { task: id, key, object, base, term, stamp },
+            false => Message::Write { task: id, key, object, base, hint_for, stamp, term },
+        };
+        self.send(now, node, message, out);
     }
 
     pub(super) fn ask_copy(
@@ -428,13 +452,27 @@ impl Node {
             let key = put.key.clone();
             // A hint is enough of a copy for a node that does not answer reads.
             put.hold_for_other(me, owner);
-            self.add_hint(owner, &key);
+            if !put.is_claim() {
+                self.add_hint(owner, &key);
+            }
+        }
+    }
+
+    /// `owner` misses what this node has stored.
+    fn owe(&mut self, put: &Put, owner: NodeId) {
+        if !put.is_claim() {
+            self.add_hint(owner, &put.key);
         }
     }
 
     /// The next reachable fallback that has no copy of this put.
     pub(super) fn free_fallback(&mut self, id: TaskId) -> Option<NodeId> {
+        let strict = !self.counts_stand_ins();
         let Some(Task { work: Work::Put { put, .. }, .. }) = self.tasks.get_mut(id) else { return None };
+        if put.term() > 0 && strict {
+            // Copies of nodes that nobody asks would not count.
+            return None;
+        }
         let key = put.key.clone();
         let n = self.buckets().properties(key.bucket()).n as usize;
         let ring = self.placed_ring();
@@ -478,6 +516,9 @@ impl Node {
                     if !put.acknowledge(from) {
                         self.metrics.late_messages += 1;
                     }
+                } else if let WriteOutcome::Uncovered { promised } = outcome {
+                    put.refuse(from);
+                    self.homes.note_term(promised);
                 } else if let Some(owner) = put.fail(from) {
                     self.stand_in(now, id, owner, out);
                 }
@@ -493,7 +534,7 @@ impl Node {
         let Some(task) = self.tasks.get_mut(id) else {
             return true;
         };
-        let Work::Put { put, reply } = &mut task.work else {
+        let Work::Put { put, reply, .. } = &mut task.work else {
             return true;
         };
         if reply.is_some() && put.progress() == Progress::Impossible && self.ask_silent(now, id, out) {
@@ -502,9 +543,22 @@ impl Node {
         let Some(task) = self.tasks.get_mut(id) else {
             return true;
         };
-        let Work::Put { put, reply } = &mut task.work else {
+        let Work::Put { put, reply, .. } = &mut task.work else {
             return true;
         };
+        if put.term() > 0 && reply.is_some() {
+            match put.progress() {
+                Progress::Impossible => {
+                    self.withdraw(now, id, out);
+                    return true;
+                }
+                Progress::Done if put.is_claim() => {
+                    self.claimed(now, id, out);
+                    return true;
+                }
+                Progress::Done | Progress::Waiting => {}
+            }
+        }
         let is_over = put.outstanding().next().is_none();
         let result = match put.progress() {
             Progress::Waiting => None,

@@ -3,19 +3,18 @@
 use bytes::Bytes;
 
 use super::active::{call_on, failed, refused};
-use super::homes::{Resident, Run};
+use super::homes::{Asked, Resident, Run};
+use super::terms::{Then, Written};
 use super::{Node, Origin, Output};
 use crate::active::{
     Active, CallerPlace, Failure, FailureKind, Sandbox, Turn, Value, INTERVAL_MS_DEFAULT, INTERVAL_MS_MAX,
     INTERVAL_MS_MIN,
 };
 use crate::bucket::ActiveDurability;
-use crate::causality::{Dot, VersionVector};
+use crate::causality::VersionVector;
 use crate::client::{ActiveError, Called, ClientError, Handler, Quorum, Reply, Updated};
 use crate::get::Needed;
 use crate::object::{self, Object, Version};
-use crate::put::Put;
-use crate::replica::hash_of;
 use crate::types::{Now, ObjectKey};
 
 impl Node {
@@ -105,6 +104,7 @@ impl Node {
             merged.0.values().iter().filter(|(other, _)| other != dot).map(|(_, version)| version).collect();
         let resident = Resident {
             seen: merged.context().clone(),
+            term: self.next_term(now, key, merged),
             expires_ms: version.expires_ms,
             headers: version.headers.clone(),
             must_save: !others.is_empty(),
@@ -186,10 +186,12 @@ impl Node {
         let Some(resident) = self.homes.get(key) else { return Ok(None) };
         let (source, placement) = (resident.active.source.clone(), resident.active.placement.clone());
         let last_interval = resident.active.last_interval;
-        Ok(Some(Active { source, state, interval_ms, last_interval, placement }))
+        let term = resident.term;
+        Ok(Some(Active { source, state, interval_ms, last_interval, placement, term }))
     }
 
-    /// Writes what the loaded object has become, and answers `origin` with `reply` when enough replicas have it.
+    /// Writes what the loaded object has become, and answers `origin` with `reply` when enough replicas have it. `again`:
+    /// the call to run anew if others have written meanwhile.
     #[allow(clippy::too_many_arguments)]
     pub(super) fn keep(
         &mut self,
@@ -198,6 +200,7 @@ impl Node {
         origin: Origin,
         quorum: Quorum,
         reply: Reply,
+        again: Option<Box<Asked>>,
         deadline_us: u64,
         out: &mut Vec<Output>,
     ) {
@@ -232,27 +235,34 @@ impl Node {
             let error = if has_put { ClientError::OutcomeUnknown } else { error };
             return self.fail_run(now, key, origin, error, out);
         }
-        let Some((bytes, base)) = self.write_active(now, key, active) else {
-            return self.finish(origin, Err(refused(ActiveError::Replaced)), out);
+        if self.must_claim(key) {
+            return self.claim(now, key, origin, (quorum, Then::Keep), reply, again, deadline_us, out);
+        }
+        let Some((written, term)) = self.write_active(now, key, active) else {
+            return self.written_by_others(key, origin, again, deadline_us, out);
         };
         let reply = match reply {
             Reply::Updated(Updated { applied, before, after: Some(_) }) => {
-                Reply::Updated(Updated { applied, before, after: Object::decode(&bytes).ok() })
+                Reply::Updated(Updated { applied, before, after: Object::decode(&written.bytes).ok() })
             }
             other => other,
         };
         self.metrics.active_writes += 1;
-        let put = Put::new(key.clone(), bytes, base, needed);
-        self.start_put(now, origin, put, reply, deadline_us, out);
+        self.start_home_put(now, key, origin, (written, term), needed, reply, again, deadline_us, out);
     }
 
-    /// Makes a version of the loaded object and stores it here. Returns the whole object and the hash of what it was
-    /// made from.
-    fn write_active(&mut self, now: Now, key: &ObjectKey, active: Active) -> Option<(Bytes, u64)> {
+    /// Makes a version of the loaded object and stores it here. Returns it with the number of its term; `None` if
+    /// others have written something that it has not seen.
+    fn write_active(&mut self, now: Now, key: &ObjectKey, active: Active) -> Option<(Written, u64)> {
         let lww = self.is_lww(key);
-        let (held, held_bytes) = self.replica.load_object(key).unwrap_or_default();
+        let held = self.replica.load_object(key);
         let resident = self.homes.get(key)?;
-        let seen = resident.seen.clone();
+        let (seen, term) = (resident.seen.clone(), resident.term);
+        if self.is_behind(key, &seen, held.as_ref()) {
+            return None;
+        }
+        let (held, held_bytes) = held.unwrap_or_default();
+        let resident = self.homes.get(key)?;
         let (expires_ms, headers) = (resident.expires_ms, resident.headers.clone());
         resident.active = active.clone();
         resident.must_save = false;
@@ -261,13 +271,12 @@ impl Node {
         let value = object::Value::Active(Box::new(active));
         let version = Version { value, expires_ms, headers };
         let written = self.write_version(now, key, (held, held_bytes), seen, version, lww);
-        let (bytes, base, dot) = written;
         if let Some(resident) = self.homes.get(key) {
-            resident.seen.add(dot);
+            resident.seen.add(written.dot);
         }
         self.homes.written(key);
         self.homes.flushed(key);
-        Some((bytes, base))
+        Some((written, term))
     }
 
     pub(super) fn write_version(
@@ -278,7 +287,7 @@ impl Node {
         seen: VersionVector,
         version: Version,
         lww: bool,
-    ) -> (Bytes, u64, Dot) {
+    ) -> Written {
         let mut object = Object::forgotten(seen.clone());
         object.merge(&held);
         let dot = self.replica.make_dot(now, &object, 0);
@@ -289,13 +298,15 @@ impl Node {
         let bytes = object.encode();
         self.replica.save(key, &object, bytes.clone());
         self.turn_dots.push(dot);
-        (bytes, held_bytes.map_or(0, |bytes| hash_of(&bytes)), dot)
+        Written { bytes, before: held_bytes, dot }
     }
 
     /// Writes here what the loaded object has become, for whoever writes the key next and sends it on.
     pub(super) fn write_unwritten(&mut self, now: Now, key: &ObjectKey) {
         let is_unwritten = |resident: &mut Resident| resident.flush_us.is_some() || resident.must_save;
-        if self.read_only.is_some() || !self.homes.get(key).is_some_and(is_unwritten) {
+        // Nothing is stored in a term that is not promised; what was joined stands in the stores.
+        if self.read_only.is_some() || self.must_claim(key) || !self.homes.get(key).is_some_and(is_unwritten)
+        {
             return;
         }
         if let Ok(Some(active)) = self.unsaved(now, key) {
@@ -365,7 +376,7 @@ impl Node {
     }
 
     /// The object cannot be loaded again, as its source fails now: its state is written as it is.
-    fn put_away(&mut self, now: Now, key: &ObjectKey) {
+    pub(super) fn put_away(&mut self, now: Now, key: &ObjectKey) {
         self.write_unwritten(now, key);
         if let Some(resident) = self.homes.unload(key) {
             self.homes.orphan(key, resident.queue.into_jobs());

@@ -2,7 +2,6 @@
 
 use bytes::Bytes;
 
-use super::coordinate::Hop;
 use super::{Node, Origin, Output};
 use crate::client::Scan;
 use crate::message::{Control, Listed, Message, ReadOutcome, TaskId, WriteOutcome};
@@ -21,7 +20,9 @@ impl Node {
     pub(super) fn message(&mut self, now: Now, from: NodeId, message: Message, out: &mut Vec<Output>) {
         self.heard(now, from, out);
         match message {
-            Message::Write { task, stamp, .. } if stamp < self.stamp() || self.is_removed(from) => {
+            Message::Write { task, stamp, .. } | Message::Claim { task, stamp, .. }
+                if stamp < self.stamp() || self.is_removed(from) =>
+            {
                 self.tell_ring(from, out);
                 if task != 0 {
                     self.send(now, from, Message::Written { task, outcome: WriteOutcome::Stale }, out);
@@ -31,13 +32,17 @@ impl Node {
                 self.tell_ring(from, out);
                 self.send(now, from, Message::ReadResult { task, outcome: ReadOutcome::Stale }, out);
             }
-            Message::Write { task, key, object, base, hint_for, stamp } => {
+            Message::Write { task, key, object, base, hint_for, stamp, term } => {
                 if stamp > self.stamp() {
                     // Answers that come under the ring that was may be about what is just handed over.
                     self.homes.spares.clear();
                     self.ask_for_ring(now, from, out);
                 }
-                self.serve_write(now, from, task, &key, &object, base, hint_for, out)
+                self.serve_write(now, from, task, &key, &object, (base, term), hint_for, out)
+            }
+            Message::Claim { task, key, object, base, term, .. } => {
+                let outcome = self.serve_claim(&key, &object, base, term);
+                self.send(now, from, Message::Written { task, outcome }, out);
             }
             Message::Written { task, outcome } => self.written(now, from, task, outcome, out),
             Message::Read { task, key, have, .. } => self.serve_read(now, from, task, &key, have, out),
@@ -53,13 +58,9 @@ impl Node {
             Control::Forward { task, .. } if !self.recent_forwards.insert(from, task) => {
                 self.metrics.late_messages += 1
             }
-            Control::Forward { task, operation, timeout_ms, holds } => {
-                let deadline_us = now.mono_us + timeout_ms as u64 * 1000;
-                let hop = match holds {
-                    0 => Hop::Last,
-                    hash => Hop::Told { by: from, hash },
-                };
-                self.start(now, Origin::Peer(from, task), operation, deadline_us, hop, out);
+            Control::Forward { task, operation, left_us, sent_us, holds } => {
+                let origin = Origin::Peer(from, task);
+                self.handed_over(now, from, origin, operation, (left_us, sent_us), holds, out)
             }
             Control::Forwarded { task, result } => self.forwarded(now, from, task, result, out),
             // What was here may have moved to others. With the newer ring they are asked.
@@ -113,14 +114,16 @@ impl Node {
         task: TaskId,
         key: &ObjectKey,
         object: &Bytes,
-        base: u64,
+        (base, term): (u64, u64),
         hint_for: Option<NodeId>,
         out: &mut Vec<Output>,
     ) {
         self.metrics.replica_writes += 1;
-        let outcome = match self.read_only {
-            Some(_) => WriteOutcome::ReadOnly,
-            None => match self.replica.take_over(now, key, object, base, self.is_lww(key)) {
+        let refusal = self.refusal_of_home(key, object, base, term);
+        let outcome = match (&self.read_only, refusal) {
+            (Some(_), _) => WriteOutcome::ReadOnly,
+            (None, Some(refusal)) => refusal,
+            (None, None) => match self.replica.take_over(now, key, object, base, self.is_lww(key)) {
                 Merge::Changed | Merge::Known => WriteOutcome::Durable,
                 Merge::ClockSkew => {
                     self.metrics.clock_refusals += 1;
@@ -130,6 +133,9 @@ impl Node {
                 Merge::Lacking => WriteOutcome::Lacking,
             },
         };
+        if term > 0 && outcome == WriteOutcome::Durable {
+            self.replica.keep_promise(key, term);
+        }
         if let (Some(owner), WriteOutcome::Durable) = (hint_for, outcome) {
             self.add_hint(owner, key);
         }

@@ -155,7 +155,11 @@ impl Cluster {
                 0 => ActiveDurability::Async,
                 _ => ActiveDurability::Quorum,
             };
-            workload.add_active(durability, choices.chance(1, 2));
+            let is_placed = choices.chance(1, 2);
+            // They overlap, whatever is drawn.
+            let quorums = [(3, 2, 2), (3, 2, 2), (3, 2, 3), (3, 3, 1), (2, 1, 2), (5, 3, 3), (5, 4, 2)];
+            let quorum = quorums[Rng::new(setup.seed ^ 1 << 60).below(quorums.len() as u64) as usize];
+            workload.add_active(durability, is_placed, quorum);
         }
         if let Some((left, _)) = rest {
             workload.rest_at(left, SHORT_TIMEOUT_MS);
@@ -542,6 +546,11 @@ impl Cluster {
             active: keys
                 .clone()
                 .filter(|spec| matches!(spec.role, Role::Active { .. }))
+                .map(|spec| spec.key.clone())
+                .collect(),
+            tallies: keys
+                .clone()
+                .filter(|spec| spec.role == Role::Tally)
                 .map(|spec| spec.key.clone())
                 .collect(),
             counters: keys.filter(|spec| spec.role == Role::Counter).map(|spec| spec.key.clone()).collect(),

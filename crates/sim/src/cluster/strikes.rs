@@ -1,6 +1,6 @@
 //! Things that go wrong at points in time, and how they end.
 
-use oort_core::client::Operation;
+use oort_core::client::{Operation, RequestId};
 use oort_core::config::NodeConfig;
 use oort_core::detector::Health;
 use oort_core::membership::{Dials, Gossip};
@@ -16,6 +16,7 @@ use super::{Cluster, Ending, Event};
 use crate::disk::Disk;
 use crate::faults::{Fault, Plan, Timing};
 use crate::machine::Clock;
+use crate::workload::TALLY_BUCKET;
 
 /// Of machines that stood still at once the last goes on within so many times `suspect_ms` of the first: long enough to
 /// be suspect, too short to be down.
@@ -276,6 +277,11 @@ impl Cluster {
             self.at(until_us, Event::SpeedUpDisk { machine });
             return true;
         }
+        self.stand_still(machine, lasts_us)
+    }
+
+    pub(super) fn stand_still(&mut self, machine: usize, lasts_us: u64) -> bool {
+        let until_us = self.now_us + lasts_us;
         let machine = &mut self.machines[machine];
         if machine.is_stalled(self.now_us) {
             return false;
@@ -295,6 +301,24 @@ impl Cluster {
             machine.stalled_until_us = from_us.max(until_us);
         }
         true
+    }
+
+    /// A call of an object with a plain field goes out. Now and then its home stands still just after, for longer than
+    /// the call may take, and finds it when others have long gone on.
+    pub(super) fn stop_home(&mut self, id: RequestId) {
+        let record = self.history.operation(id);
+        let Operation::Call { key, .. } = &record.operation else { return };
+        if !self.plan.timed.contains_key(&Fault::Slow) || key.bucket() != TALLY_BUCKET {
+            return;
+        }
+        let (key, timeout_us) = (key.clone(), record.timeout_ms * 1000);
+        if !self.rng.chance(1, 12) {
+            return;
+        }
+        let Some(home) = self.primaries(&key).first().copied() else { return };
+        let lasts_us = timeout_us + self.rng.below(2 * timeout_us);
+        let at_us = self.now_us + self.rng.below(3_000);
+        self.at(at_us, Event::StandStill { machine: home, lasts_us });
     }
 
     fn fill_disk(&mut self, machine: usize, lasts_us: u64) -> bool {
