@@ -36,15 +36,6 @@ struct Answer {
     listed: Option<Listed>,
 }
 
-/// What a replica is to be asked for the page.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Ask {
-    /// Its live rows of a range.
-    Range(Scan),
-    /// What it holds under these keys.
-    Keys(Vec<ObjectKey>),
-}
-
 /// A page in the making.
 #[derive(Clone, Debug)]
 pub struct Listing {

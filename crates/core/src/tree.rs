@@ -23,6 +23,8 @@ use crate::census::{Census, LiveUntil};
 use crate::types::{ObjectKey, Position};
 
 const LEAF_BITS: u32 = 16;
+/// Of the record that a node which stops keeps; other ones begin with a number of replicas.
+const FORMAT: u8 = 0xc1;
 /// Leaves over all positions.
 pub const LEAVES: usize = 1 << LEAF_BITS;
 /// A range of leaves is compared in at most so many parts at once.
@@ -63,6 +65,8 @@ impl Sizes {
 /// The tree. 520 KiB for each number of replicas that a bucket has, and its census.
 #[derive(Default, Serialize, Deserialize)]
 pub struct HashTree {
+    /// [`FORMAT`], in records that this program can read.
+    format: u8,
     sizes: Sizes,
     sums: BTreeMap<u8, Sums>,
     census: Census,
@@ -126,20 +130,23 @@ impl HashTree {
     /// A tree of which nothing is counted.
     pub fn new() -> HashTree {
         let (counted, uncounted) = (vec![false; LEAVES], vec![BLOCK as u8; LEAVES / BLOCK]);
-        HashTree { counted, uncounted, ..HashTree::default() }
+        HashTree { format: FORMAT, counted, uncounted, ..HashTree::default() }
     }
 
     /// The tree of an empty store: all is counted.
     pub fn of_nothing() -> HashTree {
         let (counted, uncounted) = (vec![true; LEAVES], vec![0; LEAVES / BLOCK]);
-        HashTree { counted, uncounted, ..HashTree::default() }
+        HashTree { format: FORMAT, counted, uncounted, ..HashTree::default() }
     }
 
     /// False for a tree from a record that another program made.
     pub fn is_whole(&self) -> bool {
         let blocks = LEAVES / BLOCK;
         let is_whole = |sums: &Sums| sums.leaves.len() == LEAVES && sums.blocks.len() == blocks;
-        self.counted.len() == LEAVES && self.uncounted.len() == blocks && self.sums.values().all(is_whole)
+        self.format == FORMAT
+            && self.counted.len() == LEAVES
+            && self.uncounted.len() == blocks
+            && self.sums.values().all(is_whole)
     }
 
     /// Takes over how many replicas buckets have. If that is news, nothing is counted any more.

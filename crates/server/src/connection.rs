@@ -516,3 +516,19 @@ pub fn reach_of(request: &Request, is_here: impl Fn(&oort_core::types::ObjectKey
         Operation::Scan(_) | Operation::SetBucket { .. } | Operation::ChangeRing { .. } => Reach::Everything,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn few_listings_run_at_once_and_one_that_ends_lets_another_run() {
+        let listings = Listings::default();
+        let mut running: Vec<Permit> = (0..LISTINGS_MAX).filter_map(|_| listings.enter()).collect();
+        assert_eq!((running.len(), listings.enter().is_none()), (LISTINGS_MAX, true));
+        assert!(!listings.is_free_again(), "all still run");
+        running.pop();
+        assert!(listings.is_free_again() && !listings.is_free_again(), "those that wait are told once");
+        assert!(listings.enter().is_some());
+    }
+}

@@ -283,14 +283,6 @@ impl Judge<'_> {
     fn is_there(&self, start_us: u64, end_us: u64) -> bool {
         let writes: Vec<&OpRecord> =
             self.operations().map(|(_, op)| op).filter(|op| is_write(op) && op.start_us <= end_us).collect();
-        let may_end = |op: &&OpRecord| match &op.operation {
-            Operation::Update { mutation, .. } => match mutation {
-                Mutation::Delete { .. } | Mutation::SetExpiry { .. } => true,
-                Mutation::Store { expiry, .. } => matches!(expiry, Expiry::At(_)),
-                _ => false,
-            },
-            _ => false,
-        };
         let stored = writes.iter().filter(|op| {
             let Operation::Update { quorum, .. } = &op.operation else { return false };
             let overlaps =
@@ -530,6 +522,22 @@ fn tally(object: &Object) -> Result<i64, Failure> {
 /// True if the operation writes an object.
 fn is_write(op: &OpRecord) -> bool {
     matches!(op.operation, Operation::Update { .. })
+}
+
+/// True if the key may be gone because of the operation, at once or later.
+fn may_end(op: &OpRecord) -> bool {
+    match &op.operation {
+        Operation::Update { mutation, .. } => match mutation {
+            Mutation::Delete { .. } | Mutation::SetExpiry { .. } => true,
+            Mutation::Store { expiry, .. } => matches!(expiry, Expiry::At(_)),
+            Mutation::Append { .. }
+            | Mutation::SetRange { .. }
+            | Mutation::Add { .. }
+            | Mutation::AddFloat { .. }
+            | Mutation::Activate { .. } => false,
+        },
+        _ => false,
+    }
 }
 
 /// True if the operation may let the key expire.

@@ -7,7 +7,7 @@ use crate::client::Scan;
 use crate::message::{Control, Listed, Message, ReadOutcome, TaskId, WriteOutcome};
 use crate::object::Object;
 use crate::replica::{hash_of, row_hash, Merge};
-use crate::store::Space;
+use crate::store::{Space, StoreError};
 use crate::tree::{leaf_of, positions};
 use crate::types::{NodeId, Now, ObjectKey, Position};
 
@@ -182,7 +182,7 @@ impl Node {
                 Space::Data,
                 &first.0.to_be_bytes(),
                 &end_of(last),
-                &mut |row, value| page.visit(row, value.ok()),
+                &mut |row, value| page.visit(row, value),
             );
             if page.listed.done_to < last.0 {
                 break;
@@ -239,8 +239,9 @@ impl LivePage<'_> {
             || self.listed.count >= self.scan.limit.max(1) as u64
     }
 
-    /// Takes a row; `None`: it is corrupt. False if the page is full before it.
-    fn visit(&mut self, row: &[u8], value: Option<&Bytes>) -> bool {
+    /// Takes a row. False if the page ends before it: it is full, or the row cannot be read now. One that is corrupt is
+    /// passed over: other replicas have it.
+    fn visit(&mut self, row: &[u8], value: Result<&Bytes, StoreError>) -> bool {
         let Some(position) = row.first_chunk::<8>().map(|position| Position(u64::from_be_bytes(*position)))
         else {
             return true;
@@ -255,9 +256,19 @@ impl LivePage<'_> {
         }
         self.last = position;
         self.listed.visited += 1;
-        self.visited_bytes += row.len() + value.map_or(0, Bytes::len);
-        if let Some(value) = value.filter(|_| is_of(row, &self.scan.bucket)) {
-            self.take(row, value);
+        self.visited_bytes += row.len();
+        match value {
+            Ok(value) => {
+                self.visited_bytes += value.len();
+                if is_of(row, &self.scan.bucket) {
+                    self.take(row, value);
+                }
+            }
+            Err(StoreError::Corrupt { .. }) => {}
+            Err(StoreError::Unreadable { .. } | StoreError::ReadOnly { .. }) => {
+                self.listed.done_to = position.cursor_start().0.saturating_sub(1);
+                return false;
+            }
         }
         true
     }
@@ -299,6 +310,10 @@ mod tests {
         [&position.to_be_bytes()[..], b"\x01b", &[name]].concat()
     }
 
+    fn corrupt() -> StoreError {
+        StoreError::Corrupt { detail: String::new() }
+    }
+
     #[test]
     fn a_page_ends_where_a_cursor_ends_however_many_keys_share_it() {
         let mut object = Object::default();
@@ -308,13 +323,13 @@ mod tests {
         let (from, to) = (Position(0), Position(u64::MAX));
         let scan = Scan { bucket: "b".into(), from, to, limit: 2, count_only: false };
         let mut page = LivePage::new(&scan, 0);
-        assert!(page.visit(&row(4096, 0), None), "a corrupt row is passed over");
-        assert!((1..=9).all(|name| page.visit(&row(4096 + name as u64 / 4, name), Some(&value))));
-        assert!(!page.visit(&row(8200, 10), Some(&value)));
+        assert!(page.visit(&row(4096, 0), Err(corrupt())), "a corrupt row is passed over");
+        assert!((1..=9).all(|name| page.visit(&row(4096 + name as u64 / 4, name), Ok(&value))));
+        assert!(!page.visit(&row(8200, 10), Ok(&value)));
         assert_eq!((page.listed.rows.len(), page.listed.done_to), (9, 8191));
         let mut page = LivePage::new(&scan, 0);
-        assert!((0..ROWS_VISITED_MAX).all(|i| page.visit(&row((i as u64) << 12, 0), None)));
-        assert!(!page.visit(&row(u64::MAX, 0), Some(&value)), "a page without keys ends too");
+        assert!((0..ROWS_VISITED_MAX).all(|i| page.visit(&row((i as u64) << 12, 0), Err(corrupt()))));
+        assert!(!page.visit(&row(u64::MAX, 0), Ok(&value)), "a page without keys ends too");
         assert!(page.listed.rows.is_empty());
     }
 }

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use oort_core::client::{Operation, Page, RequestId, Scan};
 use oort_core::types::{ObjectKey, Position};
 
-use super::{Cluster, OPERATOR};
+use super::Cluster;
 use crate::history::Walk;
 use crate::trace::EPOCH_MS;
 use crate::workload::Planned;
@@ -116,7 +116,6 @@ impl Cluster {
             let id = self.operator(machine, Operation::Scan(scan));
             while self.unanswered > 0 && self.advance() {}
             let record = self.history.operation(id);
-            debug_assert_eq!(record.client, OPERATOR);
             let Some(page) = record.page.take() else {
                 return Err(format!("a page of a listing failed: {:?} {}", record.outcome, record.error));
             };
