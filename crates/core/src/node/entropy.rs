@@ -26,8 +26,9 @@ use crate::store::{Space, StoreError};
 use crate::tree::{leaf_of, parts, positions, Leaves, RowSum, Sizes, LEAVES, PARTS_MAX};
 use crate::types::{NodeId, Now, ObjectKey, Partition, Position};
 
-/// Rows that one step of the check visits, and a little more: it ends with a leaf.
-const CHECKED_ROWS: usize = 1024;
+/// Rows that one step of the check visits, and a little more: it ends with a leaf. Fewer: what rots is found later, and
+/// what is dead is forgotten later. More: an idle node that holds data is busy.
+const CHECKED_ROWS: usize = 512;
 /// Leaves that it visits at most.
 const CHECKED_LEAVES: usize = 8192;
 /// Bytes of a message beside its sums or rows, roughly.
