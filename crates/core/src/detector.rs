@@ -3,8 +3,8 @@
 //! A closed link makes a peer down at once. Silence does so in two steps: a message left unanswered for `suspect_ms`
 //! makes it suspect (others are asked first, but it still gets its writes), ten times that makes it down (it gets hints
 //! instead). Meanwhile it is asked again, after a quarter of `suspect_ms` and then each time twice as late, so one lost
-//! message makes nobody suspect. Any message from it makes it up again. Health says whom to ask next; how long an answer
-//! is waited for is the request's own matter.
+//! message makes nobody suspect. Any message from it makes it up again. Health says whom to ask next; how long an
+//! answer is waited for is the request's own matter.
 //!
 //! A node that was late itself accuses nobody. It looks at silent peers every quarter of `suspect_ms`, and the time by
 //! which it came late to a look does not count as silence: it heard nobody then. And peers that were slow lately get

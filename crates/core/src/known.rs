@@ -101,8 +101,8 @@ impl KnownObjects {
         Some((entry.hash, others.chain([newest]).collect()))
     }
 
-    /// Remembers the hash of the object that is now under `key`, whether it holds more than tombstones, and its context if
-    /// that is known.
+    /// Remembers the hash of the object that is now under `key`, whether it holds more than tombstones, and its context
+    /// if that is known.
     pub fn set(&mut self, key: &ObjectKey, hash: u64, is_kept: bool, context: Option<&VersionVector>) {
         let (set, tag) = self.place(key);
         if let Some((set, way)) = self.find(set, tag) {

@@ -32,9 +32,9 @@ pub enum Message {
         /// held; 0: it is merged.
         term: u64,
     },
-    /// This node is the home of an active object from now on, in the term `term`, and knows what `object` has seen, which
-    /// is an object without versions. If you hold nothing else, and have promised yourself to no later term, refuse all
-    /// earlier ones from now on.
+    /// This node is the home of an active object from now on, in the term `term`, and knows what `object` has seen,
+    /// which is an object without versions. If you hold nothing else, and have promised yourself to no later term,
+    /// refuse all earlier ones from now on.
     Claim {
         task: TaskId,
         key: ObjectKey,

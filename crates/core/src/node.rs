@@ -5,10 +5,11 @@
 //! of a put become durable on all replicas at the same time, not one after the other.
 //!
 //! The submodules are one `impl Node` in parts: `coordinate` takes requests, `gets` and `puts` run them, `listing`
-//! scans, `operators` takes operators' changes of the ring, `overdue` goes on without what came too late, `serve` answers other coordinators, `background` gossips and
-//! hands hints over, `entropy` compares partitions and mends what differs, `collect` forgets deleted objects, `moving`
-//! changes the ring; `active` runs objects that carry code, with `homes`, `residents`, `creation` and `hosting`, and
-//! `terms` says why no answered call is undone. Follow a put from `puts::start_update`.
+//! scans, `operators` takes operators' changes of the ring, `overdue` goes on without what came too late, `serve`
+//! answers other coordinators, `background` gossips and hands hints over, `entropy` compares partitions and mends what
+//! differs, `collect` forgets deleted objects, `moving` changes the ring; `active` runs objects that carry code, with
+//! `homes`, `residents`, `creation` and `hosting`, and `terms` says why no answered call is undone. Follow a put from
+//! `puts::start_update`.
 
 mod active;
 mod background;

@@ -239,8 +239,8 @@ impl Object {
     }
 
     /// Last writer wins: keeps only the version with the greatest dot, and if that is a counter, the concurrent states
-    /// of the same counter, lest increments be lost. If it is an active object, the concurrent ones stay for its home to
-    /// join: a home that stood still may have written the greatest dot.
+    /// of the same counter, lest increments be lost. If it is an active object, the concurrent ones stay for its home
+    /// to join: a home that stood still may have written the greatest dot.
     pub fn keep_newest(&mut self) {
         let Some((newest, version)) = self.0.newest() else { return };
         if self.0.values().len() == 1 {

@@ -616,8 +616,8 @@ impl Replica {
         self.has_saved
     }
 
-    /// True if an object of one version, made from one with the hash `base`, has seen all that is held under `key`. A row
-    /// that cannot be read may hold anything.
+    /// True if an object of one version, made from one with the hash `base`, has seen all that is held under `key`. A
+    /// row that cannot be read may hold anything.
     pub fn is_covered(&mut self, key: &ObjectKey, bytes: &Bytes, base: u64) -> bool {
         // What is held is all that it was made from.
         if base != 0 && self.known.hash(key) == Some(base) {
@@ -634,7 +634,8 @@ impl Replica {
         })
     }
 
-    /// Makes the row of `key` again what it was before a write of this node that others refused; `None`: there was none.
+    /// Makes the row of `key` again what it was before a write of this node that others refused; `None`: there was
+    /// none.
     ///
     /// The actor may forget that write: no answer depends on it, and its next one is to supersede what is left of it.
     pub fn put_back(&mut self, key: &ObjectKey, row: Option<Bytes>) {

@@ -74,8 +74,8 @@ pub trait Store: Send {
 
     /// Visits rows with `from <= key <= to` in ascending order, until `visit` returns false.
     ///
-    /// Sees everything applied. A corrupt row is handed over as `Err`, and the scan goes on where that is possible; after
-    /// [`StoreError::Unreadable`] it ends.
+    /// Sees everything applied. A corrupt row is handed over as `Err`, and the scan goes on where that is possible;
+    /// after [`StoreError::Unreadable`] it ends.
     fn scan(&mut self, space: Space, from: &[u8], to: &[u8], visit: &mut Visit);
 
     /// Deletes all rows with `from <= key <= to`; durable with the next sync.

@@ -1,9 +1,9 @@
 //! File descriptors: as many as the system allows, divided so that clients cannot take those of the store.
 //!
-//! A process starts with a soft limit that is mostly 1,024, whatever the hard limit. It is raised to the hard one. Of that
-//! the store keeps its part for tables, a fixed part is for the log, the peers and what a moment needs, and the rest is
-//! for clients. So a node full of clients refuses more of them and goes on storing. Should the store find no descriptor
-//! all the same, because another process has taken the system's last ones, a few are kept in spare for it.
+//! A process starts with a soft limit that is mostly 1,024, whatever the hard limit. It is raised to the hard one. Of
+//! that the store keeps its part for tables, a fixed part is for the log, the peers and what a moment needs, and the
+//! rest is for clients. So a node full of clients refuses more of them and goes on storing. Should the store find no
+//! descriptor all the same, because another process has taken the system's last ones, a few are kept in spare for it.
 
 use std::fs::File;
 use std::io;

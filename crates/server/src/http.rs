@@ -5,9 +5,9 @@
 //! anything. What a client may take is limited by [`Limits`]. `docs/http.md` lists every path, parameter, header and
 //! status, and what differs from Riak.
 //!
-//! A request travels so: `guard` refuses what is ambiguous or comes from a foreign page; `route` reads the path, `parameters` the query, `conditions` the `If-` headers, `upload` the
-//! body; `object`, `aso`, `listing`, `properties` or `report` serve it; `representation` writes an object's answer,
-//! `refusal` any error.
+//! A request travels so: `guard` refuses what is ambiguous or comes from a foreign page; `route` reads the path,
+//! `parameters` the query, `conditions` the `If-` headers, `upload` the body; `object`, `aso`, `listing`, `properties`
+//! or `report` serve it; `representation` writes an object's answer, `refusal` any error.
 //! Source: Riak KV's HTTP API; RFC 9110.
 
 pub mod body;

@@ -11,8 +11,8 @@
 //! nothing about any other key, where obeying it would replace values that nobody has read.
 //!
 //! The checksum is no protection against forgers, who may write any context they like: it turns a cut or mistyped
-//! token into an error instead of a write that replaces too much. Readers take the URL alphabet and texts without padding
-//! too, which contexts had in the past.
+//! token into an error instead of a write that replaces too much. Readers take the URL alphabet and texts without
+//! padding too, which contexts had in the past.
 
 use std::fmt;
 

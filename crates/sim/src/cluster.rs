@@ -630,9 +630,14 @@ impl Cluster {
         }
     }
 
-    /// While links are open, silent nodes may still answer: a request fails for want of answers only when its time is up.
+    /// While links are open, silent nodes may still answer: a request fails for want of answers only when its time is
+    /// up.
     fn check_patience(&mut self, id: RequestId, failure: &ClientError) {
         let is_early = match failure {
+            // Copies that cannot exist are not waited for: a request may ask for more than the ring has nodes.
+            ClientError::TooFewReachable { needed, .. } if usize::from(*needed) > self.machines.len() => {
+                false
+            }
             ClientError::QuorumUnavailable { .. } | ClientError::TooFewReachable { .. } => {
                 self.links_stay_open
             }

@@ -187,8 +187,9 @@ impl Workload {
         (self.rest_at, self.timeout_ms_max) = (Some(left), timeout_ms_max);
     }
 
-    /// Has a third of the operations go to active objects. Those that count in convergent fields are of this durability,
-    /// and the last of them `is_placed`: it chooses its holders. `quorum`: n, r and w of those that count in plain ones.
+    /// Has a third of the operations go to active objects. Those that count in convergent fields are of this
+    /// durability, and the last of them `is_placed`: it chooses its holders. `quorum`: n, r and w of those that count
+    /// in plain ones.
     pub fn add_active(&mut self, durability: ActiveDurability, is_placed: bool, (n, r, w): (u8, u8, u8)) {
         let aso = ActiveProperties { durability, ..ActiveProperties::default() };
         let name = Bytes::from_static(ACTIVE_BUCKET);

@@ -16,8 +16,8 @@ use crate::mutation::Mutation;
 use crate::ring::Ring;
 use crate::types::{NodeId, Now, ObjectKey};
 
-/// By so much at most the ages of peers' messages are underestimated, in microseconds, and what is older is no news. Too
-/// small: on a busy network no age is known; too large: calls run for clients that have given up.
+/// By so much at most the ages of peers' messages are underestimated, in microseconds, and what is older is no news.
+/// Too small: on a busy network no age is known; too large: calls run for clients that have given up.
 const NEWS_US: u64 = 100_000;
 
 /// Whether a request may still be handed to another coordinator.
@@ -288,8 +288,8 @@ impl Node {
         }
     }
 
-    /// The node a request was handed to is late, or silent for long, or lost: hands it to another if doing it twice does
-    /// no harm. Otherwise it is waited for as long as its link is open.
+    /// The node a request was handed to is late, or silent for long, or lost: hands it to another if doing it twice
+    /// does no harm. Otherwise it is waited for as long as its link is open.
     pub(super) fn reroute(&mut self, now: Now, id: TaskId, is_lost: bool, out: &mut Vec<Output>) {
         let Some(Task { work: Work::Forward { operation, to, .. }, .. }) = self.tasks.get_mut(id) else {
             return;

@@ -394,8 +394,8 @@ impl Homes {
         self.wall_ms = wall_ms;
     }
 
-    /// A number for the next term of `node`, later than `seen` and than all terms that this node began or was told of, and
-    /// by the clock than terms of which nothing is left. Its last bits are the node's, so that no other has it.
+    /// A number for the next term of `node`, later than `seen` and than all terms that this node began or was told of,
+    /// and by the clock than terms of which nothing is left. Its last bits are the node's, so that no other has it.
     pub fn next_term(&mut self, wall_ms: u64, seen: u64, node: NodeId) -> u64 {
         let above = self.round.max(seen >> NODE_BITS).saturating_add(1);
         self.round = above.max(wall_ms).min(u64::MAX >> NODE_BITS);

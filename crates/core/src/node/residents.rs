@@ -190,8 +190,8 @@ impl Node {
         Ok(Some(Active { source, state, interval_ms, last_interval, placement, term }))
     }
 
-    /// Writes what the loaded object has become, and answers `origin` with `reply` when enough replicas have it. `again`:
-    /// the call to run anew if others have written meanwhile.
+    /// Writes what the loaded object has become, and answers `origin` with `reply` when enough replicas have it.
+    /// `again`: the call to run anew if others have written meanwhile.
     #[allow(clippy::too_many_arguments)]
     pub(super) fn keep(
         &mut self,

@@ -10,44 +10,44 @@
 //!    read refuses.
 //! 2. A call is answered when `max(w, n / 2 + 1)` primaries have taken its version in. Nobody stands in for them.
 //! 3. A home runs a call on what `r` primaries hold, asked after the call came.
-//! 4. A write that is refused, or not acknowledged in time, is taken back: the home's row becomes what it was, what was built on it is taken back with it, and
-//!    what is loaded is forgotten. Each call concerned runs again on what is there now, or fails without saying that
-//!    nothing happened.
+//! 4. A write that is refused, or not acknowledged in time, is taken back: the home's row becomes what it was, what was
+//!    built on it is taken back with it, and what is loaded is forgotten. Each call concerned runs again on what is
+//!    there now, or fails without saying that nothing happened.
 //!
-//! *Answered versions form one line.* Let `a` and `b` be answered. By rule 2 some primary took in both, say `a` first. It
-//! took in `b` by rule 1, so `b` had seen what that primary held by then: `a`, or what had seen `a`. And a version that
-//! has seen another was made of a state in which that one was joined or which it was made of.
+//! *Answered versions form one line.* Let `a` and `b` be answered. By rule 2 some primary took in both, say `a` first.
+//! It took in `b` by rule 1, so `b` had seen what that primary held by then: `a`, or what had seen `a`. And a version
+//! that has seen another was made of a state in which that one was joined or which it was made of.
 //!
-//! *An answer shows all that was answered before its call came.* By rules 2 and 3 the `r` primaries include one that had
-//! taken in the last of those. This holds for what the sender of a forwarded call said of its own row too, however old
-//! the message is: it was said after the call came.
+//! *An answer shows all that was answered before its call came.* By rules 2 and 3 the `r` primaries include one that
+//! had taken in the last of those. This holds for what the sender of a forwarded call said of its own row too, however
+//! old the message is: it was said after the call came.
 //!
-//! *A call counts once.* It runs again only if its refused version is nowhere in what was read: then nothing was made of
-//! it. If it was left behind at a replica that nobody asked, the next version of this home supersedes it there, since
-//! its context covers all dots of its actor. If something was made of that copy, either that or the new version is
-//! refused by rule 1.
+//! *A call counts once.* It runs again only if its refused version is nowhere in what was read: then nothing was made
+//! of it. If it was left behind at a replica that nobody asked, the next version of this home supersedes it there,
+//! since its context covers all dots of its actor. If something was made of that copy, either that or the new version
+//! is refused by rule 1.
 //!
 //! What is left are versions that were refused or given up, whose home crashed before it took them back, or that few
 //! primaries had taken in. They are concurrent with the line, and which side counts must not hang on the dot: a home
 //! that stood still writes the greatest one. So:
 //!
-//! 5. Each home that loads an object begins a **term**, numbered above all terms that it has seen, with a number that no
-//!    other home uses, and its versions carry the number. Before it writes anything in that term it **claims** it:
-//!    `max(w, n / 2 + 1)` primaries promise, durably, to refuse earlier terms, if they hold nothing that it has not seen.
-//!    The promise is kept until a version of that term or a later one is stored.
+//! 5. Each home that loads an object begins a **term**, numbered above all terms that it has seen, with a number that
+//!    no other home uses, and its versions carry the number. Before it writes anything in that term it **claims** it:
+//!    `max(w, n / 2 + 1)` primaries promise, durably, to refuse earlier terms, if they hold nothing that it has not
+//!    seen. The promise is kept until a version of that term or a later one is stored.
 //! 6. Of concurrent versions of an active object the one of the latest term leads. A home that finds both joins the
 //!    others to it, and its version has seen them all.
 //!
-//! *No such version leads over an answered one.* Let `a` be answered in term `s`, `u` a version of the later term `t`. The
-//! claim of `t` and the write `a` share a primary. If that took `a` in first, it promised `t` to a home that had seen
-//! `a`, and so have all versions of `t`. If it promised first, it refused `a` by rule 5. So `u` has seen `a`. Within one
-//! term a home makes its versions one of another, each of which has seen those before.
+//! *No such version leads over an answered one.* Let `a` be answered in term `s`, `u` a version of the later term `t`.
+//! The claim of `t` and the write `a` share a primary. If that took `a` in first, it promised `t` to a home that had
+//! seen `a`, and so have all versions of `t`. If it promised first, it refused `a` by rule 5. So `u` has seen `a`.
+//! Within one term a home makes its versions one of another, each of which has seen those before.
 //!
 //! With `async` durability homes write as everybody does: terms decide there too, so what a home that stood still had
 //! not written yet is joined to what its successor wrote, instead of the other way round.
 //!
-//! A changing ring has two groups of primaries, and claims and writes need their quorum of both (`put`). A term is claimed
-//! anew when the ring's stamp changes, and a write whose primaries change meanwhile is not answered as done.
+//! A changing ring has two groups of primaries, and claims and writes need their quorum of both (`put`). A term is
+//! claimed anew when the ring's stamp changes, and a write whose primaries change meanwhile is not answered as done.
 //!
 //! Source: DESIGN §5; Rystsov, "CASPaxos: replicated state machines without logs", 2018, whose ballots are terms here.
 //! Differs: a home claims once and then writes in one round trip; and since clients write plain values and deletes
@@ -447,8 +447,8 @@ impl Node {
         }
     }
 
-    /// Makes the row of `key` what it was before the write of task `id`, if it holds only that and what was built on it,
-    /// none of which was answered. Returns the tasks of these writes, in order; none if nothing was done.
+    /// Makes the row of `key` what it was before the write of task `id`, if it holds only that and what was built on
+    /// it, none of which was answered. Returns the tasks of these writes, in order; none if nothing was done.
     fn put_back(&mut self, key: &ObjectKey, id: TaskId) -> Vec<TaskId> {
         let under_way = self.home_puts(key);
         let mut row = match self.replica.load(key) {

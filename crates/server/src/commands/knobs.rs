@@ -1,8 +1,8 @@
 //! Settings of Redis that only tune it: how it lays out memory, how often it looks at something, what it logs.
 //!
 //! Nothing here has a counterpart in this program, so nothing changes when one is set. `CONFIG SET` accepts them all
-//! the same, and `CONFIG GET` shows what was set: clients, tools and test suites set them in passing and would fail over
-//! nothing. A setting that promises something (a limit, a password, durability) is not in this list.
+//! the same, and `CONFIG GET` shows what was set: clients, tools and test suites set them in passing and would fail
+//! over nothing. A setting that promises something (a limit, a password, durability) is not in this list.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;

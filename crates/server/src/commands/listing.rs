@@ -1,9 +1,9 @@
 //! Commands that look through a whole bucket, on all nodes: `SCAN`, `KEYS`, `DBSIZE`, `RANDOMKEY`, `FLUSHDB`,
 //! `FLUSHALL`.
 //!
-//! A bucket is listed in ring order, page by page; `SCAN`'s cursor is the upper bits of a position on the ring, which no
-//! node needs to remember and which fits every client's numbers: it is below 2^52. All keys that share a cursor come in
-//! one page. The commands without a cursor walk several ranges of the ring at once.
+//! A bucket is listed in ring order, page by page; `SCAN`'s cursor is the upper bits of a position on the ring, which
+//! no node needs to remember and which fits every client's numbers: it is below 2^52. All keys that share a cursor come
+//! in one page. The commands without a cursor walk several ranges of the ring at once.
 
 use std::collections::VecDeque;
 

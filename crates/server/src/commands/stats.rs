@@ -1,7 +1,7 @@
 //! What the Redis port counts for `INFO`: commands by name with their time and errors, hits and misses, bytes, rates.
 //!
-//! A command's time is from its start to its reply, waiting for other nodes included, in turns of the event loop: what a
-//! turn answers in itself counts as nothing. (In Redis it is processor time.)
+//! A command's time is from its start to its reply, waiting for other nodes included, in turns of the event loop: what
+//! a turn answers in itself counts as nothing. (In Redis it is processor time.)
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;

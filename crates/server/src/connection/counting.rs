@@ -3,8 +3,8 @@
 //! Each addition depends on the one before, so a pipeline of them would take a round over the nodes for each. Together
 //! they are one addition of their sum: the home reads, adds and replicates once, all are acknowledged at once, and the
 //! number that each left follows from the number in the end. Only additions of one sign go together: then the numbers
-//! in between lie within the range of a counter if the last one does. If the last one does not, all are made one by one,
-//! so that those that fit are made and the others refused, as if nothing had gone together.
+//! in between lie within the range of a counter if the last one does. If the last one does not, all are made one by
+//! one, so that those that fit are made and the others refused, as if nothing had gone together.
 
 use oort_core::client::{ClientError, Operation, Request};
 use oort_core::mutation::{Mutation, MutationError};

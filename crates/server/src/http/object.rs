@@ -210,8 +210,8 @@ impl<'a> Target<'a> {
         }
     }
 
-    /// What the write replaces. A tag that matches names one version of the object, siblings and all, as a context does;
-    /// a date names none, because writes of one second share it.
+    /// What the write replaces. A tag that matches names one version of the object, siblings and all, as a context
+    /// does; a date names none, because writes of one second share it.
     fn basis(&self) -> Result<Basis, Refusal> {
         let is_tag = matches!(self.conditions.of_write()?, WriteCheck::Condition(Condition::IfTag(_)));
         Ok(match self.seen()? {

@@ -9,7 +9,8 @@ use oort_core::node::Input;
 use tracing::warn;
 
 use super::endpoint::Kind;
-use super::{Inspector, Owner, Shard};
+use super::inspector::Inspector;
+use super::{Owner, Shard};
 use crate::commands::session::Session;
 use crate::commands::stats::Clerk;
 use crate::commands::table::Group;

@@ -214,8 +214,9 @@ pub(super) fn detail(error: &fjall::Error) -> String {
 
 /// What to make of a row that cannot be read.
 ///
-/// The system says what it refuses, and only a checksum or a file of the wrong form says damage. One exception: a sector
-/// that the disk cannot read any more (EIO) is as gone as a damaged one, and is mended from the replicas as well.
+/// The system says what it refuses, and only a checksum or a file of the wrong form says damage. One exception: a
+/// sector that the disk cannot read any more (EIO) is as gone as a damaged one, and is mended from the replicas as
+/// well.
 pub(super) fn read_error(error: &fjall::Error) -> StoreError {
     let detail = detail(error);
     match io_error(error).and_then(io::Error::raw_os_error) {

@@ -33,8 +33,9 @@ impl OpenError {
         OpenError::Io { path: path.to_path_buf(), source }
     }
 
-    pub(super) fn engine(directory: &Path, error: fjall::Error) -> OpenError {
-        let directory = directory.to_path_buf();
+    /// The engine refuses to open `rows`, its own part of a node's directory.
+    pub(super) fn engine(rows: &Path, error: fjall::Error) -> OpenError {
+        let directory = rows.to_path_buf();
         match error {
             fjall::Error::Io(source) | fjall::Error::Storage(fjall::LsmError::Io(source)) => {
                 OpenError::Io { path: directory, source }
@@ -127,7 +128,8 @@ fn make(directory: &Path, options: &StorageOptions) -> Result<Engine, OpenError>
     let io = |source| OpenError::io(directory, source);
     format::begin(directory).map_err(io)?;
     log::make(directory).map_err(io)?;
-    Engine::open(&format::rows_path(directory), options).map_err(|error| OpenError::engine(directory, error))
+    let rows_path = format::rows_path(directory);
+    Engine::open(&rows_path, options).map_err(|error| OpenError::engine(&rows_path, error))
 }
 
 /// Opens the tables of a complete directory, rebuilding them if the last run asked for it.
@@ -161,7 +163,7 @@ pub(super) fn open_engine(directory: &Path, options: &StorageOptions) -> Result<
             detail: format!("{} is missing", marker.display()),
         });
     }
-    Engine::open(&rows_path, options).map_err(|error| OpenError::engine(directory, error))
+    Engine::open(&rows_path, options).map_err(|error| OpenError::engine(&rows_path, error))
 }
 
 /// Reads what of the log is not in tables yet into memory, and begins a new segment behind it.

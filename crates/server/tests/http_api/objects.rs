@@ -219,7 +219,7 @@ fn values_expire() {
 fn quorums_are_numbers_or_words() {
     let (_node, mut client) = start();
     for query in ["r=1&w=1", "w=all&dw=quorum", "pw=1", "rw=one", "timeout=500", "r=default", "n_val=3"] {
-        let put = client.put(&format!("{KEY}?{query}"), &[], b"x");
+        let put = client.put(&format!("{KEY}?{query}"), &[], query.as_bytes());
         assert!(put.status == 204 || put.status == 503, "{query}: {put:?}");
     }
     for (query, says) in [
