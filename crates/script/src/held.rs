@@ -14,13 +14,48 @@ use crate::convergent::{self, bad, from_bytes, to_bytes, Convergent, Counter, Ma
 use crate::limits::ScriptError;
 use crate::meter;
 
-/// Bytes that the convergent values of a machine take outside of Lua's memory.
+/// Bytes that the convergent values and the kept states of a machine take outside of Lua's memory.
 #[derive(Clone, Default)]
 pub(crate) struct Gauge(Rc<Cell<usize>>);
 
 impl Gauge {
     pub fn bytes(&self) -> usize {
         self.0.get()
+    }
+}
+
+/// Bytes of a state, counted as long as they are kept.
+pub(crate) struct Kept {
+    bytes: Vec<u8>,
+    gauge: Gauge,
+}
+
+impl Kept {
+    /// No bytes.
+    pub fn new(gauge: &Gauge) -> Kept {
+        Kept { bytes: Vec::new(), gauge: gauge.clone() }
+    }
+
+    /// Keeps these in place of those that were kept.
+    pub fn set(&mut self, bytes: &[u8]) {
+        let before = self.bytes.capacity();
+        self.bytes.clear();
+        self.bytes.extend_from_slice(bytes);
+        self.gauge.0.set(self.gauge.0.get() + self.bytes.capacity() - before);
+    }
+}
+
+impl std::ops::Deref for Kept {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        self.gauge.0.set(self.gauge.0.get() - self.bytes.capacity());
     }
 }
 

@@ -12,7 +12,7 @@ use mlua::{Function, Lua, Table};
 use oort_core::active::{Limits, Value};
 
 use crate::codec::decode_veiled;
-use crate::held::{self, Gauge};
+use crate::held::{self, Gauge, Kept};
 use crate::join;
 use crate::limits::{LimitError, ScriptError, Unkeepable, INTERVAL_SECONDS_MAX, INTERVAL_SECONDS_MIN};
 use crate::shape::{Shape, Signature};
@@ -62,7 +62,7 @@ pub struct Object {
     pub(crate) limits: Limits,
     pub(crate) messages_left: u32,
     /// The bytes of its state before the call that runs; empty before it was first known.
-    pub(crate) kept: Vec<u8>,
+    pub(crate) kept: Kept,
     /// Of the functions that its source has made, as they must stay.
     pub(crate) print: u64,
     /// Allocated by its calls since its state was last measured.
@@ -140,9 +140,8 @@ impl Object {
         if self.write(scratch)? != self.print {
             return Err(self.changed_code());
         }
-        if self.kept != *scratch {
-            self.kept.clear();
-            self.kept.extend_from_slice(scratch);
+        if *self.kept != **scratch {
+            self.kept.set(scratch);
         }
         self.unmeasured_bytes = 0;
         Ok(())
@@ -150,7 +149,7 @@ impl Object {
 
     /// True if the state is what is kept, and the code what it was.
     pub(crate) fn is_kept(&self, scratch: &mut Vec<u8>) -> bool {
-        self.write(scratch).is_ok_and(|print| print == self.print) && self.kept == *scratch
+        self.write(scratch).is_ok_and(|print| print == self.print) && *self.kept == **scratch
     }
 
     /// Which functions are not as the source made them.

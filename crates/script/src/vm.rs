@@ -20,6 +20,7 @@ use oort_core::active::{
 
 use crate::collector::Collector;
 use crate::failure::{failure, is_memory};
+use crate::held::Kept;
 use crate::host::{caller_table, cannot_wait_while_loading, reply_to, Context, Deferred, ReplyTo};
 use crate::library::Library;
 use crate::limits::{ScriptError, WORKING_BYTES};
@@ -187,7 +188,7 @@ impl Vm {
         if source.len() > object.code.source.len() && bytes > limits.memory_bytes as usize {
             return Err(memory_limit(&limits));
         }
-        let state = object.kept.clone();
+        let state = object.kept.to_vec();
         self.renew(object.key.clone(), source, &state, limits, facts)
     }
 
@@ -212,10 +213,8 @@ impl Vm {
         if object.is_kept(&mut self.scratch) {
             return Ok(());
         }
-        let state = std::mem::take(&mut object.kept);
-        let result = self.load_state(object, &state, facts);
-        object.kept = state;
-        result
+        let state = object.kept.to_vec();
+        self.load_state(object, &state, facts)
     }
 
     fn make(
@@ -253,7 +252,7 @@ impl Vm {
             last_dot: 0,
             limits,
             messages_left,
-            kept: Vec::new(),
+            kept: Kept::new(&self.context.gauge),
             print: 0,
             unmeasured_bytes: 0,
             allocated_bytes: 0,
@@ -276,13 +275,13 @@ impl Vm {
         object.note_baseline()?;
         if let Some((state, fresh)) = state {
             object.restore(&self.lua, &self.context.gauge, state, fresh)?;
-            object.kept.extend_from_slice(state);
+            object.kept.set(state);
         }
         let slack_bytes = if state.is_some() && !is_stored { FRESH_BYTES } else { 0 };
         match object.write_within(&mut self.scratch, slack_bytes) {
             Ok(print) => {
                 object.print = print;
-                object.kept.clone_from(&self.scratch);
+                object.kept.set(&self.scratch);
             }
             // It can be asked, until a call leaves something that cannot be kept.
             Err(_) if is_stored => {}
@@ -348,7 +347,7 @@ impl Vm {
     /// Errors: `Unkeepable`, with the path to what cannot be kept, and the limit on memory.
     pub fn encode(&mut self, object: &mut Object) -> Result<Vec<u8>, ScriptError> {
         object.keep(&mut self.scratch)?;
-        Ok(object.kept.clone())
+        Ok(object.kept.to_vec())
     }
 
     /// Joins a concurrent state of the same object into this one: convergent values at equal places are joined, all
@@ -573,10 +572,8 @@ impl Vm {
     }
 
     fn load_anew(&mut self, object: &mut Object, facts: Facts) -> Result<(), ScriptError> {
-        let state = std::mem::take(&mut object.kept);
-        let result = self.load_state(object, &state, facts);
-        object.kept = state;
-        result
+        let state = object.kept.to_vec();
+        self.load_state(object, &state, facts)
     }
 
     /// Loads an object again from a state of its own.
