@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::object::{Object, Value};
 
-/// Buckets with cells of their own, 512 KiB each; all others share one set. Fewer: a small bucket is listed as slowly
+/// Buckets with cells of their own, 768 KiB each; all others share one set. Fewer: a small bucket is listed as slowly
 /// as the large ones that share its cells. More: memory.
 const BUCKETS_MAX: usize = 16;
 
@@ -58,6 +58,8 @@ impl LiveUntil {
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 struct Cell {
     kept: u32,
+    /// About how many of them expire: too many after rows that expire were overwritten, until the leaf is counted anew.
+    expiring: u32,
     until: LiveUntil,
 }
 
@@ -73,6 +75,14 @@ pub struct Census {
 pub struct Cells<'a>(&'a [Cell]);
 
 impl Cells<'_> {
+    /// How many rows of the leaf may be live, and about how many of them expire.
+    pub fn count(&self, leaf: usize, wall_ms: u64) -> (u64, u64) {
+        match self.0.get(leaf).filter(|cell| cell.until.covers(wall_ms)) {
+            Some(cell) => (cell.kept as u64, cell.expiring as u64),
+            None => (0, 0),
+        }
+    }
+
     /// True if a row of the leaf may be live.
     pub fn may_live(&self, leaf: usize, wall_ms: u64) -> bool {
         self.0.get(leaf).is_some_and(|cell| cell.kept > 0 && cell.until.covers(wall_ms))
@@ -85,12 +95,18 @@ impl Census {
         Cells(self.buckets.get(bucket).unwrap_or(&self.others))
     }
 
+    /// The cells that count the rows of `bucket` alone; `None` if it shares cells, or has none.
+    pub fn own_cells(&self, bucket: &[u8]) -> Option<Cells<'_>> {
+        self.buckets.get(bucket).map(|cells| Cells(cells))
+    }
+
     /// A row of `bucket` has come to `leaf`.
     pub fn add(&mut self, bucket: &[u8], leaf: usize, until: LiveUntil) {
         if until.is_kept() {
             let cell = self.cell(bucket, leaf);
             cell.kept += 1;
             cell.until = cell.until.max(until);
+            cell.expiring += (until != LiveUntil::FOREVER) as u32;
         }
     }
 
@@ -100,6 +116,7 @@ impl Census {
         let cell = self.cell(bucket, leaf);
         let Some(kept) = cell.kept.checked_sub(1) else { return false };
         cell.kept = kept;
+        cell.expiring = cell.expiring.min(kept);
         if kept == 0 {
             cell.until = LiveUntil::NEVER;
         }
@@ -157,6 +174,23 @@ mod tests {
         assert!(!lives(&census, 9_000), "what was forgotten leaves no time behind");
         census.clear(7);
         assert!(!lives(&census, 0));
+    }
+
+    #[test]
+    fn rows_are_counted_for_those_who_only_want_to_know_about() {
+        let mut census = Census::default();
+        assert!(census.own_cells(b"b").is_none());
+        [until(None), until(Some(4_000)), until(Some(9_000))]
+            .into_iter()
+            .for_each(|until| census.add(b"b", 7, until));
+        let count = |census: &Census, wall_ms| census.own_cells(b"b").unwrap().count(7, wall_ms);
+        assert_eq!(count(&census, 5_000), (3, 2));
+        census.remove_kept(b"b", 7);
+        census.remove_kept(b"b", 7);
+        assert_eq!(count(&census, 5_000), (1, 1), "never more than there are");
+        census.clear(7);
+        census.add(b"b", 7, until(Some(4_000)));
+        assert_eq!((count(&census, 3_000), count(&census, 4_000)), ((1, 1), (0, 0)));
     }
 
     #[test]

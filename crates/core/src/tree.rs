@@ -24,7 +24,7 @@ use crate::types::{ObjectKey, Position};
 
 const LEAF_BITS: u32 = 16;
 /// Of the record that a node which stops keeps; other ones begin with a number of replicas.
-const FORMAT: u8 = 0xc1;
+const FORMAT: u8 = 0xc2;
 /// Leaves over all positions.
 pub const LEAVES: usize = 1 << LEAF_BITS;
 /// A range of leaves is compared in at most so many parts at once.
@@ -236,6 +236,19 @@ impl HashTree {
     pub fn next_live(&self, leaves: &Leaves, bucket: &[u8], wall_ms: u64) -> Option<Leaves> {
         let cells = self.census.cells(bucket);
         self.next_stretch(leaves, |leaf| !self.counted[leaf] || cells.may_live(leaf, wall_ms))
+    }
+
+    /// How many rows of `bucket` may be live in those counted leaves that are wanted, and about how many of them expire.
+    /// `None` if the bucket has no cells of its own. O(leaves).
+    pub fn count_live(
+        &self,
+        bucket: &[u8],
+        wall_ms: u64,
+        mut is_wanted: impl FnMut(usize) -> bool,
+    ) -> Option<(u64, u64)> {
+        let cells = self.census.own_cells(bucket)?;
+        let counts = (0..LEAVES).filter(|leaf| is_wanted(*leaf)).map(|leaf| cells.count(leaf, wall_ms));
+        Some(counts.fold((0, 0), |(rows, expiring), (more, of_them)| (rows + more, expiring + of_them)))
     }
 
     /// The next stretch of a range of leaves that have rows, or are not counted; `None` if there is none.

@@ -8,7 +8,7 @@ use oort_core::detector::Health;
 
 use super::errors::{refusal, shortened, NOT_AN_INTEGER, SYNTAX};
 use super::knobs::Knob;
-use super::session::DATABASES;
+use super::session::{bucket_of, DATABASES};
 use super::{cluster, glob, reply, Call, Outcome};
 use crate::resp::Value;
 
@@ -48,9 +48,9 @@ pub fn info(call: &mut Call) -> Outcome {
             write_lines(call, &mut text);
         }
     }
-    // Counting keys means asking all nodes: `DBSIZE` does, this section stays empty.
     if all || asked.iter().any(|section| section == "keyspace") {
         text.push_str(if text.is_empty() { "# Keyspace\r\n" } else { "\r\n# Keyspace\r\n" });
+        keyspace_section(call, &mut text);
     }
     reply(Value::Verbatim(*b"txt", text.into()))
 }
@@ -121,6 +121,19 @@ fn stats_section(call: &Call, text: &mut String) {
     field(text, "keyspace_misses", totals.misses);
     field(text, "total_error_replies", totals.errors);
     field(text, "accept_failures", stats.accept_failures);
+}
+
+/// The keys that this node is the first owner of, so that the sum over all nodes is that of the cluster. `DBSIZE` asks
+/// all nodes and is exact.
+fn keyspace_section(call: &Call, text: &mut String) {
+    for database in 0..DATABASES {
+        match call.view.count_first_owned(&bucket_of(database)) {
+            Some((keys, expires)) if keys > 0 => {
+                field(text, &format!("db{database}"), format!("keys={keys},expires={expires},avg_ttl=0"));
+            }
+            _ => {}
+        }
+    }
 }
 
 fn cpu_section(call: &Call, text: &mut String) {

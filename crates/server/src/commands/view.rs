@@ -32,6 +32,8 @@ pub trait View {
     fn sessions(&self, visit: &mut dyn FnMut(&Session));
     /// Settings that clients may change, to no effect.
     fn knobs(&self) -> &Knobs;
+    /// About how many keys of a bucket live whose first owner is this node, and how many of them expire.
+    fn count_first_owned(&self, bucket: &[u8]) -> Option<(u64, u64)>;
     /// What is counted of commands.
     fn stats(&self) -> &Stats;
     /// The monotonic clock, in microseconds.

@@ -73,6 +73,9 @@ impl View for Inspector<'_> {
     fn knobs(&self) -> &Knobs {
         &self.shard.knobs
     }
+    fn count_first_owned(&self, bucket: &[u8]) -> Option<(u64, u64)> {
+        self.shard.node.count_first_owned(bucket, self.shard.clocks.now.get().wall_ms)
+    }
     fn stats(&self) -> &Stats {
         &self.shard.stats
     }

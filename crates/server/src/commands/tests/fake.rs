@@ -244,6 +244,9 @@ impl View for FakeNode {
     fn knobs(&self) -> &Knobs {
         &self.knobs
     }
+    fn count_first_owned(&self, bucket: &[u8]) -> Option<(u64, u64)> {
+        (bucket == b"7").then_some((5, 2))
+    }
     fn stats(&self) -> &Stats {
         &self.stats
     }

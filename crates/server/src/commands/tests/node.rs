@@ -104,6 +104,7 @@ fn info_has_sections() {
         "cluster_enabled:1",
         "cluster_known_nodes:3",
         "# Keyspace",
+        "db7:keys=5,expires=2,avg_ttl=0",
     ] {
         assert!(all.lines().any(|found| found == line), "{line} is not in\n{all}");
     }
