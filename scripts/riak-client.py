@@ -25,8 +25,6 @@ DIFFERS = {
     "test_clear_bucket_properties": "buckets keep siblings by default (allow_mult is true)",
     "test_primary_quora": "pr and pw are parameters of requests, not properties of buckets",
     "test_rw_settings": "quorums are numbers; dw and rw are not properties of their own",
-    "test_list_buckets": "buckets are listed once they have properties",
-    "test_stream_buckets": "buckets are listed once they have properties",
     "test_store_binary_object_from_file_should_use_default_mimetype": "newer Pythons know the type of README.md",
 }
 

@@ -75,6 +75,8 @@ pub struct Want {
 /// One page of a listing.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Scan {
+    /// The bucket whose keys are listed. Empty, which no bucket's name is: for every live key of any bucket the name of
+    /// its bucket is listed, as often as there are keys.
     pub bucket: Bytes,
     /// The first position to look at, inclusive.
     pub from: Position,
@@ -85,6 +87,13 @@ pub struct Scan {
     pub limit: u32,
     /// Return just the number of keys: cheap for the network where the replicas hold the same, not for the disk.
     pub count_only: bool,
+}
+
+impl Scan {
+    /// True if the names of buckets are listed, not the keys of one.
+    pub fn is_of_buckets(&self) -> bool {
+        self.bucket.is_empty()
+    }
 }
 
 /// A request with the time it may take.

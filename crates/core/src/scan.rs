@@ -216,7 +216,7 @@ impl Listing {
         let position = key.position().0;
         self.from.is_some_and(|from| from <= position)
             && position <= self.segment_to
-            && key.bucket() == &self.scan.bucket[..]
+            && (self.scan.is_of_buckets() || key.bucket() == &self.scan.bucket[..])
     }
 
     /// Takes the live ones of `rows` into the page and moves on.
@@ -225,7 +225,9 @@ impl Listing {
         for (key, object) in rows {
             if object.is_live(now.wall_ms) {
                 self.page.count += 1;
-                if !self.scan.count_only {
+                if self.scan.is_of_buckets() {
+                    self.page.keys.push(bytes::Bytes::copy_from_slice(key.bucket()));
+                } else if !self.scan.count_only {
                     self.page.keys.push(key.key_bytes());
                 }
             }

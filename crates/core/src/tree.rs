@@ -232,8 +232,12 @@ impl HashTree {
         shared.fold(0, |sum, (_, sums)| sum.wrapping_add(sums.sum(leaves)))
     }
 
-    /// The next stretch of a range of leaves in which rows of `bucket` may be live; `None` if there is none.
+    /// The next stretch of a range of leaves in which rows of `bucket` may be live; `None` if there is none. The empty
+    /// name stands for all buckets.
     pub fn next_live(&self, leaves: &Leaves, bucket: &[u8], wall_ms: u64) -> Option<Leaves> {
+        if bucket.is_empty() {
+            return self.next_filled(leaves);
+        }
         let cells = self.census.cells(bucket);
         self.next_stretch(leaves, |leaf| !self.counted[leaf] || cells.may_live(leaf, wall_ms))
     }

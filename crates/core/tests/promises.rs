@@ -741,6 +741,44 @@ fn list_all(cluster: &mut Cluster, i: usize, limit: u32) -> Vec<String> {
     found
 }
 
+/// Source: Riak KV's list of buckets: those that hold a live key, whatever their number of copies.
+#[test]
+fn buckets_that_hold_keys_are_listed() {
+    let mut cluster = Cluster::new(4);
+    let single = BucketProperties { n: 1, r: 1, w: 1, ..BucketProperties::default() };
+    cluster.run(0, Operation::SetBucket { bucket: "single".into(), properties: single }).unwrap();
+    cluster.advance(5_000);
+    for (bucket, name) in [("single", "only"), ("many", "a"), ("many", "b"), ("emptied", "gone")] {
+        let key = ObjectKey::new(bucket.as_bytes(), name.as_bytes()).unwrap();
+        let update = |mutation| Operation::Update {
+            key: key.clone(),
+            mutation,
+            quorum: Quorum::default(),
+            want: Want::default(),
+            caller: None,
+        };
+        cluster.run(1, update(store("v", Basis::Local, Condition::Always))).unwrap();
+        if bucket == "emptied" {
+            let delete = Mutation::Delete { basis: Basis::Local, condition: Condition::Always };
+            cluster.run(2, update(delete)).unwrap();
+        }
+    }
+    for i in 0..4 {
+        let (mut found, mut from) = (Vec::new(), Some(Position(0)));
+        while let Some(position) = from {
+            let to = Position(u64::MAX);
+            let scan = Scan { bucket: Bytes::new(), from: position, to, limit: 1, count_only: false };
+            let Reply::Page(page) = cluster.run(i, Operation::Scan(scan)).unwrap() else {
+                panic!("not a page")
+            };
+            found.extend(page.keys);
+            from = page.next;
+        }
+        found.sort();
+        assert_eq!(found, ["many", "many", "single"], "node {i}");
+    }
+}
+
 /// Source: issue 12 §6: dead rows are free to skip, at once, and also while they cannot be forgotten.
 #[test]
 fn a_listing_looks_at_no_dead_rows() {

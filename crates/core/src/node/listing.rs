@@ -124,11 +124,13 @@ impl Node {
         let properties = self.buckets().properties(&scan.bucket);
         let n = (properties.n as usize).min(ring.nodes().len());
         let r = (properties.r as usize).min(n);
+        // Buckets may have fewer copies than usual, so as many are asked as can answer.
+        let asked = if scan.is_of_buckets() { n } else { r };
         let choose = |partition| {
             let mut nodes: Vec<NodeId> = ring.preference_list(partition)[..n].to_vec();
             nodes.retain(|&node| self.can_answer(node));
             nodes.sort_by_key(|&node| (node != self.id(), self.health(node), node));
-            nodes.truncate(r);
+            nodes.truncate(asked);
             nodes
         };
         let mut partition = ring.partition_of(from);

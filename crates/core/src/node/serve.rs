@@ -287,9 +287,10 @@ impl LivePage<'_> {
     }
 }
 
-/// True if the key with this row is in `bucket`.
+/// True if the key with this row is in `bucket`; the empty name stands for all buckets.
 fn is_of(row: &[u8], bucket: &[u8]) -> bool {
-    row.get(8).is_some_and(|len| *len as usize == bucket.len()) && row[9..].starts_with(bucket)
+    bucket.is_empty()
+        || row.get(8).is_some_and(|len| *len as usize == bucket.len()) && row[9..].starts_with(bucket)
 }
 
 /// The greatest row at `position`.

@@ -1,13 +1,14 @@
 //! Lists of keys and buckets. Keys are streamed page by page: however large the bucket, a listing holds one page.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use hyper::header::CONTENT_TYPE;
-use hyper::Response;
+use hyper::{Response, StatusCode};
 use oort_core::bucket::DEFAULT_BUCKET;
 use oort_core::client::{Operation, Page, Reply, Request, Scan, SCAN_LIMIT_MAX};
-use oort_core::types::Position;
+use oort_core::types::{ObjectKey, Position};
 use serde_json::{json, Map, Value};
 use tokio::sync::mpsc;
 
@@ -19,7 +20,10 @@ use crate::http::refusal::Refusal;
 use crate::http::route::{percent_encode, printable, Place};
 use crate::http::shared::Shared;
 
-/// The buckets that have properties of their own, and `default`.
+/// The most names of one list of buckets. Fewer: large clusters cannot list them; more: memory, 255 bytes each at most.
+const BUCKETS_MAX: usize = 100_000;
+
+/// The buckets that hold keys or have properties of their own, and `default`. Reads all keys of all buckets.
 pub async fn buckets(
     shared: &Shared,
     parameters: &Parameters,
@@ -32,9 +36,15 @@ pub async fn buckets(
         let configured = inside.node.buckets().entries().map(|(bucket, _)| bucket.clone());
         configured.collect::<Vec<Bytes>>()
     });
-    let mut names = look.await?;
-    if !names.iter().any(|name| name == DEFAULT_BUCKET) {
-        names.push(Bytes::from_static(DEFAULT_BUCKET));
+    let mut names: BTreeSet<Bytes> = look.await?.into_iter().collect();
+    names.insert(Bytes::from_static(DEFAULT_BUCKET));
+    let mut pages = Pages::new(shared, parameters, Bytes::new());
+    while let Some(page) = pages.next().await? {
+        names.extend(page.keys);
+        if names.len() > BUCKETS_MAX {
+            let text = format!("more than {BUCKETS_MAX} buckets hold keys: they cannot be listed");
+            return Err(Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, text));
+        }
     }
     let of_type = names.iter().filter_map(|name| name.strip_prefix(&prefix[..]));
     let listed: Vec<String> = of_type.map(printable).collect();
@@ -78,14 +88,9 @@ async fn stream_keys(
     place: &Place,
     fields: Map<String, Value>,
 ) -> Result<Response<Body>, Refusal> {
-    let timeout = parameters.timeout_ms.map(|ms| Duration::from_millis(ms.into()));
-    let mut pages = Pages {
-        handle: shared.handle.clone(),
-        ends: timeout.map(|timeout| (Instant::now() + timeout, timeout)),
-        bucket: place.bucket.clone(),
-        timeout_ms: parameters.timeout_ms,
-        next: Some(Position(0)),
-    };
+    // The empty name means the buckets themselves.
+    ObjectKey::new(&place.bucket, b"any")?;
+    let mut pages = Pages::new(shared, parameters, place.bucket.clone());
     let first = pages.next().await?.unwrap_or_default();
     let (pieces, receiver) = mpsc::channel(1);
     let writer = Writer { pieces, form: parameters.keys, encode_keys: parameters.encode_keys };
@@ -107,6 +112,17 @@ struct Pages {
 }
 
 impl Pages {
+    fn new(shared: &Shared, parameters: &Parameters, bucket: Bytes) -> Pages {
+        let timeout = parameters.timeout_ms.map(|ms| Duration::from_millis(ms.into()));
+        Pages {
+            handle: shared.handle.clone(),
+            bucket,
+            timeout_ms: parameters.timeout_ms,
+            ends: timeout.map(|timeout| (Instant::now() + timeout, timeout)),
+            next: Some(Position(0)),
+        }
+    }
+
     async fn next(&mut self) -> Result<Option<Page>, Refusal> {
         let Some(from) = self.next else {
             return Ok(None);

@@ -339,6 +339,18 @@ fn keys_are_listed_page_by_page() {
 
     let refused = client.get("/buckets/b/keys");
     assert_eq!(refused.status, 400);
+    let nameless = client.get("/buckets//keys?keys=true");
+    assert_eq!((nameless.status, nameless.text()), (400, "bucket name of 0 bytes: a bucket name has 1 to 255 bytes\n"));
+    // Buckets are listed while they hold a key.
+    client.put("/types/t/buckets/typed/keys/k", &[], b"v");
+    client.put("/buckets/emptied/keys/k", &[], b"v");
+    client.request("DELETE", "/buckets/emptied/keys/k", &[], b"");
+    for form in ["true", "stream"] {
+        let listed = client.get(&format!("/buckets?buckets={form}")).json();
+        assert_eq!(listed, json!({"buckets": ["b", "default", "other", "t/typed"]}));
+    }
+    let of_type = client.get("/types/t/buckets?buckets=true").json();
+    assert_eq!(of_type, json!({"buckets": ["typed"]}));
     let encoded = client.get("/buckets/other/keys?keys=true&encoding=percent");
     assert_eq!(encoded.json(), json!({"keys": ["elsewhere"]}));
     let old = client.get("/riak/other?keys=true").json();
