@@ -91,7 +91,14 @@ async fn stream_keys(
     // The empty name means the buckets themselves.
     ObjectKey::new(&place.bucket, b"any")?;
     let mut pages = Pages::new(shared, parameters, place.bucket.clone());
-    let first = pages.next().await?.unwrap_or_default();
+    let first = match pages.next().await {
+        Ok(first) => first.unwrap_or_default(),
+        // Riak says in the stream that the time given is over, and its clients look for it there.
+        Err(refusal) if parameters.keys == Listing::Stream && parameters.timeout_ms.is_some() => {
+            return Ok(json_response(&json!({ "error": refusal.text })));
+        }
+        Err(refusal) => return Err(refusal),
+    };
     let (pieces, receiver) = mpsc::channel(1);
     let writer = Writer { pieces, form: parameters.keys, encode_keys: parameters.encode_keys };
     tokio::spawn(writer.run(fields, first, pages));

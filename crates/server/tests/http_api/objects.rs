@@ -341,7 +341,10 @@ fn keys_are_listed_page_by_page() {
     let refused = client.get("/buckets/b/keys");
     assert_eq!(refused.status, 400);
     let nameless = client.get("/buckets//keys?keys=true");
-    assert_eq!((nameless.status, nameless.text()), (400, "bucket name of 0 bytes: a bucket name has 1 to 255 bytes\n"));
+    assert_eq!(
+        (nameless.status, nameless.text()),
+        (400, "bucket name of 0 bytes: a bucket name has 1 to 255 bytes\n")
+    );
     // Buckets are listed while they hold a key.
     client.put("/types/t/buckets/typed/keys/k", &[], b"v");
     client.put("/buckets/emptied/keys/k", &[], b"v");
