@@ -72,8 +72,6 @@ pub enum Sabotage {
     UndoAll,
     /// A replica's page of a listing claims to hold the row behind it, too.
     LoseRowBehindPage,
-    /// A key that one replica lists and another does not is taken for deleted, unasked.
-    DoubtIsDeath,
     /// Timers run as soon as they are due, whatever that leaves of the node's time.
     AdmitTimers,
     /// A node takes the time in which it stood still itself for the silence of its peers.

@@ -239,15 +239,6 @@ impl Listing {
         }
     }
 
-    /// Passes over the keys that not all listed.
-    #[cfg(feature = "sabotage")]
-    pub fn forget_doubts(&mut self, now: Now, missing: Doubts) {
-        let mut rows = self.doubtful.take().unwrap_or_default();
-        self.answers.clear();
-        missing.iter().flat_map(|(_, keys)| keys).for_each(|key| drop(rows.remove(key)));
-        self.finish_segment(now, rows);
-    }
-
     /// The page as far as it may be returned.
     pub fn into_page(mut self) -> Page {
         self.page.keys.truncate(self.whole.keys);

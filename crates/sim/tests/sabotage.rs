@@ -153,8 +153,3 @@ fn a_node_goes_by_a_clock_that_is_wrong() {
 fn a_row_lost_behind_a_full_page_is_missed() {
     caught(|config| config.sabotage = Sabotage::LoseRowBehindPage, "none", &["listing", "final-read"]);
 }
-
-#[test]
-fn keys_that_one_replica_does_not_list_are_missed() {
-    caught(|config| config.sabotage = Sabotage::DoubtIsDeath, "none", &["listing"]);
-}

@@ -89,13 +89,6 @@ impl Node {
     ) -> bool {
         let me = self.membership.me;
         let mut is_complete = false;
-        #[cfg(feature = "sabotage")]
-        if self.config.sabotage == crate::config::Sabotage::DoubtIsDeath {
-            if let Some(listing) = self.listing(id) {
-                listing.forget_doubts(now, missing);
-            }
-            return true;
-        }
         for (node, keys) in missing {
             self.metrics.scan_doubts += keys.len() as u64;
             if node == me {

@@ -175,6 +175,10 @@ impl Node {
             let (first, last) = positions(&live);
             if page.is_full() {
                 page.listed.done_to = first.0 - 1;
+                #[cfg(feature = "sabotage")]
+                if page.loses_next {
+                    page.listed.done_to = last.0.min(scan.to.0);
+                }
                 break;
             }
             let (first, last) = (first.max(scan.from), last.min(scan.to));
