@@ -159,8 +159,8 @@ pub struct Shard {
     stats: Stats,
     /// When connections are accepted that could not be for want of descriptors; `u64::MAX`: none wait.
     accept_at_us: u64,
-    /// The log says that connections cannot be accepted.
-    accept_failing: bool,
+    /// The log says that connections cannot be accepted, of peers and of clients.
+    accept_failing: [bool; 2],
 }
 
 /// Counters for `INFO`.
@@ -274,7 +274,7 @@ impl Shard {
             knobs: Knobs::default(),
             stats: Stats::default(),
             accept_at_us: u64::MAX,
-            accept_failing: false,
+            accept_failing: [false; 2],
         };
         Ok((shard, handle))
     }
@@ -629,15 +629,18 @@ impl Shard {
             let Some(listener) = (if is_redis { &self.redis } else { &self.peers }) else { return };
             let (stream, address) = match listener.accept() {
                 Ok(accepted) => accepted,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-                Err(error) if is_exhaustion(&error) => return self.pause_accepting(&error),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    // None waits any more: the next shortage is news.
+                    self.accept_failing[is_redis as usize] = false;
+                    return;
+                }
+                Err(error) if is_exhaustion(&error) => return self.pause_accepting(is_redis, &error),
                 // That one connection has gone wrong; others may wait behind it.
                 Err(error) => {
                     debug!(%error, "a connection was gone before it was accepted");
                     continue;
                 }
             };
-            self.accept_failing = false;
             match is_redis {
                 true => self.accept_client(stream, address),
                 false => {
@@ -655,9 +658,9 @@ impl Shard {
     }
 
     /// There is no descriptor for one more connection: those that wait are accepted when there may be room again.
-    fn pause_accepting(&mut self, error: &io::Error) {
+    fn pause_accepting(&mut self, is_redis: bool, error: &io::Error) {
         self.numbers.accept_failures += 1;
-        if !std::mem::replace(&mut self.accept_failing, true) {
+        if !std::mem::replace(&mut self.accept_failing[is_redis as usize], true) {
             warn!(why = cause(error), "connections cannot be accepted now: they wait");
         }
         self.accept_at_us = self.clocks.now.get().mono_us + ACCEPT_PAUSE_US;

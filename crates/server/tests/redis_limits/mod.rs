@@ -72,9 +72,9 @@ fn after_a_protocol_error_the_connection_is_closed_in_both_directions() {
     assert!(read_to_end(&mut stream).starts_with(b"+PONG\r\n+PONG\r\n+PONG\r\n-ERR Protocol error"));
 }
 
-/// Sends `bytes` and reads as many as `want` has; false if they do not come in a quarter of a second.
+/// Sends `bytes` and reads as many as `want` has; false if they do not come in half a second.
 fn is_answered(stream: &mut TcpStream, bytes: &[u8], want: &[u8]) -> bool {
-    stream.set_read_timeout(Some(Duration::from_millis(250))).unwrap();
+    stream.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
     let mut reply = vec![0; want.len()];
     stream.write_all(bytes).is_ok() && stream.read_exact(&mut reply).is_ok() && reply == want
 }
@@ -99,7 +99,8 @@ fn connections_beyond_the_descriptors_wait_until_others_close() {
     assert!(!served.is_empty() && !waiting.is_empty(), "{} served, {} wait", served.len(), waiting.len());
     let set = command(&[b"SET", b"key", &vec![b'v'; 500_000]]);
     served[0].set_read_timeout(Some(PATIENCE)).unwrap();
-    for _ in 0..100 {
+    // Fewer than fill a segment of the log: the next one would need a descriptor that this test has taken away.
+    for _ in 0..20 {
         let mut reply = [0; 5];
         served[0].write_all(&set).unwrap();
         served[0].read_exact(&mut reply).unwrap();
