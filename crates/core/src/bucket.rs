@@ -184,6 +184,31 @@ pub struct BucketProperties {
     pub aso: ActiveProperties,
 }
 
+/// How many replicas an object has, and how many of them a get and a put wait for.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+pub struct Replication {
+    /// 1 to [`N_MAX`].
+    pub n: u8,
+    /// 1 to `n`.
+    pub r: u8,
+    /// 1 to `n`.
+    pub w: u8,
+}
+
+impl Replication {
+    /// True if all numbers are in their ranges.
+    pub fn is_valid(&self) -> bool {
+        let is_quorum = |quorum: u8| (1..=self.n).contains(&quorum);
+        self.n <= N_MAX && is_quorum(self.r) && is_quorum(self.w)
+    }
+}
+
+impl Default for Replication {
+    fn default() -> Replication {
+        BucketProperties::default().replication()
+    }
+}
+
 impl Default for BucketProperties {
     fn default() -> BucketProperties {
         BucketProperties {
@@ -231,6 +256,11 @@ impl fmt::Display for PropertyError {
 impl std::error::Error for PropertyError {}
 
 impl BucketProperties {
+    /// What an operator wants the replication to be; the ring says what is in force.
+    pub fn replication(&self) -> Replication {
+        Replication { n: self.n, r: self.r, w: self.w }
+    }
+
     /// Errors: a number out of its range.
     pub fn check(&self) -> Result<(), PropertyError> {
         if self.n == 0 || self.n > N_MAX {
@@ -295,6 +325,12 @@ impl BucketTable {
     /// Changes what buckets without properties of their own have.
     pub fn set_defaults(&mut self, defaults: BucketProperties) {
         self.defaults = defaults;
+        self.note_usual();
+    }
+
+    /// Takes over the replication that the ring was founded with for buckets without properties of their own.
+    pub fn set_usual_replication(&mut self, Replication { n, r, w }: Replication) {
+        self.defaults = BucketProperties { n, r, w, ..self.defaults.clone() };
         self.note_usual();
     }
 

@@ -82,6 +82,8 @@ pub enum Sabotage {
     StoreUncovered,
     /// The home of an active object counts the copies of nodes that stand in for owners.
     CountStandIns,
+    /// What an operator wants of a bucket's replication is in force at once.
+    AdoptAtOnce,
 }
 
 /// A node's configuration. The defaults suit a cluster in one data centre.

@@ -26,7 +26,7 @@ use crate::bucket::{BucketEntry, BucketTable};
 use crate::causality::Dot;
 use crate::config::Addresses;
 use crate::placement::{Layout, RingNode, Strategy, WEIGHT_DEFAULT};
-use crate::ring::{Founding, RingState};
+use crate::ring::{Founding, InForce, RingState};
 use crate::types::{NodeId, Rng};
 use crate::vivaldi::Coordinate;
 
@@ -237,6 +237,16 @@ impl Membership {
     pub fn decode_before(record: &[u8], cluster: &str) -> Option<Membership> {
         let MembershipBefore { me, members, ring, buckets } = postcard::from_bytes(record).ok()?;
         let founding = Founding::of_name(cluster);
+        // What the properties say was in force at once then.
+        let usual = buckets.properties(b"").replication();
+        let own =
+            buckets.entries().map(|(bucket, entry)| (bucket, entry.set_by, entry.properties.replication()));
+        let replication: BTreeMap<Bytes, InForce> = own
+            .filter(|(_, _, replication)| *replication != usual)
+            .map(|(bucket, set_by, replication)| {
+                (bucket.clone(), InForce { set_by, replication, before: None })
+            })
+            .collect();
         let ring = ring.map(|RingStateBefore { version, layout, old, arrived, removed }| RingState {
             founding,
             version,
@@ -244,6 +254,8 @@ impl Membership {
             old,
             arrived,
             removed,
+            usual,
+            replication,
         });
         Some(Membership { me, members, ring, buckets })
     }
@@ -381,7 +393,9 @@ impl Membership {
             return false;
         }
         let nodes = self.members.values().map(Member::ring_node).take(cluster_size as usize).collect();
-        self.ring = Some(RingState::founding(Founding::draw(rng), strategy, partitions, nodes));
+        let usual = self.buckets.properties(b"").replication();
+        let ring = RingState::founding(Founding::draw(rng), strategy, partitions, nodes);
+        self.ring = Some(RingState { usual, ..ring });
         true
     }
 

@@ -520,6 +520,10 @@ impl Node {
         if node.config.sabotage == crate::config::Sabotage::AccuseWhenLate {
             node.detector.accuse_when_late();
         }
+        if let Some(ring) = &node.membership.ring {
+            let usual = ring.usual;
+            node.membership.buckets.set_usual_replication(usual);
+        }
         node.size_tree();
         node.begin_moving();
         Ok(node)
@@ -834,7 +838,7 @@ impl Node {
     /// True if a plain store of `key` asked here is coordinated here, so that requests for one key stay in order.
     pub fn coordinates(&self, key: &ObjectKey) -> bool {
         let Some(ring) = &self.ring else { return true };
-        let n = self.buckets().properties(key.bucket()).n as usize;
+        let n = ring.replication(key.bucket()).n as usize;
         ring.preference_at(key.position()).iter().take(n).any(|node| *node == self.id())
     }
 

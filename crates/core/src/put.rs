@@ -40,6 +40,8 @@ pub struct Put {
     /// What was asked for, however many replicas there are now: the ring may grow.
     asked: Needed,
     needed: Needed,
+    /// As many were asked for as the bucket usually wants: if that changes, as many as it wants then.
+    is_usual: Option<bool>,
     copies: Vec<Copy>,
     moving: Option<Box<Moving>>,
     /// See [`Put::of_home`].
@@ -69,6 +71,7 @@ impl Put {
             base,
             asked,
             needed: asked,
+            is_usual: None,
             copies,
             moving: None,
             term: 0,
@@ -112,10 +115,15 @@ impl Put {
 
     /// Says whose copies count: those of `serving`, who answer reads, and while the ring changes just as well those of
     /// the `others`. Once it has changed, copies in the place of nodes that are no primaries any more count no more.
-    pub fn place(&mut self, serving: &[NodeId], others: Option<&[NodeId]>) {
-        self.needed = self.asked.at_most(serving.len());
+    /// `usual`: the bucket's `w` for both.
+    pub fn place(&mut self, serving: &[NodeId], others: Option<&[NodeId]>, usual: (u8, u8)) {
+        let asked = self.asked;
+        let is_usual = *self.is_usual.get_or_insert(asked.total == usual.0);
+        let at_least =
+            |w: u8| Needed { total: if is_usual { asked.total.max(w) } else { asked.total }, ..asked };
+        self.needed = at_least(usual.0).at_most(serving.len());
         self.moving = others.map(|others| {
-            let needed_others = self.asked.at_most(others.len());
+            let needed_others = at_least(usual.1).at_most(others.len());
             Box::new(Moving { serving: serving.to_vec(), others: others.to_vec(), needed_others })
         });
         if others.is_none() {
@@ -315,7 +323,7 @@ mod tests {
     fn while_the_ring_changes_both_quorums_must_be_reached() {
         let [a, b, c, d] = [1, 2, 3, 4].map(NodeId);
         let mut put = put(2, 0);
-        put.place(&[a, b, c], Some(&[b, c, d]));
+        put.place(&[a, b, c], Some(&[b, c, d]), (2, 2));
         put.hold(a, None);
         [b, c, d].into_iter().for_each(|node| put.ask(node, None));
         put.acknowledge(d);
@@ -323,23 +331,44 @@ mod tests {
         put.fail(c);
         put.acknowledge(b);
         assert_eq!(put.progress(), Progress::Done);
-        put.place(&[b, c, d], None);
+        put.place(&[b, c, d], None, (2, 2));
         assert_eq!((put.progress(), put.acknowledged()), (Progress::Done, 2), "a's copy counts no more");
+    }
+
+    #[test]
+    fn while_a_bucket_changes_its_old_owners_and_its_new_ones_are_counted_apart() {
+        let [a, b, c, d, e] = [1, 2, 3, 4, 5].map(NodeId);
+        let asked = |total| {
+            let mut put = put(total, 0);
+            put.place(&[a, b, c], Some(&[a, b, c, d, e]), (2, 4));
+            put.hold(a, None);
+            [b, c, d, e].into_iter().for_each(|node| put.ask(node, None));
+            put.acknowledge(b);
+            put
+        };
+        let mut usual = asked(2);
+        assert_eq!(usual.progress(), Progress::Waiting, "two of three, but of five two only");
+        usual.acknowledge(d);
+        usual.acknowledge(e);
+        assert_eq!(usual.progress(), Progress::Done);
+        usual.place(&[a, b, c, d, e], None, (4, 4));
+        assert_eq!(usual.needed().total, 4);
+        assert_eq!(asked(1).progress(), Progress::Done, "a request's own number stays");
     }
 
     #[test]
     fn a_ring_that_grows_meanwhile_makes_a_put_need_what_was_asked_for() {
         let [a, b, c] = [1, 2, 3].map(NodeId);
         let mut put = put(3, 3);
-        put.place(&[a, b], None);
+        put.place(&[a, b], None, (2, 2));
         assert_eq!(put.needed(), Needed { total: 2, primaries: 2 });
         put.hold(a, None);
         put.ask(b, None);
-        put.place(&[a, b], Some(&[a, b, c]));
+        put.place(&[a, b], Some(&[a, b, c]), (2, 2));
         put.acknowledge(b);
         assert_eq!(put.progress(), Progress::Impossible, "of three replicas three were asked for");
         put.ask(c, None);
-        put.place(&[a, b, c], None);
+        put.place(&[a, b, c], None, (2, 2));
         assert_eq!(put.progress(), Progress::Waiting);
         put.acknowledge(c);
         assert_eq!(put.progress(), Progress::Done);

@@ -10,19 +10,25 @@
 //!  arrived v+2           new       old and new   every node that loses data knows it
 //!  stable  v+3           new       new
 //! ```
+//! The numbers of replicas and the quorums of buckets are changed in the same steps: they are part of the state, the old
+//! ones belong to the old layout and the new ones to the new, also where the layout stays the same.
+//!
 //! So two nodes that are one step apart never write where the other does not read. What that keeps true, and why,
 //! stands in `docs/ring-change.md`. The greater [`RingState::stamp`] wins: version first, then a hash,
 //! so two operators who change the ring at once get one outcome everywhere.
 //!
 //! Source: Dynamo §4.2, §4.3, §4.8.1. Redis Cluster slots are ranges of positions, see [`Position`].
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::hash::Hasher;
 
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::{xxh3_64, Xxh3};
 
+use crate::bucket::{BucketTable, Replication, BUCKETS_MAX};
+use crate::causality::Dot;
 use crate::placement::{Layout, Placement, RingNode, Strategy, PREFERENCE_MAX, WEIGHT_MAX, ZONE_BYTES_MAX};
 use crate::types::{NodeId, Partition, Position, Rng};
 
@@ -76,6 +82,27 @@ pub struct RingState {
     pub arrived: bool,
     /// Nodes that an operator removed: nobody waits for them any more.
     pub removed: BTreeSet<NodeId>,
+    /// How the data of buckets that were never given another replication are replicated.
+    pub usual: Replication,
+    /// How those of the others are.
+    pub replication: BTreeMap<Bytes, InForce>,
+}
+
+/// A bucket's replication.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct InForce {
+    /// The write that set it.
+    pub set_by: Dot,
+    pub replication: Replication,
+    /// While the ring changes to it: what it was, if it was another.
+    pub before: Option<Replication>,
+}
+
+/// One way in which buckets are replicated before and after a change.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct Shape {
+    pub before: Replication,
+    pub after: Replication,
 }
 
 /// What an operator wants changed.
@@ -216,7 +243,8 @@ impl RingState {
         nodes: Vec<RingNode>,
     ) -> RingState {
         let layout = Layout::founding(strategy, partitions, nodes);
-        RingState { founding, version: 1, layout, old: None, arrived: true, removed: BTreeSet::new() }
+        let (removed, usual, replication) = (BTreeSet::new(), Replication::default(), BTreeMap::new());
+        RingState { founding, version: 1, layout, old: None, arrived: true, removed, usual, replication }
     }
 
     /// True if this state can be computed.
@@ -227,6 +255,12 @@ impl RingState {
             && self.removed.len() <= REMOVED_MAX
             && self.version <= u32::MAX as u64
             && self.founding.0 != 0
+            && self.usual.is_valid()
+            && self.replication.len() <= BUCKETS_MAX
+            && self.replication.values().all(|one| {
+                let is_before_valid = one.before.is_none_or(|before| before.is_valid() && self.old.is_some());
+                one.replication.is_valid() && is_before_valid
+            })
     }
 
     /// Whether `node` holds data, is to hold some, or has not handed over all it held.
@@ -247,6 +281,15 @@ impl RingState {
         }
         hasher.write_u8(self.arrived as u8);
         self.removed.iter().for_each(|node| hasher.write_u64(node.0));
+        hasher.write(&[self.usual.n, self.usual.r, self.usual.w]);
+        for (bucket, InForce { set_by, replication, before }) in &self.replication {
+            hasher.write(bucket);
+            hasher.write_u64(set_by.counter);
+            hasher.write_u64(set_by.actor.0);
+            hasher.write(&[replication.n, replication.r, replication.w]);
+            let before = before.map_or([0; 3], |Replication { n, r, w }| [n, r, w]);
+            hasher.write(&before);
+        }
         self.version << 32 | hasher.finish() >> 32
     }
 
@@ -319,38 +362,96 @@ impl RingState {
             removed.pop_first();
         }
         let old = Some(self.old.as_ref().unwrap_or(&self.layout).clone());
-        Ok(RingState {
-            founding: self.founding,
-            version: self.version + 1,
-            layout,
-            old,
-            arrived: has_arrived,
-            removed,
+        let version = self.version + 1;
+        Ok(RingState { version, layout, old, arrived: has_arrived, removed, ..self.clone() })
+    }
+
+    /// The state in which the replication that operators want begins to come into force; `None` if it is, or while the
+    /// ring changes: then it must wait.
+    pub fn adopt(&self, wanted: &BucketTable) -> Option<RingState> {
+        if self.old.is_some() {
+            return None;
+        }
+        let mut news = Vec::new();
+        for (bucket, entry) in wanted.entries() {
+            let known = self.replication.get(bucket);
+            let (after, before) =
+                (entry.properties.replication(), known.map_or(self.usual, |one| one.replication));
+            // An older wish that is still on its way here is no news.
+            let is_news = known.is_none_or(|one| one.set_by < entry.set_by);
+            if is_news && after != before {
+                let one = InForce { set_by: entry.set_by, replication: after, before: Some(before) };
+                news.push((bucket.clone(), one));
+            }
+        }
+        if news.is_empty() {
+            return None;
+        }
+        let mut replication = self.replication.clone();
+        replication.extend(news);
+        let (version, old) = (self.version + 1, Some(self.layout.clone()));
+        let next = RingState { version, old, arrived: false, replication, ..self.clone() };
+        next.is_valid().then_some(next)
+    }
+
+    /// The replication of `bucket` in the layout that answers reads.
+    pub fn serving(&self, bucket: &[u8]) -> Replication {
+        self.replication.get(bucket).map_or(self.usual, |one| match one.before {
+            Some(before) if !self.arrived => before,
+            _ => one.replication,
         })
+    }
+
+    /// The replication of `bucket` in the other layout, while the ring changes.
+    pub fn other(&self, bucket: &[u8]) -> Replication {
+        self.replication.get(bucket).map_or(self.usual, |one| match one.before {
+            Some(before) if self.arrived => before,
+            _ => one.replication,
+        })
+    }
+
+    /// True if nodes hold what they held before, but for the buckets whose replication changes.
+    pub fn is_of_buckets(&self) -> bool {
+        self.old.as_ref() == Some(&self.layout)
+    }
+
+    /// True if the replication of `bucket` changes.
+    pub fn changes(&self, bucket: &[u8]) -> bool {
+        self.replication.get(bucket).is_some_and(|one| one.before.is_some())
+    }
+
+    /// All shapes of the buckets that the change concerns.
+    pub fn shapes(&self) -> Vec<Shape> {
+        let own = self.replication.values().map(|InForce { replication, before, .. }| Shape {
+            before: before.unwrap_or(*replication),
+            after: *replication,
+        });
+        let usual = Shape { before: self.usual, after: self.usual };
+        let mut shapes: Vec<Shape> = own.chain([usual]).collect();
+        if self.is_of_buckets() {
+            shapes.retain(|shape| shape.before != shape.after);
+        }
+        shapes.sort_unstable();
+        shapes.dedup();
+        shapes
     }
 
     /// The state after all nodes that this one waits for are ready. The same whoever computes it.
     pub fn successor(&self) -> RingState {
-        let (founding, version, removed) = (self.founding, self.version + 1, self.removed.clone());
-        let layout = self.layout.clone();
+        let version = self.version + 1;
         if !self.arrived {
-            return RingState { founding, version, layout, old: self.old.clone(), arrived: true, removed };
+            return RingState { version, arrived: true, ..self.clone() };
         }
+        let mut replication = self.replication.clone();
+        replication.values_mut().for_each(|one| one.before = None);
         // Who was removed since the data arrived goes now.
-        let mut nodes = layout.nodes.clone();
-        nodes.retain(|node| !removed.contains(&node.id));
-        if nodes.len() < layout.nodes.len() {
-            let old = Some(self.layout.clone());
-            return RingState {
-                founding,
-                version,
-                layout: layout.change(nodes),
-                old,
-                arrived: false,
-                removed,
-            };
+        let mut nodes = self.layout.nodes.clone();
+        nodes.retain(|node| !self.removed.contains(&node.id));
+        if nodes.len() < self.layout.nodes.len() {
+            let (layout, old) = (self.layout.change(nodes), Some(self.layout.clone()));
+            return RingState { version, layout, old, arrived: false, replication, ..self.clone() };
         }
-        RingState { founding, version, layout, old: None, arrived: true, removed }
+        RingState { version, old: None, arrived: true, replication, ..self.clone() }
     }
 }
 
@@ -475,10 +576,25 @@ impl Ring {
         self.other.is_some()
     }
 
-    /// Whether `node` is one of the first `n` for `position` in any layout.
-    pub fn holds(&self, node: NodeId, position: Position, n: usize) -> bool {
-        let is_in = |list: &[NodeId]| list.iter().take(n).any(|other| *other == node);
-        is_in(self.preference_at(position)) || self.other_at(position).is_some_and(is_in)
+    /// Whether `node` is an owner of a bucket's keys at `position` in any layout.
+    pub fn holds(&self, node: NodeId, position: Position, bucket: &[u8]) -> bool {
+        let is_in = |list: &[NodeId], n: u8| list.iter().take(n as usize).any(|other| *other == node);
+        is_in(self.preference_at(position), self.state.serving(bucket).n)
+            || self.other_at(position).is_some_and(|list| is_in(list, self.state.other(bucket).n))
+    }
+
+    /// The replication of `bucket` that reads are answered by.
+    pub fn replication(&self, bucket: &[u8]) -> Replication {
+        self.state.serving(bucket)
+    }
+
+    /// The numbers of replicas that buckets have where reads are answered, ascending.
+    pub fn sizes(&self) -> Vec<usize> {
+        let own = self.state.replication.keys().map(|bucket| self.state.serving(bucket).n as usize);
+        let mut sizes: Vec<usize> = own.chain([self.state.usual.n as usize]).collect();
+        sizes.sort_unstable();
+        sizes.dedup();
+        sizes
     }
 
     /// While the ring changes: all of it in ranges with the same owners before and after, in ring order.
@@ -506,6 +622,8 @@ impl Ring {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bucket::{BucketEntry, BucketProperties};
+    use crate::types::ActorId;
 
     fn state(nodes: u64) -> RingState {
         let nodes = (1..=nodes).map(|id| RingNode::new(NodeId(id))).collect();
@@ -533,6 +651,36 @@ mod tests {
         assert_eq!((settled.version, Ring::new(settled).nodes().len()), (4, 4));
         assert!(arrived.stamp() > moving.stamp());
         assert!(moving.stamp() > stable.stamp());
+    }
+
+    #[test]
+    fn replication_comes_into_force_with_the_layout_it_belongs_to() {
+        let numbers = |n, r, w| Replication { n, r, w };
+        let wish = |n, r, w, counter| {
+            let properties = BucketProperties { n, r, w, ..BucketProperties::default() };
+            let mut table = BucketTable::default();
+            let set_by = Dot { counter, actor: ActorId(1) };
+            assert!(table.merge(Bytes::from_static(b"b"), BucketEntry { set_by, properties }));
+            table
+        };
+        let stable = state(5);
+        assert_eq!(stable.adopt(&wish(3, 2, 2, 1)), None, "it is like that");
+        let moving = stable.adopt(&wish(5, 2, 4, 2)).unwrap();
+        assert!(moving.is_valid() && moving.is_of_buckets() && moving.stamp() > stable.stamp());
+        assert_eq!((moving.serving(b"b"), moving.other(b"b")), (numbers(3, 2, 2), numbers(5, 2, 4)));
+        assert_eq!((moving.serving(b"c"), moving.changes(b"c")), (numbers(3, 2, 2), false));
+        assert_eq!(moving.shapes(), [Shape { before: numbers(3, 2, 2), after: numbers(5, 2, 4) }]);
+        assert_eq!(moving.adopt(&wish(1, 1, 1, 3)), None, "it waits");
+        assert_eq!(moving.change(&join(6)), Err(RingError::Moving { version: 2 }));
+        let arrived = moving.successor();
+        assert_eq!((arrived.serving(b"b"), arrived.other(b"b")), (numbers(5, 2, 4), numbers(3, 2, 2)));
+        let settled = arrived.successor();
+        assert_eq!((settled.serving(b"b"), settled.changes(b"b")), (numbers(5, 2, 4), false));
+        assert_eq!(settled.adopt(&wish(1, 1, 1, 1)), None, "an older wish is no news");
+        assert!(settled.adopt(&wish(1, 1, 1, 3)).is_some());
+        let joining = settled.change(&join(6)).unwrap();
+        assert_eq!((joining.serving(b"b"), joining.other(b"b")), (numbers(5, 2, 4), numbers(5, 2, 4)));
+        assert_eq!(joining.shapes().len(), 2, "all buckets move");
     }
 
     #[test]

@@ -14,7 +14,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::message::{RangePage, TaskId};
-use crate::ring::Ring;
+use crate::ring::{Ring, Shape};
 use crate::types::{NodeId, ObjectKey, Position};
 
 /// Ranges fetched side by side. Fewer: nothing happens while an answer travels; more: what comes at once holds clients
@@ -34,11 +34,11 @@ pub struct Range {
     pub to: Position,
     /// Partitions it consists of, or pieces of them.
     pub partitions: usize,
-    /// The preference list before the change.
+    /// The owners before the change, of all the buckets that it concerns; this node too, if it is one.
     pub old: Vec<NodeId>,
     /// Those of them who do not hold it after the change.
     pub leaving: Vec<NodeId>,
-    /// Those of them whose rows are all here.
+    /// Those of them whose rows are all here, and this node.
     pub done: Vec<NodeId>,
     in_work: bool,
     is_complete: bool,
@@ -96,47 +96,81 @@ pub struct Incoming {
     pub keys: u64,
 }
 
-/// Whether `node` must fetch something in a segment, for buckets of one of the sizes `ns`.
-fn gains(node: NodeId, old: &[NodeId], new: &[NodeId], ns: &[usize]) -> bool {
-    let place = |list: &[NodeId]| list.iter().position(|other| *other == node).unwrap_or(usize::MAX);
-    let (new, old) = (place(new), place(old));
-    ns.iter().any(|&n| new < n && old >= n)
+impl Shape {
+    /// The owners of a segment before and after the change, of buckets of this shape.
+    fn owners<'a>(&self, old: &'a [NodeId], new: &'a [NodeId]) -> (&'a [NodeId], &'a [NodeId]) {
+        let first = |list: &'a [NodeId], n: u8| &list[..list.len().min(n as usize)];
+        (first(old, self.before.n), first(new, self.after.n))
+    }
+
+    /// Whether so many of the owners that stay may lack an acknowledged write that a get could meet these only, though
+    /// new owners have everything.
+    fn is_lacking(&self, before: &[NodeId], after: &[NodeId]) -> bool {
+        if self.before == self.after {
+            return false;
+        }
+        let staying = before.iter().filter(|node| after.contains(node)).count();
+        let leaving = before.len() - staying;
+        let (w, r) = (before.len().min(self.before.w as usize), after.len().min(self.after.r as usize));
+        staying.saturating_sub(w.saturating_sub(leaving)) >= r
+    }
+
+    /// Whether `node` must fetch something in a segment.
+    fn must_fetch(&self, node: NodeId, old: &[NodeId], new: &[NodeId]) -> bool {
+        let (before, after) = self.owners(old, new);
+        after.contains(&node) && (!before.contains(&node) || self.is_lacking(before, after))
+    }
+
+    /// Whether `node` is an owner in a segment before the change and not after it.
+    fn loses(&self, node: NodeId, old: &[NodeId], new: &[NodeId]) -> bool {
+        let (before, after) = self.owners(old, new);
+        before.contains(&node) && !after.contains(&node)
+    }
 }
 
-/// The nodes that must be ready before `ring` can take its next step, for buckets of the sizes `ns`.
+/// The nodes that must be ready before `ring` can take its next step.
 ///
 /// While data move, those that have something to fetch. Once all data have arrived, those that lose something: they
-/// must know it, so as not to answer for what is written elsewhere from then on. Removed nodes are not waited for.
-pub fn awaited(ring: &Ring, ns: &[usize]) -> BTreeSet<NodeId> {
-    let n_max = ns.iter().copied().max().unwrap_or(0);
+/// must know it, so as not to answer for what is written elsewhere from then on. Where quorums change, no owner may
+/// answer a coordinator that counts by the old ones. Removed nodes are not waited for.
+pub fn awaited(ring: &Ring) -> BTreeSet<NodeId> {
+    let shapes = ring.state().shapes();
     let mut nodes = BTreeSet::new();
     for segment in ring.segments() {
-        let (others, own) = match ring.state().arrived {
-            false => (segment.old, segment.new),
-            true => (segment.new, segment.old),
-        };
-        let candidates = own.iter().copied().take(n_max);
-        nodes.extend(candidates.filter(|node| gains(*node, others, own, ns)));
+        for shape in &shapes {
+            let (before, after) = shape.owners(segment.old, segment.new);
+            let is_awaited = |node: &NodeId| match ring.state().arrived {
+                false => shape.must_fetch(*node, segment.old, segment.new),
+                true => shape.before != shape.after || shape.loses(*node, segment.old, segment.new),
+            };
+            nodes.extend(before.iter().chain(after).copied().filter(is_awaited));
+        }
     }
     nodes.retain(|node| !ring.state().removed.contains(node));
     nodes
 }
 
 impl Incoming {
-    /// What `me` has to fetch for buckets of the sizes `ns`.
-    pub fn new(ring: &Ring, me: NodeId, ns: &[usize]) -> Incoming {
+    /// What `me` has to fetch.
+    pub fn new(ring: &Ring, me: NodeId) -> Incoming {
         if ring.state().arrived {
             return Incoming::default();
         }
-        let n_max = ns.iter().copied().max().unwrap_or(0);
+        let shapes = ring.state().shapes();
+        let n_max = shapes.iter().map(|shape| shape.before.n as usize).max().unwrap_or(0);
+        // Where all count the same owners, their order says nothing, and more segments are alike.
+        let is_ordered = shapes.iter().any(|shape| shape.before.n as usize != n_max);
         let mut ranges: Vec<Range> = Vec::new();
         for segment in ring.segments() {
-            if !gains(me, segment.old, segment.new, ns) {
+            if !shapes.iter().any(|shape| shape.must_fetch(me, segment.old, segment.new)) {
                 continue;
             }
-            let old: Vec<NodeId> =
-                segment.old.iter().copied().take(n_max).filter(|node| *node != me).collect();
-            let loses = |node: &NodeId| gains(*node, segment.new, segment.old, ns);
+            let mut old: Vec<NodeId> = segment.old.iter().copied().take(n_max).collect();
+            if !is_ordered {
+                old.sort_unstable();
+            }
+            let loses =
+                |node: &NodeId| shapes.iter().any(|shape| shape.loses(*node, segment.old, segment.new));
             let leaving: Vec<NodeId> = old.iter().copied().filter(loses).collect();
             match ranges.last_mut() {
                 Some(last)
@@ -148,7 +182,8 @@ impl Incoming {
                 }
                 _ => {
                     let (from, to) = (segment.from, segment.to);
-                    let (done, in_work, is_complete) = (Vec::new(), false, false);
+                    let done = old.iter().copied().filter(|node| *node == me).collect();
+                    let (in_work, is_complete) = (false, false);
                     ranges.push(Range { from, to, partitions: 1, old, leaving, done, in_work, is_complete });
                 }
             }
@@ -319,6 +354,7 @@ impl Sweep {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bucket::Replication;
     use crate::placement::{RingNode, Strategy};
     use crate::ring::{RingChange, RingState};
 
@@ -331,19 +367,44 @@ mod tests {
     #[test]
     fn only_the_new_node_fetches_when_three_become_four() {
         let ring = moving();
-        assert_eq!(awaited(&ring, &[3]), BTreeSet::from([NodeId(4)]));
-        assert!(Incoming::new(&ring, NodeId(1), &[3]).is_complete());
-        assert!(!Incoming::new(&ring, NodeId(4), &[3]).is_complete());
+        assert_eq!(awaited(&ring), BTreeSet::from([NodeId(4)]));
+        assert!(Incoming::new(&ring, NodeId(1)).is_complete());
+        assert!(!Incoming::new(&ring, NodeId(4)).is_complete());
     }
 
     #[test]
     fn once_data_have_arrived_those_who_lose_some_are_awaited() {
         let arrived = Ring::new(moving().state().successor());
         let losers = [1, 2, 3].map(NodeId);
-        assert_eq!(awaited(&arrived, &[3]), BTreeSet::from(losers));
-        assert!(Incoming::new(&arrived, NodeId(4), &[3]).is_complete());
+        assert_eq!(awaited(&arrived), BTreeSet::from(losers));
+        assert!(Incoming::new(&arrived, NodeId(4)).is_complete());
         let without = arrived.state().change(&RingChange::Remove { node: NodeId(2) }).unwrap();
-        assert_eq!(awaited(&Ring::new(without), &[3]), BTreeSet::from([NodeId(1), NodeId(3)]));
+        assert_eq!(awaited(&Ring::new(without)), BTreeSet::from([NodeId(1), NodeId(3)]));
+    }
+
+    #[test]
+    fn owners_that_stay_fetch_only_where_a_quorum_could_miss_a_write() {
+        let replication = |(n, r, w)| Replication { n, r, w };
+        let list: Vec<NodeId> = (1..=5).map(NodeId).collect();
+        // Before, after; which of five nodes, in their order of preference, must fetch.
+        for (before, after, wanted) in [
+            ((1, 1, 1), (3, 2, 2), &[2, 3][..]),
+            ((3, 2, 2), (5, 2, 4), &[4, 5]),
+            ((3, 2, 2), (5, 1, 5), &[1, 2, 3, 4, 5]),
+            ((3, 2, 2), (3, 2, 3), &[]),
+            ((3, 2, 2), (3, 1, 3), &[1, 2, 3]),
+            ((3, 3, 1), (3, 2, 2), &[1, 2, 3]),
+            ((3, 1, 3), (3, 3, 1), &[]),
+            ((3, 2, 2), (1, 1, 1), &[1]),
+            ((3, 1, 3), (1, 1, 1), &[]),
+            ((3, 2, 2), (2, 2, 1), &[]),
+            ((5, 3, 3), (3, 2, 2), &[1, 2, 3]),
+        ] {
+            let shape = Shape { before: replication(before), after: replication(after) };
+            let fetching = list.iter().copied().filter(|node| shape.must_fetch(*node, &list, &list));
+            let wanted: Vec<NodeId> = wanted.iter().copied().map(NodeId).collect();
+            assert_eq!(fetching.collect::<Vec<_>>(), wanted, "{before:?} to {after:?}");
+        }
     }
 
     fn page(done_to: u64, waiting: u32) -> RangePage {
@@ -353,7 +414,7 @@ mod tests {
     #[test]
     fn a_page_that_failed_is_asked_for_again() {
         let ring = moving();
-        let mut incoming = Incoming::new(&ring, NodeId(4), &[3]);
+        let mut incoming = Incoming::new(&ring, NodeId(4));
         incoming.start_streams(|node| node == NodeId(2));
         let number = incoming.ready()[0];
         let first = incoming.stream(number).unwrap().clone();

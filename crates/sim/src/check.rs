@@ -18,7 +18,7 @@ use oort_core::types::ObjectKey;
 use crate::history::{dots_of, History, KeyHistory, OpRecord, Outcome};
 
 /// Every checker's name, the promise it guards (by its number in DESIGN §1) and what it demands.
-pub const CHECKERS: [(&str, u8, &str); 23] = [
+pub const CHECKERS: [(&str, u8, &str); 24] = [
     ("lost-write", 2, "an acknowledged write is a sibling, was superseded by one, expired or lost by lww"),
     ("superseded", 3, "no sibling was superseded by another; lww keeps one"),
     ("resurrected", 5, "only what nobody could see is forgotten, and nothing that it superseded comes back"),
@@ -55,6 +55,7 @@ pub const CHECKERS: [(&str, u8, &str); 23] = [
     ("formation", 1, "the cluster forms, every node starts on its own disk, links are accepted"),
     ("identity", 2, "no node links with one of another cluster, or takes over its ring, whatever the name"),
     ("clocks", 2, "a node that reaches all others goes by the time of most of them"),
+    ("removal", 2, "no operator gives up a node that is alive"),
     ("panic", 7, "no node panics"),
     ("rest", 7, "no node keeps itself busy for nothing"),
     ("encoding", 7, "whatever a node stores or sends can be read back"),
@@ -76,7 +77,7 @@ pub struct FinalState {
     pub is_async: bool,
     /// `sync = interval`: as many power failures as a write had copies may take it.
     pub is_interval: bool,
-    /// No fault was in force: only primaries answered.
+    /// Nothing went wrong: only primaries answered.
     pub is_faultless: bool,
 }
 
@@ -208,6 +209,7 @@ impl Judge<'_> {
         if self.past.was_corrupted || self.state.is_interval {
             return;
         }
+        let changed_us = self.history.bucket_changes.get(self.key.bucket());
         let mut verdicts = Vec::new();
         for (get_id, get) in self.operations() {
             let Operation::Get { quorum: asked, .. } = &get.operation else {
@@ -223,8 +225,11 @@ impl Judge<'_> {
                 let Operation::Update { quorum: given, .. } = &put.operation else {
                     continue;
                 };
-                let overlaps = asked.primary_r + given.primary_w > get.n
-                    || self.state.is_faultless && get.r + put.w > get.n;
+                // A request's own numbers say nothing about owners that others became meanwhile.
+                let is_steady = changed_us.is_none_or(|at_us| get.end_us < *at_us);
+                let overlaps = is_steady && asked.primary_r + given.primary_w > get.n
+                    || is_steady && self.state.is_faultless && get.r + put.w > get.n
+                    || self.state.is_faultless && get.is_usual && put.is_usual;
                 if put.outcome != Outcome::Acked || !is_write(put) || put.end_us > get.start_us || !overlaps {
                     continue;
                 }
@@ -281,6 +286,10 @@ impl Judge<'_> {
 
     /// True if the key was live from `start_us` to `end_us`, as far as every listing must know.
     fn is_there(&self, start_us: u64, end_us: u64) -> bool {
+        // Numbers of before say nothing about the owners of a bucket that was changed.
+        if self.history.bucket_changes.get(self.key.bucket()).is_some_and(|at_us| *at_us <= end_us) {
+            return false;
+        }
         let writes: Vec<&OpRecord> =
             self.operations().map(|(_, op)| op).filter(|op| is_write(op) && op.start_us <= end_us).collect();
         let stored = writes.iter().filter(|op| {

@@ -17,12 +17,14 @@ use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
 use oort_core::active::Value;
-use oort_core::client::{ActiveError, ClientError, Operation, Reply, Request, RequestId};
+use oort_core::bucket::Replication;
+use oort_core::client::{ActiveError, ClientError, Operation, Quorum, Reply, Request, RequestId};
 use oort_core::config::{Addresses, NodeConfig, SyncMode};
 use oort_core::detector::Health;
 use oort_core::message::Message;
 use oort_core::node::{Event as NodeEvent, Input, Node, Output};
 use oort_core::object::Object;
+use oort_core::ring::Ring;
 use oort_core::types::{NodeId, Rng};
 
 use crate::faults::{Fault, Plan};
@@ -118,6 +120,12 @@ enum Event {
         machine: usize,
         with: Option<usize>,
     },
+    /// An operator has `asked` remove `target`.
+    Remove {
+        asked: usize,
+        target: usize,
+        force: bool,
+    },
     Heal {
         cuts: Vec<(usize, usize)>,
     },
@@ -162,6 +170,8 @@ pub struct Cluster {
     next_address: u64,
     rest_until_us: u64,
     strikes: BTreeMap<&'static str, u64>,
+    /// When an operator may next ask for the removal of a node that is alive.
+    next_removal_us: u64,
     encoded: Vec<u8>,
 }
 
@@ -196,6 +206,7 @@ impl Cluster {
             Event::Stop { .. } | Event::End { .. } => {}
             Event::Start { machine } => self.start(machine),
             Event::Move { machine, with } => self.move_address(machine, with),
+            Event::Remove { asked, target, force } => self.ask_removal(asked, target, force),
             Event::Heal { cuts } => self.heal(&cuts),
             Event::FreeDisk { machine } => self.machines[machine].disk.set_full(false),
             Event::StandStill { machine, lasts_us } => {
@@ -458,25 +469,39 @@ impl Cluster {
         self.submit(client, planned);
     }
 
+    /// The ring of the node that knows the newest one.
+    fn newest_ring(&self) -> Option<&Ring> {
+        self.nodes().filter_map(|node| node.ring()).max_by_key(|ring| ring.stamp())
+    }
+
+    /// The replication of a bucket that reads are answered by, and that of the other owners while it changes.
+    fn replication(&self, bucket: &[u8]) -> (Replication, Replication) {
+        let in_force = |ring: &Ring| {
+            let serving = ring.replication(bucket);
+            (serving, if ring.is_moving() { ring.state().other(bucket) } else { serving })
+        };
+        self.newest_ring().map(in_force).unwrap_or_default()
+    }
+
     /// Sends an operation off.
     fn submit(&mut self, client: usize, planned: Planned) -> RequestId {
         let Planned { machine, operation, timeout_ms, seen } = planned;
-        let rings = self.nodes().filter_map(|node| node.ring());
-        let nodes = rings
-            .max_by_key(|ring| ring.stamp())
-            .map_or(self.machines.len(), |ring| ring.nodes().len()) as u8;
+        let nodes = self.newest_ring().map_or(self.machines.len(), |ring| ring.nodes().len()) as u8;
+        let mut is_usual = false;
         let (n, r, w, scan_r) = match key_of(&operation) {
             Some(key) => {
-                let properties = self.workload.properties(key);
+                let (serving, other) = self.replication(key.bucket());
                 let quorum = match &operation {
                     Operation::Get { quorum, .. }
                     | Operation::Call { quorum, .. }
                     | Operation::Update { quorum, .. } => *quorum,
                     _ => unreachable!("operations with a key have a quorum"),
                 };
-                let n = properties.n.min(nodes);
-                let (r, w) = (quorum.r.unwrap_or(properties.r), quorum.w.unwrap_or(properties.w));
-                (n, r.min(n), w.min(n), properties.r.min(n))
+                let overlap = |it: Replication| it.r + it.w > it.n;
+                is_usual = quorum == Quorum::default() && overlap(serving) && overlap(other);
+                let n = serving.n.max(other.n).min(nodes);
+                let (r, w) = (quorum.r.unwrap_or(serving.r), quorum.w.unwrap_or(serving.w));
+                (n, r.min(n), w.min(n), serving.r.min(n))
             }
             None => (0, 0, 0, 0),
         };
@@ -490,6 +515,7 @@ impl Cluster {
             r,
             w,
             scan_r,
+            is_usual,
             start_us: self.now_us,
             end_us: 0,
             outcome: Outcome::Pending,
@@ -575,7 +601,8 @@ impl Cluster {
                 };
             }
             Ok(Reply::Page(page)) => self.answered_page(id, page),
-            Ok(Reply::BucketSet | Reply::RingPlan(_)) => {}
+            Ok(Reply::RingPlan(_)) => self.check_removal(id),
+            Ok(Reply::BucketSet) => {}
             Err(failure) => {
                 error = failure.to_string();
                 outcome = match failure {
@@ -608,6 +635,17 @@ impl Cluster {
         if off_ms.abs() > CLOCK_OFF_MS_MAX {
             let detail = format!("n{index} reaches all others and goes by a time that is {off_ms} ms off");
             self.history.blame("clocks", None, detail);
+        }
+    }
+
+    /// No operator may give up a node that is alive.
+    fn check_removal(&mut self, id: RequestId) {
+        let Operation::ChangeRing { change, .. } = &self.history.operation(id).operation else { return };
+        let Some(node) = change.given_up() else { return };
+        let removed = self.by_id.get(&node).copied().filter(|index| self.machines[*index].is_up());
+        if let Some(index) = removed {
+            let detail = format!("o{id} removed n{index}, which is up");
+            self.history.blame("removal", None, detail);
         }
     }
 

@@ -46,11 +46,16 @@ pub enum Fault {
     Clock,
     /// All machines stand still at once, as when other processes take the processors, and go on one after the other.
     Starve,
+    /// An operator changes a bucket's `n`, `r` and `w` under its data: no misbehaviour either.
+    Bucket,
+    /// An operator has a node removed that is alive, by one that cannot reach it. Strikes only where nothing else could keep
+    /// the others from reaching it.
+    Removal,
 }
 
 impl Fault {
     /// All faults, in the order of their names in help texts.
-    pub const ALL: [Fault; 17] = [
+    pub const ALL: [Fault; 19] = [
         Fault::Delay,
         Fault::Loss,
         Fault::Duplicate,
@@ -68,6 +73,8 @@ impl Fault {
         Fault::Address,
         Fault::Clock,
         Fault::Starve,
+        Fault::Bucket,
+        Fault::Removal,
     ];
 
     /// The name used in `--faults`.
@@ -90,6 +97,8 @@ impl Fault {
             Fault::Address => "address",
             Fault::Clock => "clock",
             Fault::Starve => "starve",
+            Fault::Bucket => "bucket",
+            Fault::Removal => "removal",
         }
     }
 
@@ -263,6 +272,21 @@ impl Plan {
     pub fn only_starves(&self) -> bool {
         self.timed.keys().all(|fault| *fault == Fault::Starve)
             && Plan { timed: BTreeMap::new(), ..self.clone() }.is_calm()
+    }
+
+    /// True if nothing goes wrong: an operator at most changes buckets.
+    pub fn is_harmless(&self) -> bool {
+        self.is_of(&[Fault::Bucket])
+    }
+
+    /// True if only operators do anything, and no link or machine fails but for what [`Fault::Removal`] cuts.
+    pub fn is_orderly(&self) -> bool {
+        self.is_of(&[Fault::Bucket, Fault::Ring, Fault::Removal])
+    }
+
+    fn is_of(&self, faults: &[Fault]) -> bool {
+        let calm = Plan { timed: BTreeMap::new(), ..self.clone() };
+        calm.is_calm() && self.timed.keys().all(|fault| faults.contains(fault))
     }
 
     /// No fault strikes from now on.

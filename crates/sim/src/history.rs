@@ -7,6 +7,7 @@
 
 use std::collections::BTreeMap;
 
+use bytes::Bytes;
 use oort_core::causality::{Dot, VersionVector};
 use oort_core::client::{Operation, Page, RequestId};
 use oort_core::mutation::{parse_integer, Basis, Mutation};
@@ -55,6 +56,8 @@ pub struct OpRecord {
     pub w: u8,
     /// Answers that a listing of the key's bucket waits for.
     pub scan_r: u8,
+    /// It counts by the bucket's own numbers, and quorums of these overlap, before and after a change of them too.
+    pub is_usual: bool,
     pub start_us: u64,
     pub end_us: u64,
     pub outcome: Outcome,
@@ -134,6 +137,8 @@ pub struct History {
     pub violations: Vec<Violation>,
     /// The clients' listings.
     pub walks: Vec<Walk>,
+    /// When an operator first changed a bucket under its data.
+    pub bucket_changes: BTreeMap<Bytes, u64>,
     dots: BTreeMap<Dot, (ObjectKey, usize)>,
     actors: BTreeMap<ActorId, Actor>,
     actors_of_machine: BTreeMap<usize, u32>,

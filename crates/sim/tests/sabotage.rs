@@ -84,6 +84,20 @@ fn a_ring_that_settles_early_forgets_what_has_not_moved() {
 }
 
 #[test]
+fn a_bucket_changed_at_once_forgets_what_its_new_owners_have_not() {
+    let tweak = |config: &mut NodeConfig| {
+        config.sabotage = Sabotage::AdoptAtOnce;
+        config.entropy_ms = 0;
+    };
+    caught(tweak, "bucket", &["reads", "lost-write"]);
+}
+
+#[test]
+fn a_node_given_up_unasked_may_be_alive() {
+    caught(|config| config.sabotage = Sabotage::AskNoOpinion, "removal", &["removal"]);
+}
+
+#[test]
 fn deleted_objects_that_nobody_was_asked_about_come_back() {
     caught(|config| config.sabotage = Sabotage::ForgetUnasked, "all", &["resurrected"]);
 }

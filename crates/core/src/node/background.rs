@@ -74,6 +74,7 @@ impl Node {
         self.tell_coordinate(now);
         self.found_ring(now, out);
         self.note_emptiness(now);
+        self.follow_buckets(now, out);
         self.turn_over_hints();
         for owner in self.handoff.owners() {
             self.hand_over(now, owner, out);
@@ -310,7 +311,6 @@ impl Node {
             }));
         }
         if changes.buckets {
-            self.size_tree();
             self.review_holders(now);
         }
         if changes.ring {
@@ -359,7 +359,6 @@ impl Node {
         {
             return Err(ClientError::Property(PropertyError::TooManyBuckets { limit: BUCKETS_MAX }));
         }
-        self.size_tree();
         self.review_holders(now);
         self.membership_is_dirty = true;
         for peer in self.peers_up() {
@@ -368,6 +367,7 @@ impl Node {
                 Gossip::Delta { members: Vec::new(), ring: None, buckets: vec![(bucket.clone(), entry)] };
             self.tell(peer, delta, out);
         }
+        self.follow_buckets(now, out);
         Ok(Reply::BucketSet)
     }
 

@@ -103,18 +103,18 @@ impl Node {
 
     /// The bucket's `n`, or the number of nodes if that is smaller.
     pub(super) fn replicas_of(&self, key: &ObjectKey) -> usize {
-        let n = self.buckets().properties(key.bucket()).n as usize;
+        let n = self.placed_ring().replication(key.bucket()).n as usize;
         n.min(self.placed_ring().nodes().len())
     }
 
     pub(super) fn read_quorum(&self, key: &ObjectKey, quorum: Quorum) -> Result<Needed, ClientError> {
-        let total = quorum.r.unwrap_or(self.buckets().properties(key.bucket()).r);
+        let total = quorum.r.unwrap_or(self.placed_ring().replication(key.bucket()).r);
         self.needed(key, (QuorumName::R, total), (QuorumName::PrimaryR, quorum.primary_r))
     }
 
     /// Errors too if a request asks for more copies than the cluster can make; a bucket's `w` means all of them then.
     pub(super) fn write_quorum(&self, key: &ObjectKey, quorum: Quorum) -> Result<Needed, ClientError> {
-        let total = quorum.w.unwrap_or(self.buckets().properties(key.bucket()).w);
+        let total = quorum.w.unwrap_or(self.placed_ring().replication(key.bucket()).w);
         let needed = self.needed(key, (QuorumName::W, total), (QuorumName::PrimaryW, quorum.primary_w))?;
         let asked = quorum.w.unwrap_or(0).max(quorum.primary_w);
         if asked > 1 && asked as usize > self.replicas_of(key) {
@@ -131,7 +131,9 @@ impl Node {
         (total_name, total): (QuorumName, u8),
         (primary_name, primaries): (QuorumName, u8),
     ) -> Result<Needed, ClientError> {
-        let n = self.buckets().properties(key.bucket()).n;
+        let ring = self.placed_ring();
+        let n = ring.replication(key.bucket()).n;
+        let n = if ring.is_moving() { n.max(ring.state().other(key.bucket()).n) } else { n };
         check_quorum(total_name, total, n)?;
         check_quorum(primary_name, primaries.max(1), n)?;
         Ok(Needed { total, primaries })

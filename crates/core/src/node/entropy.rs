@@ -22,6 +22,7 @@ use crate::detector::Health;
 use crate::message::{Control, Message};
 use crate::object::Object;
 use crate::replica::{hash_of, row_hash};
+use crate::ring::Ring;
 use crate::store::{Space, StoreError};
 use crate::tree::{leaf_of, parts, positions, Leaves, RowSum, Sizes, LEAVES, PARTS_MAX};
 use crate::types::{NodeId, Now, ObjectKey, Partition, Position};
@@ -62,8 +63,9 @@ impl Node {
 
     /// Tells the tree how many replicas buckets have.
     pub(super) fn size_tree(&mut self) {
-        let default = self.buckets().properties(b"").n;
-        let own = self.buckets().entries().map(|(bucket, entry)| (bucket.clone(), entry.properties.n));
+        let Some(state) = self.ring.as_ref().map(Ring::state) else { return };
+        let default = state.usual.n;
+        let own = state.replication.keys().map(|bucket| (bucket.clone(), state.serving(bucket).n));
         let sizes = Sizes { default, others: own.filter(|(_, n)| *n != default).collect() };
         self.replica.tree_mut().set_sizes(sizes);
     }
@@ -77,8 +79,7 @@ impl Node {
     }
 
     pub(super) fn replicas_max(&self) -> usize {
-        let own = self.buckets().entries().map(|(_, entry)| entry.properties.n).max().unwrap_or(0);
-        own.max(self.buckets().properties(b"").n) as usize
+        self.placed_ring().sizes().last().copied().unwrap_or(1)
     }
 
     fn leaves_of(&self, partition: Partition) -> Leaves {
@@ -214,14 +215,14 @@ impl Node {
         mut visit: impl FnMut(ObjectKey, u64),
     ) {
         let Some(ring) = &self.ring else { return };
-        let (me, buckets) = (self.membership.me, &self.membership.buckets);
+        let me = self.membership.me;
         let mut corrupt = Vec::new();
         let (first, last) = (from.0.to_be_bytes(), end_of(to));
         self.replica.store_mut().scan(Space::Data, &first, &last, &mut |row, value| {
             let Ok(key) = ObjectKey::from_row(Bytes::copy_from_slice(row)) else {
                 return true;
             };
-            let n = (buckets.properties(key.bucket()).n as usize).min(ring.nodes().len());
+            let n = (ring.replication(key.bucket()).n as usize).min(ring.nodes().len());
             let owners = &ring.preference_at(key.position())[..n];
             if owners.contains(&me) && owners.contains(&peer) {
                 match value {

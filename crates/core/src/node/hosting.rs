@@ -42,7 +42,7 @@ impl Node {
 
     /// The nodes within an object's reach: its owners, and as many behind them, which stand in for those that are down.
     fn neighbours(&self, key: &ObjectKey) -> Vec<NodeId> {
-        let n = self.buckets().properties(key.bucket()).n as usize;
+        let n = self.placed_ring().replication(key.bucket()).n as usize;
         let list = self.placed_ring().preference_at(key.position());
         list.iter().copied().take(n * NEIGHBOURS_FACTOR).collect()
     }

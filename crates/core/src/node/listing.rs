@@ -114,9 +114,9 @@ impl Node {
     /// reached.
     fn segment(&self, scan: &Scan, from: Position) -> Result<(Position, Vec<NodeId>), ClientError> {
         let ring = self.placed_ring();
-        let properties = self.buckets().properties(&scan.bucket);
-        let n = (properties.n as usize).min(ring.nodes().len());
-        let r = (properties.r as usize).min(n);
+        let replication = ring.replication(&scan.bucket);
+        let n = (replication.n as usize).min(ring.nodes().len());
+        let r = (replication.r as usize).min(n);
         // Buckets may have fewer copies than usual, so as many are asked as can answer.
         let asked = if scan.is_of_buckets() { n } else { r };
         let choose = |partition| {

@@ -13,7 +13,7 @@ use crate::detector::Health;
 use crate::membership::Gossip;
 use crate::message::{Control, Message, RangePage, TaskId};
 use crate::replica::{hash_of, row_hash};
-use crate::ring::{Ring, RingState};
+use crate::ring::{Ring, RingState, Shape};
 use crate::store::{Space, StoreError};
 use crate::transfer::{awaited, Incoming, Range, SweepPage, Worked, PAGE_ROWS, VERIFIED_MAX};
 use crate::types::{NodeId, Now, ObjectKey, Position, SLOTS};
@@ -22,6 +22,8 @@ use crate::types::{NodeId, Now, ObjectKey, Position, SLOTS};
 const ASK_RING_US: u64 = 5_000;
 /// Hints of an owner that does not own any more are turned over so many at a time.
 const TURNED_OVER_MAX: usize = 256;
+/// The most rows that one page looks at, where it lists those of some buckets only. Too many: clients wait.
+const VISITED_MAX: usize = 4096;
 /// Rows dropped in one go.
 const DROPPED_MAX: usize = 512;
 /// Steps of a move are at least this far apart, in microseconds.
@@ -42,7 +44,7 @@ impl Node {
 
     /// What a ring that is about to be taken over moves.
     pub(super) fn plan(&self, ring: &Ring) -> RingPlan {
-        let n = self.buckets().properties(b"").n as usize;
+        let n = ring.state().usual.n as usize;
         let mut nodes: BTreeMap<NodeId, NodePlan> = BTreeMap::new();
         let mut slots_moved = 0;
         for slot in 0..SLOTS {
@@ -78,7 +80,10 @@ impl Node {
         };
         let (version, nodes) = (state.version, state.layout.nodes.len());
         let (partitions, moving) = (state.layout.partitions, !state.arrived);
+        let usual = state.usual;
         self.ring = Some(Ring::new(state));
+        self.membership.buckets.set_usual_replication(usual);
+        self.size_tree();
         self.entropy.forget_results();
         out.push(Output::Event(Event::RingFormed { version, nodes, partitions, moving }));
         // The news must be everywhere before requests that are stamped with it are.
@@ -98,7 +103,7 @@ impl Node {
         self.resume_moving_us = 0;
         self.sweep.handed.clear();
         if ring.is_moving() {
-            self.incoming = Some(Incoming::new(ring, self.membership.me, &self.sizes()));
+            self.incoming = Some(Incoming::new(ring, self.membership.me));
         } else {
             self.incoming = None;
             // A copy kept for others is not dropped in the turn in which they have it, if it is one of few.
@@ -106,23 +111,6 @@ impl Node {
                 self.sweep.start();
             }
         }
-    }
-
-    /// The numbers of replicas that buckets have.
-    pub(super) fn sizes(&self) -> Vec<usize> {
-        let mut sizes: Vec<usize> = self.quorums().into_iter().map(|(n, _)| n).collect();
-        sizes.dedup();
-        sizes
-    }
-
-    /// Each `n` and `w` that a bucket has.
-    fn quorums(&self) -> Vec<(usize, usize)> {
-        let own = self.buckets().entries().map(|(_, entry)| &entry.properties);
-        let all = own.chain([self.buckets().properties(b"")]);
-        let mut quorums: Vec<(usize, usize)> = all.map(|p| (p.n as usize, p.w as usize)).collect();
-        quorums.sort_unstable();
-        quorums.dedup();
-        quorums
     }
 
     /// Asks anew what may have been asked of the wrong nodes, or was refused.
@@ -137,7 +125,12 @@ impl Node {
                 else {
                     return;
                 };
-                let asked = get.asked();
+                let mut asked = get.asked();
+                let state = self.placed_ring().state();
+                if state.replication.contains_key(get.key.bucket()) {
+                    // A quorum of before may be too small now.
+                    asked.total = asked.total.max(state.serving(get.key.bucket()).r);
+                }
                 self.start_get(now, origin, get.key, asked, purpose, deadline_us, out);
             }
             Work::Put { .. } => self.replan_put(now, id, out),
@@ -150,8 +143,9 @@ impl Node {
         let Some(Task { work: Work::Put { put, .. }, .. }) = self.tasks.get_mut(id) else { return };
         let key = put.key.clone();
         let (serving, others) = self.owners(&key);
+        let usual = self.usual_w(&key);
         let Some(Task { work: Work::Put { put, .. }, .. }) = self.tasks.get_mut(id) else { return };
-        put.place(&serving, others.as_deref());
+        put.place(&serving, others.as_deref(), usual);
         if self.has_lost_quorum(id, &serving) {
             return self.withdraw(now, id, out);
         }
@@ -166,11 +160,35 @@ impl Node {
 
     /// The primaries of a key, who answer reads, and, while the ring changes, those of the other layout.
     pub(super) fn owners(&self, key: &ObjectKey) -> (Vec<NodeId>, Option<Vec<NodeId>>) {
-        let n = self.buckets().properties(key.bucket()).n as usize;
-        let first = |list: &[NodeId]| list[..n.min(list.len())].to_vec();
+        let first = |list: &[NodeId], n: u8| list[..list.len().min(n as usize)].to_vec();
         let ring = self.placed_ring();
         let position = key.position();
-        (first(ring.preference_at(position)), ring.other_at(position).map(first))
+        let others = ring.other_at(position).map(|list| first(list, ring.state().other(key.bucket()).n));
+        (first(ring.preference_at(position), ring.replication(key.bucket()).n), others)
+    }
+
+    /// The `w` of a key's bucket for those who answer reads, and for those of the other layout.
+    pub(super) fn usual_w(&self, key: &ObjectKey) -> (u8, u8) {
+        let ring = self.placed_ring();
+        let serving = ring.replication(key.bucket()).w;
+        (serving, if ring.is_moving() { ring.state().other(key.bucket()).w } else { serving })
+    }
+
+    /// Has what operators want of buckets' replication come into force, if that is not so and nothing else changes.
+    pub(super) fn follow_buckets(&mut self, now: Now, out: &mut Vec<Output>) {
+        let Some(ring) = self.ring.as_ref().filter(|ring| !ring.is_moving()) else { return };
+        let is_outcast = ring.state().removed.contains(&self.membership.me);
+        if is_outcast || self.stopping {
+            return;
+        }
+        if let Some(state) = ring.state().adopt(&self.membership.buckets) {
+            #[cfg(feature = "sabotage")]
+            let state = match self.config.sabotage {
+                crate::config::Sabotage::AdoptAtOnce => state.successor().successor(),
+                _ => state,
+            };
+            self.install_ring(now, state, out);
+        }
     }
 
     /// A peer's ring is newer, or it says so: asks it for its own.
@@ -222,8 +240,8 @@ impl Node {
 
     fn fetch(&mut self, now: Now, out: &mut Vec<Output>) {
         let Some(mut incoming) = self.incoming.take() else { return };
-        let quorums = self.quorums();
-        incoming.complete(|range| self.suffices(range, &quorums));
+        let shapes = self.placed_ring().state().shapes();
+        incoming.complete(|range| self.suffices(range, &shapes));
         incoming.start_streams(|node| self.health(node) == Health::Up);
         for number in incoming.ready() {
             let Some(stream) = incoming.stream(number) else { continue };
@@ -246,7 +264,7 @@ impl Node {
     /// Whether a range has been fetched from enough old owners: from all that can be reached and all that lose it, and
     /// from so many that no acknowledged write can be on the others alone. Nodes that were removed do not come back to
     /// be asked.
-    fn suffices(&self, range: &Range, quorums: &[(usize, usize)]) -> bool {
+    fn suffices(&self, range: &Range, shapes: &[Shape]) -> bool {
         let removed = &self.placed_ring().state().removed;
         let may_come_back = |node: &&NodeId| !removed.contains(node);
         let is_waiting = |node: &NodeId| {
@@ -256,7 +274,8 @@ impl Node {
         if range.old.iter().filter(may_come_back).any(is_waiting) {
             return false;
         }
-        quorums.iter().all(|&(n, w)| {
+        shapes.iter().all(|shape| {
+            let (n, w) = (shape.before.n as usize, shape.before.w as usize);
             let old = &range.old[..n.min(range.old.len())];
             let available = old.iter().filter(may_come_back).count();
             let needed = (old.len() + 1).saturating_sub(w).min(available);
@@ -305,16 +324,23 @@ impl Node {
             return self.tell_ring(peer, out);
         }
         let (mut rows, mut bytes, mut done_to) = (Vec::new(), 0, to);
+        let (mut visited, mut last_position) = (0, from);
         let (mut corrupt, mut is_whole) = (Vec::new(), true);
+        let Some(ring) = &self.ring else { return };
+        let state = Some(ring.state()).filter(|state| state.is_of_buckets());
         let (first, last) = (from.to_be_bytes(), end_of(Position(to)));
         self.replica.store_mut().scan(Space::Data, &first, &last, &mut |row, value| {
             let Ok(key) = ObjectKey::from_row(Bytes::copy_from_slice(row)) else { return true };
             let position = key.position().0;
-            if rows.len() >= PAGE_ROWS
-                && rows.last().is_some_and(|(key, _): &(ObjectKey, u64)| key.position().0 < position)
-            {
+            let is_full = rows.len() >= PAGE_ROWS || visited >= VISITED_MAX;
+            if is_full && position > last_position {
                 done_to = position - 1;
                 return false;
+            }
+            (visited, last_position) = (visited + 1, position);
+            // All else stays where it is.
+            if state.is_some_and(|state| !state.changes(key.bucket())) {
+                return true;
             }
             match value {
                 Ok(value) => {
@@ -416,8 +442,7 @@ impl Node {
 
     /// Whether a node holds a key, before, while or after the ring changes.
     pub(super) fn holds(&self, node: NodeId, key: &ObjectKey) -> bool {
-        let n = self.buckets().properties(key.bucket()).n as usize;
-        self.placed_ring().holds(node, key.position(), n)
+        self.placed_ring().holds(node, key.position(), key.bucket())
     }
 
     /// The hash by which listings compare the object under `key`; `None` if there is none that can be read.
@@ -472,7 +497,7 @@ impl Node {
     fn settle(&mut self, now: Now, out: &mut Vec<Output>) {
         let Some(ring) = self.ring.as_ref().filter(|ring| ring.is_moving()) else { return };
         if self.awaited.as_ref().is_none_or(|(stamp, _)| *stamp != ring.stamp()) {
-            self.awaited = Some((ring.stamp(), awaited(ring, &self.sizes())));
+            self.awaited = Some((ring.stamp(), awaited(ring)));
         }
         let Some((stamp, nodes)) = &self.awaited else { return };
         let is_ready = |node| self.membership.members.get(node).is_some_and(|member| member.moved == *stamp);
@@ -524,7 +549,7 @@ impl Node {
     /// of a page; and how far it looked.
     fn strays(&mut self, from: Position) -> (Vec<(ObjectKey, u64)>, Position) {
         let Some(ring) = &self.ring else { return (Vec::new(), Position(u64::MAX)) };
-        let (me, buckets) = (self.membership.me, &self.membership.buckets);
+        let me = self.membership.me;
         let (mut rows, mut visited, mut last) = (Vec::new(), 0, from);
         let mut to = Position(u64::MAX);
         let limit = end_of(to);
@@ -536,8 +561,7 @@ impl Node {
                 return false;
             }
             (last, visited) = (position, visited + 1);
-            let n = buckets.properties(key.bucket()).n as usize;
-            if ring.holds(me, position, n) {
+            if ring.holds(me, position, key.bucket()) {
                 return true;
             }
             if let Ok(value) = value {

@@ -53,7 +53,7 @@ impl Node {
         ask(&Knowledge {
             me: self.membership.me,
             ring: self.placed_ring(),
-            sizes: &self.sizes(),
+            sizes: &self.placed_ring().sizes(),
             is_member: &is_member,
             health: &health,
         })

@@ -322,7 +322,7 @@ impl Node {
         let me = self.membership.me;
         let key = put.key.clone();
         let (primaries, others) = self.owners(&key);
-        put.place(&primaries, others.as_deref());
+        put.place(&primaries, others.as_deref(), self.usual_w(&key));
         if primaries.contains(&me) || others.as_ref().is_some_and(|others| others.contains(&me)) {
             put.hold(me, None);
         } else {
@@ -474,10 +474,11 @@ impl Node {
             return None;
         }
         let key = put.key.clone();
-        let n = self.buckets().properties(key.bucket()).n as usize;
         let ring = self.placed_ring();
         let (serving, others) = (ring.preference_at(key.position()), ring.other_at(key.position()));
-        let behind = serving.iter().skip(n).chain(others.unwrap_or_default().iter().skip(n));
+        let [n, n_other] =
+            [ring.replication(key.bucket()), ring.state().other(key.bucket())].map(|it| it.n as usize);
+        let behind = serving.iter().skip(n).chain(others.unwrap_or_default().iter().skip(n_other));
         let fallbacks: Vec<NodeId> = behind.copied().collect();
         let Some(Task { work: Work::Put { put, .. }, .. }) = self.tasks.get_mut(id) else { return None };
         let (me, detector) = (self.membership.me, &self.detector);

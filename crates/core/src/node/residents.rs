@@ -23,7 +23,7 @@ impl Node {
     }
 
     pub(super) fn default_writes(&self, key: &ObjectKey) -> Needed {
-        Needed { total: self.buckets().properties(key.bucket()).w, primaries: 0 }
+        Needed { total: self.placed_ring().replication(key.bucket()).w, primaries: 0 }
     }
 
     /// A handler may have changed something.

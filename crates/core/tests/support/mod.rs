@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use bytes::Bytes;
-use oort_core::bucket::{BucketProperties, DEFAULT_BUCKET};
+use oort_core::bucket::{BucketEntry, BucketProperties, DEFAULT_BUCKET};
 use oort_core::client::{
     ClientError, Operation, Page, Quorum, Reply, Request, RequestId, Scan, Updated, Want,
 };
@@ -522,6 +522,25 @@ impl Cluster {
         let bucket = Bytes::from_static(bucket);
         let result = self.run(i, Operation::SetBucket { bucket, properties });
         assert_eq!(result, Ok(Reply::BucketSet));
+        self.settle();
+    }
+
+    /// Lets time pass until no ring changes and what operators want of buckets is in force, but not for long: a node may
+    /// be missing.
+    pub fn settle(&mut self) {
+        for _ in 0..500 {
+            let is_settled = |node: &Node| {
+                let ring = node.ring().expect("a ring");
+                let in_force = |(bucket, entry): (&Bytes, &BucketEntry)| {
+                    ring.replication(bucket) == entry.properties.replication()
+                };
+                !ring.is_moving() && node.buckets().entries().all(in_force)
+            };
+            if self.machines.iter().filter_map(|machine| machine.node.as_ref()).all(is_settled) {
+                return;
+            }
+            self.advance(20);
+        }
     }
 
     /// One page of the default bucket.

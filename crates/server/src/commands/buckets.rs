@@ -15,6 +15,8 @@ use super::{one, reply, Call, Outcome};
 use crate::resp::Value;
 
 /// `BUCKET GET name`
+///
+/// `in_force`: false while the ring still changes to this `n`, `r` and `w`.
 pub fn get(call: &mut Call) -> Outcome {
     let name = bucket_name(call)?;
     let properties = call.view.membership().buckets.properties(&name);
@@ -33,6 +35,10 @@ pub fn get(call: &mut Call) -> Outcome {
         (Value::name("aso_durability"), Value::name(aso.durability.name())),
         (Value::name("aso_fuel"), Value::name(aso.fuel.name())),
     ];
+    let is_in_force = call.view.ring().is_none_or(|ring| {
+        ring.replication(&name) == properties.replication() && !ring.state().changes(&name)
+    });
+    fields.push((Value::name("in_force"), Value::name(if is_in_force { "true" } else { "false" })));
     fields.extend(
         ActiveLimit::ALL.map(|limit| (Value::name(limit.name()), Value::Integer(aso.limit(limit).into()))),
     );

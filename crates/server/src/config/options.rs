@@ -536,8 +536,9 @@ pub const OPTIONS: &[ConfigOption] = &[
         key: "bucket_n",
         group: BUCKETS,
         value_name: "COUNT",
-        doc: "Copies of each object, in buckets without properties of their own. This and the options below must \
-              be the same on all nodes. Too small: fewer machines may fail. Too large: every write costs more.",
+        doc: "Copies of each object, in buckets without properties of their own. Of this and the two options below the \
+              cluster keeps what its founder had; afterwards 'BUCKET SET' changes them. Too small: fewer machines may \
+              fail. Too large: every write costs more.",
         access: Number {
             range: 1..=N_MAX as u64,
             get: |c| c.node.bucket_defaults.n.into(),

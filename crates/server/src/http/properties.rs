@@ -32,7 +32,7 @@ pub async fn serve(
     match head.method {
         Method::PUT => set(shared, parameters, body, place).await,
         Method::DELETE => {
-            let look = shared.handle.inspect(|inside| inside.node.config().bucket_defaults.clone());
+            let look = shared.handle.inspect(|inside| inside.node.buckets().properties(b"").clone());
             let defaults = look.await?;
             store(shared, parameters, place, defaults).await
         }

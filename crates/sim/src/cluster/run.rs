@@ -185,6 +185,7 @@ impl Cluster {
             rest_until_us: 0,
             next_address: nodes as u64,
             strikes: BTreeMap::new(),
+            next_removal_us: 0,
             encoded: Vec::new(),
         }
     }
@@ -206,7 +207,8 @@ impl Cluster {
             return 0;
         }
         let plan = Plan::draw(setup.faults, &mut self.rng);
-        let (is_faultless, only_starves) = (plan.is_calm(), plan.only_starves());
+        let (is_faultless, is_harmless, only_starves) =
+            (plan.is_calm(), plan.is_harmless(), plan.only_starves());
         self.links_stay_open = plan.keeps_links();
         self.trace.line(self.now_us, || format!("{plan:?} {:?}", self.config));
         self.unleash(plan);
@@ -231,7 +233,7 @@ impl Cluster {
         }
         self.blame_unanswered();
         self.check_foundings();
-        let state = self.final_state(is_faultless);
+        let state = self.final_state(is_harmless);
         judge(&mut self.history, &state);
         converged_us
     }
@@ -287,7 +289,10 @@ impl Cluster {
                 let table = node.buckets();
                 buckets.iter().all(|bucket| *table.properties(&bucket.name) == bucket.properties)
             };
-            cluster.unanswered == 0 && cluster.is_healthy() && cluster.nodes().all(knows_all)
+            cluster.unanswered == 0
+                && cluster.is_healthy()
+                && cluster.nodes().all(knows_all)
+                && cluster.is_settled()
         })
     }
 
@@ -344,9 +349,8 @@ impl Cluster {
 
     /// The machines that hold the replicas of `key`.
     pub(super) fn primaries(&self, key: &ObjectKey) -> Vec<usize> {
-        let n = self.workload.properties(key).n as usize;
-        let ring = self.nodes().filter_map(|node| node.ring()).max_by_key(|ring| ring.stamp());
-        let list = ring.map_or(&[][..], |ring| ring.preference_at(key.position()));
+        let n = self.replication(key.bucket()).0.n as usize;
+        let list = self.newest_ring().map_or(&[][..], |ring| ring.preference_at(key.position()));
         list.iter().take(n).map(|id| self.by_id[id]).collect()
     }
 
@@ -380,12 +384,19 @@ impl Cluster {
         self.nodes().all(|node| ids().all(|id| node.health(id) == Health::Up))
     }
 
-    /// True if all nodes know the same ring and no data move.
+    /// True if all nodes know the same ring, no data move, and what operators want of buckets is in force.
     fn is_settled(&self) -> bool {
         let mut stamps = self.nodes().filter_map(|node| node.ring()).map(|ring| ring.stamp());
         let first = stamps.next();
         stamps.all(|stamp| Some(stamp) == first)
-            && self.nodes().filter_map(|node| node.ring()).all(|ring| !ring.is_moving())
+            && self.nodes().all(|node| {
+                node.ring().is_some_and(|ring| {
+                    let mut wishes = node.buckets().entries();
+                    !ring.is_moving()
+                        && wishes
+                            .all(|(name, entry)| ring.replication(name) == entry.properties.replication())
+                })
+            })
     }
 
     fn has_converged(&self) -> bool {
@@ -462,7 +473,7 @@ impl Cluster {
         let mut gets = Vec::new();
         for key in self.all_keys() {
             let machine = self.rng.below(self.machines.len() as u64) as usize;
-            let n = self.workload.properties(&key).n as u64;
+            let n = self.replication(key.bucket()).0.n as u64;
             let quorum = Quorum { r: Some(1 + self.rng.below(n) as u8), ..Quorum::default() };
             let operation = Operation::Get { key: key.clone(), quorum };
             gets.push((key, self.operator(machine, operation)));

@@ -1,5 +1,6 @@
 //! Things that go wrong at points in time, and how they end.
 
+use oort_core::bucket::BucketProperties;
 use oort_core::client::{Operation, RequestId};
 use oort_core::config::NodeConfig;
 use oort_core::detector::Health;
@@ -85,6 +86,8 @@ impl Cluster {
             Fault::Address => self.readdress(machine, lasts_us),
             Fault::Clock => self.set_clock_far(machine),
             Fault::Starve => self.starve(lasts_us),
+            Fault::Bucket => self.change_bucket(machine),
+            Fault::Removal => self.try_removal(machine),
             Fault::Delay | Fault::Loss | Fault::Duplicate | Fault::Reorder => false,
         };
         if has_struck {
@@ -356,6 +359,53 @@ impl Cluster {
         };
         self.operator(machine, Operation::ChangeRing { change, plan_only: false, force: false });
         true
+    }
+
+    /// An operator changes a bucket's replication through `machine`.
+    fn change_bucket(&mut self, machine: usize) -> bool {
+        const OVERLAPPING: [(u8, u8, u8); 9] = [
+            (3, 2, 2),
+            (1, 1, 1),
+            (2, 1, 2),
+            (2, 2, 1),
+            (3, 1, 3),
+            (3, 3, 1),
+            (4, 2, 3),
+            (5, 3, 3),
+            (5, 2, 4),
+        ];
+        let bucket = self.rng.below(self.workload.buckets.len() as u64) as usize;
+        let (n, r, w) = OVERLAPPING[self.rng.below(OVERLAPPING.len() as u64) as usize];
+        let spec = &mut self.workload.buckets[bucket];
+        spec.properties = BucketProperties { n, r, w, ..spec.properties.clone() };
+        let (name, properties) = (spec.name.clone(), spec.properties.clone());
+        self.history.bucket_changes.entry(name.clone()).or_insert(self.now_us);
+        self.operator(machine, Operation::SetBucket { bucket: name, properties });
+        true
+    }
+
+    /// Cuts one link, and has an operator ask the one end to remove the other.
+    fn try_removal(&mut self, asked: usize) -> bool {
+        let machines = self.machines.len();
+        let target = (asked + 1 + self.rng.below(machines as u64 - 1) as usize) % machines;
+        let force = self.rng.chance(1, 2);
+        if !self.plan.is_orderly() || machines < 3 || self.now_us < self.next_removal_us {
+            return false;
+        }
+        // All must have found each other again, else the target may really be out of reach for most.
+        self.next_removal_us = self.now_us + 12_000_000;
+        let cuts = vec![(asked, target), (target, asked)];
+        cuts.iter().for_each(|(a, b)| self.network.end(*a, *b).cuts += 1);
+        self.reset_link(asked, target, 1_000);
+        self.at(self.now_us + 1_000_000, Event::Remove { asked, target, force });
+        self.at(self.now_us + 2_000_000, Event::Heal { cuts });
+        true
+    }
+
+    pub(super) fn ask_removal(&mut self, asked: usize, target: usize, force: bool) {
+        let Some(node) = self.machines[target].id else { return };
+        let change = RingChange::Remove { node };
+        self.operator(asked, Operation::ChangeRing { change, plan_only: false, force });
     }
 
     /// Damages a row of which an equal copy is safe on another machine.

@@ -395,11 +395,11 @@ fn buckets_have_properties() {
     let mut fake = Fake::new();
     let defaults = "{\"n\": :3, \"r\": :2, \"w\": :2, \"conflict\": \"siblings\", \"default_ttl_ms\": nil, \
                     \"value_bytes_max\": :1048576, \"active\": \"true\", \"aso_durability\": \"async\", \
-                    \"aso_fuel\": \"exact\", \"aso_async_ms\": :1000, \"aso_instructions\": :100000, \
+                    \"aso_fuel\": \"exact\", \"in_force\": \"true\", \"aso_async_ms\": :1000, \"aso_instructions\": :100000, \
                     \"aso_memory_bytes\": :100000, \"aso_wall_ms\": :10, \"aso_messages\": :20}";
     let changed = "{\"n\": :3, \"r\": :1, \"w\": :3, \"conflict\": \"lww\", \"default_ttl_ms\": :1000, \
                    \"value_bytes_max\": :4, \"active\": \"false\", \"aso_durability\": \"quorum\", \
-                   \"aso_fuel\": \"safepoints\", \"aso_async_ms\": :5, \"aso_instructions\": :100000, \
+                   \"aso_fuel\": \"safepoints\", \"in_force\": \"false\", \"aso_async_ms\": :5, \"aso_instructions\": :100000, \
                    \"aso_memory_bytes\": :100000, \"aso_wall_ms\": :10, \"aso_messages\": :0}";
     fake.check(&[
         ("BUCKET LIST", "[]"),
