@@ -488,7 +488,7 @@ impl Node {
             awaited: None,
             asked_for_ring_us: 0,
             turns: 0,
-            clocks: PeerClocks::new(config.clock_skew_ms_max, now),
+            clocks: PeerClocks::new(config.clock_skew_ms_max, membership.members.len() - 1, now),
             mono_ahead_us: BTreeMap::new(),
             clock_was_ahead: false,
             told_correction_ms: 0,

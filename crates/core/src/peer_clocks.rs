@@ -7,7 +7,9 @@
 //! that are kept by NTP are read as they are, and measuring does not make time jitter.
 //!
 //! A jump of the own clock changes all differences by the same amount, and is made up for at once, until the next
-//! answers tell whether the peers jumped too.
+//! answers tell whether the peers jumped too. A node that reaches none of its peers goes on by its monotonic clock after
+//! a jump beyond the limit, until half of those that are up have been asked: what it acknowledges alone is named by a
+//! time that the others will believe. A cluster of one node has nobody to ask and takes the jump.
 //!
 //! Two things are not left to a correction. Readings of a clock that is too far **ahead** of most peers' could poison
 //! objects for as long as it is ahead, so such a node coordinates no writes; and after a jump ahead by more than the
@@ -37,8 +39,10 @@ pub struct PeerClocks {
     far_behind: usize,
     /// Peers that there are, measured or not.
     peers: usize,
-    /// After a jump ahead: the peers asked since. `None`: the clock is not in doubt.
+    /// After a jump beyond the limit: the peers asked since. `None`: the clock is not in doubt.
     confirmed_by: Option<BTreeSet<NodeId>>,
+    /// The last of these jumps was ahead.
+    jumped_ahead: bool,
     /// Added to each reading of the wall clock, in milliseconds.
     correction_ms: i64,
     /// The same from the next turn on: within a turn time stands still.
@@ -48,14 +52,15 @@ pub struct PeerClocks {
 }
 
 impl PeerClocks {
-    /// Knows no peer yet. `limit_ms`: see `NodeConfig::clock_skew_ms_max`.
-    pub fn new(limit_ms: u64, now: Now) -> PeerClocks {
+    /// Has asked none of `peers` yet. `limit_ms`: see `NodeConfig::clock_skew_ms_max`.
+    pub fn new(limit_ms: u64, peers: usize, now: Now) -> PeerClocks {
         PeerClocks {
             limit_ms: i64::try_from(limit_ms).unwrap_or(i64::MAX),
             ahead_ms: BTreeMap::new(),
             far_behind: 0,
-            peers: 0,
+            peers,
             confirmed_by: None,
+            jumped_ahead: false,
             correction_ms: 0,
             next_correction_ms: 0,
             last: now,
@@ -87,20 +92,23 @@ impl PeerClocks {
         self.correction_ms = self.next_correction_ms;
     }
 
-    /// Takes a reading. True if the clock jumped so far ahead that peers must confirm it: ask them.
+    /// Takes a reading. True if the clock jumped so far that peers must confirm it: ask them.
     pub fn watch(&mut self, now: Now) -> bool {
         let jump_ms = self.jump_ms(now);
         self.last = now;
         if jump_ms == 0 {
             return false;
         }
+        let next_ms = self.correction_after(jump_ms);
+        let is_far = jump_ms.unsigned_abs() > self.limit_ms as u64;
+        if is_far && self.peers > 0 {
+            self.confirmed_by = Some(BTreeSet::new());
+            self.jumped_ahead = jump_ms > 0;
+        }
         self.ahead_ms.values_mut().for_each(|ahead_ms| *ahead_ms = ahead_ms.saturating_add(jump_ms));
         self.review();
+        self.next_correction_ms = next_ms;
         self.end_turn();
-        let is_far = jump_ms > self.limit_ms;
-        if is_far {
-            self.confirmed_by = Some(BTreeSet::new());
-        }
         is_far
     }
 
@@ -142,7 +150,7 @@ impl PeerClocks {
     /// How far this node's clock is ahead of most of its peers', if that is too much to make dots by it. `up` peers are
     /// up.
     pub fn is_ahead(&self, up: usize) -> Option<u64> {
-        let is_doubtful = self.confirmed_by.is_some() && up > 0;
+        let is_doubtful = self.confirmed_by.is_some() && self.jumped_ahead && up > 0;
         let is_far_ahead = 2 * self.far_behind > self.ahead_ms.len();
         if !is_doubtful && !is_far_ahead {
             return None;
@@ -167,11 +175,18 @@ impl PeerClocks {
 
     fn review(&mut self) {
         self.far_behind = self.ahead_ms.values().filter(|ahead_ms| **ahead_ms > self.limit_ms).count();
-        self.next_correction_ms = self.correction_after(0);
+        // A clock in doubt is not read before it is confirmed.
+        if self.confirmed_by.is_none() {
+            self.next_correction_ms = self.correction_after(0);
+        }
     }
 
     /// The correction, were the own clock to jump by `jump_ms`.
     fn correction_after(&self, jump_ms: i64) -> i64 {
+        let is_far = jump_ms.unsigned_abs() > self.limit_ms as u64 && self.peers > 0;
+        if is_far || (jump_ms != 0 && self.confirmed_by.is_some()) {
+            return self.next_correction_ms.saturating_sub(jump_ms);
+        }
         let wanted_ms = self.offset_ms(jump_ms).saturating_neg();
         let is_small = |ms: i64| ms.unsigned_abs() <= STEP_MS as u64;
         match () {
@@ -181,10 +196,12 @@ impl PeerClocks {
         }
     }
 
-    /// How far this node's clock is ahead of the median of all, itself included.
+    /// How far this node's clock is ahead of the median of all, itself included. Peers that were not asked yet count as
+    /// in agreement: a node that has met only the wrong ones so far must not follow them.
     fn offset_ms(&self, jump_ms: i64) -> i64 {
         let peers = self.ahead_ms.values().map(|ahead_ms| ahead_ms.saturating_add(jump_ms));
-        let mut all: Vec<i64> = peers.chain([0]).collect();
+        let unasked = self.peers.saturating_sub(self.ahead_ms.len());
+        let mut all: Vec<i64> = peers.chain(std::iter::repeat_n(0, unasked + 1)).collect();
         all.sort_unstable();
         let (low_ms, high_ms) = (all[(all.len() - 1) / 2], all[all.len() / 2]);
         match () {
@@ -210,7 +227,7 @@ mod tests {
 
     /// The clocks of a node whose peers are ahead of it by these milliseconds.
     fn among(peers_ahead_ms: &[i64]) -> PeerClocks {
-        let mut clocks = PeerClocks::new(60_000, at(0));
+        let mut clocks = PeerClocks::new(60_000, 3, at(0));
         for (peer, ahead_ms) in peers_ahead_ms.iter().enumerate() {
             let theirs = (at(0).wall_ms as i64 + ahead_ms) as u64;
             clocks.compared(NodeId(peer as u64), theirs, Some(0), 0, peers_ahead_ms.len());
@@ -246,6 +263,15 @@ mod tests {
     }
 
     #[test]
+    fn a_node_that_has_met_only_wrong_clocks_so_far_does_not_follow_them() {
+        let mut clocks = PeerClocks::new(60_000, 6, at(0));
+        for (peer, want) in [(1, 0), (2, 0), (3, 0), (4, 600_000)] {
+            clocks.compared(NodeId(peer), at(0).wall_ms + 600_000, Some(0), 0, 6);
+            assert_eq!(clocks.coming_correction_ms(), want, "{peer} of 6 peers are ahead");
+        }
+    }
+
+    #[test]
     fn only_a_node_ahead_of_most_peers_makes_no_dots() {
         const FAR: i64 = 7_200_000;
         for (peers, want) in [
@@ -266,7 +292,7 @@ mod tests {
         let mut jumped = at(1_000);
         jumped.wall_ms -= 7_200_000;
         assert_eq!(clocks.time(jumped).wall_ms, at(1_000).wall_ms, "asked before it is taken");
-        assert!(!clocks.watch(jumped));
+        assert!(clocks.watch(jumped));
         assert_eq!(clocks.time(jumped).wall_ms, at(1_000).wall_ms);
         assert_eq!(clocks.uncorrected_wall_ms(), jumped.wall_ms);
         // All had jumped: the next answers say so.
@@ -281,7 +307,7 @@ mod tests {
 
     #[test]
     fn a_jump_far_ahead_is_doubtful_until_half_of_the_peers_were_asked() {
-        let mut clocks = PeerClocks::new(60_000, at(0));
+        let mut clocks = PeerClocks::new(60_000, 3, at(0));
         assert!(!clocks.watch(Now { wall_ms: at(0).wall_ms + 60_000, ..at(0) }));
         let jumped = Now { wall_ms: at(0).wall_ms + 200_000, ..at(0) };
         assert!(clocks.watch(jumped));
@@ -291,6 +317,24 @@ mod tests {
         assert_eq!(clocks.is_ahead(3), Some(60_000));
         clocks.compared(NodeId(2), jumped.wall_ms, Some(0), 3, 3);
         assert_eq!(clocks.is_ahead(3), None);
+    }
+
+    #[test]
+    fn a_node_that_reaches_nobody_goes_on_by_its_monotonic_clock() {
+        for far_ms in [7_200_000, -7_200_000] {
+            let mut clocks = PeerClocks::new(60_000, 2, at(0));
+            let jumped = |ms: u64| Now { wall_ms: (at(ms).wall_ms as i64 + far_ms) as u64, ..at(ms) };
+            clocks.watch(jumped(10));
+            assert_eq!(clocks.time(jumped(20)).wall_ms, at(20).wall_ms);
+            for peer in [0, 1] {
+                clocks.compared(NodeId(peer), jumped(20).wall_ms, Some(0), 2, 2);
+            }
+            clocks.end_turn();
+            assert_eq!(clocks.time(jumped(20)), jumped(20), "all have jumped");
+            let mut alone = PeerClocks::new(60_000, 0, at(0));
+            alone.watch(jumped(10));
+            assert_eq!(alone.time(jumped(20)), jumped(20), "there is nobody to ask");
+        }
     }
 
     #[test]
