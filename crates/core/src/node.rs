@@ -808,8 +808,8 @@ impl Node {
         self.replica.loaded_bytes()
     }
 
-    /// About how many keys of `bucket` live whose first owner is this node, and how many of them expire: over all nodes,
-    /// the keys of the bucket. `None` if there are none, or it is not known.
+    /// About how many keys of `bucket` live whose first owner is this node, and how many of them expire: over all
+    /// nodes, the keys of the bucket. `None` if there are none, or it is not known.
     ///
     /// Sums up what is counted with each write: 65,536 numbers, no rows.
     pub fn count_first_owned(&self, bucket: &[u8], wall_ms: u64) -> Option<(u64, u64)> {

@@ -7,9 +7,9 @@
 //! that are kept by NTP are read as they are, and measuring does not make time jitter.
 //!
 //! A jump of the own clock changes all differences by the same amount, and is made up for at once, until the next
-//! answers tell whether the peers jumped too. A node that reaches none of its peers goes on by its monotonic clock after
-//! a jump beyond the limit, until half of those that are up have been asked: what it acknowledges alone is named by a
-//! time that the others will believe. A cluster of one node has nobody to ask and takes the jump.
+//! answers tell whether the peers jumped too. A node that reaches none of its peers goes on by its monotonic clock
+//! after a jump beyond the limit, until half of those that are up have been asked: what it acknowledges alone is named
+//! by a time that the others will believe. A cluster of one node has nobody to ask and takes the jump.
 //!
 //! Two things are not left to a correction. Readings of a clock that is too far **ahead** of most peers' could poison
 //! objects for as long as it is ahead, so such a node coordinates no writes; and after a jump ahead by more than the

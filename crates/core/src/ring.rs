@@ -10,8 +10,8 @@
 //!  arrived v+2           new       old and new   every node that loses data knows it
 //!  stable  v+3           new       new
 //! ```
-//! The numbers of replicas and the quorums of buckets are changed in the same steps: they are part of the state, the old
-//! ones belong to the old layout and the new ones to the new, also where the layout stays the same.
+//! The numbers of replicas and the quorums of buckets are changed in the same steps: they are part of the state, the
+//! old ones belong to the old layout and the new ones to the new, also where the layout stays the same.
 //!
 //! So two nodes that are one step apart never write where the other does not read. What that keeps true, and why,
 //! stands in `docs/ring-change.md`. The greater [`RingState::stamp`] wins: version first, then a hash,

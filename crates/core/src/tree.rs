@@ -242,8 +242,8 @@ impl HashTree {
         self.next_stretch(leaves, |leaf| !self.counted[leaf] || cells.may_live(leaf, wall_ms))
     }
 
-    /// How many rows of `bucket` may be live in those counted leaves that are wanted, and about how many of them expire.
-    /// `None` if the bucket has no cells of its own. O(leaves).
+    /// How many rows of `bucket` may be live in those counted leaves that are wanted, and about how many of them
+    /// expire. `None` if the bucket has no cells of its own. O(leaves).
     pub fn count_live(
         &self,
         bucket: &[u8],

@@ -281,8 +281,8 @@ fn an_owner_that_is_down_holds_a_change_up_without_harm() {
     (0..40).for_each(|i| assert_eq!(read(&mut cluster, 3, cart(i)), ["v"]));
 }
 
-/// On both sides of a split a bucket is set: the later wish comes into force everywhere, and a wish that comes while the
-/// ring changes waits for that.
+/// On both sides of a split a bucket is set: the later wish comes into force everywhere, and a wish that comes while
+/// the ring changes waits for that.
 #[test]
 fn of_two_wishes_the_later_one_comes_into_force_when_it_can() {
     let mut cluster = Cluster::with(5, |config| config.cluster_size = 4);

@@ -48,8 +48,8 @@ pub enum Fault {
     Starve,
     /// An operator changes a bucket's `n`, `r` and `w` under its data: no misbehaviour either.
     Bucket,
-    /// An operator has a node removed that is alive, by one that cannot reach it. Strikes only where nothing else could keep
-    /// the others from reaching it.
+    /// An operator has a node removed that is alive, by one that cannot reach it. Strikes only where nothing else could
+    /// keep the others from reaching it.
     Removal,
 }
 

@@ -467,13 +467,12 @@ impl Node {
 
     /// The next reachable fallback that has no copy of this put.
     pub(super) fn free_fallback(&mut self, id: TaskId) -> Option<NodeId> {
-        let strict = !self.counts_stand_ins();
         let Some(Task { work: Work::Put { put, .. }, .. }) = self.tasks.get_mut(id) else { return None };
-        if put.term() > 0 && strict {
+        let (key, is_of_home) = (put.key.clone(), put.term() > 0);
+        if is_of_home && self.is_kept_by_quorum(&key) && !self.counts_stand_ins() {
             // Copies of nodes that nobody asks would not count.
             return None;
         }
-        let key = put.key.clone();
         let ring = self.placed_ring();
         let (serving, others) = (ring.preference_at(key.position()), ring.other_at(key.position()));
         let [n, n_other] =

@@ -525,8 +525,8 @@ impl Cluster {
         self.settle();
     }
 
-    /// Lets time pass until no ring changes and what operators want of buckets is in force, but not for long: a node may
-    /// be missing.
+    /// Lets time pass until no ring changes and what operators want of buckets is in force, but not for long: a node
+    /// may be missing.
     pub fn settle(&mut self) {
         for _ in 0..500 {
             let is_settled = |node: &Node| {
