@@ -8,7 +8,8 @@
 //! ```text
 //!  set: 8 entries, five cache lines
 //!  entry: low 48 bits of the hash of the row's key, its tag | is kept (1 bit) | hash of the object (8), 0: none
-//!         | the context's newest dot: counter (8), actor (15 bits) | two more: counter, as so much less (49 bits), actor (15 bits)
+//!         | the context's newest dot: counter (8), actor (15 bits)
+//!         | two more: counter, as so much less (49 bits), actor (15 bits)
 //! ```
 //! Actors are few: an entry has the number of one in a list, from 1; 0 stands for no dot. A context with more dots, or
 //! older ones, is not remembered: nearly all keys are written through two or three nodes.

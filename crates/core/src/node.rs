@@ -23,6 +23,7 @@ mod homes;
 mod hosting;
 mod listing;
 mod moving;
+mod opening;
 mod operators;
 mod overdue;
 mod puts;
@@ -51,7 +52,7 @@ use crate::metrics::Metrics;
 use crate::object::Object;
 use crate::peer_clocks::PeerClocks;
 use crate::put::Put;
-use crate::replica::{load_meta_or, MetaError, Replica};
+use crate::replica::{load_meta_or, Replica};
 use crate::ring::Ring;
 use crate::scan::Listing;
 use crate::store::{Durability, Store, StoreError};
@@ -60,6 +61,7 @@ use crate::transfer::{Incoming, Sweep};
 use crate::types::{NodeId, Now, ObjectKey, Rng};
 use crate::vivaldi::Coordinate;
 use homes::{Homes, Outcome};
+pub use opening::OpenError;
 
 /// How many handed-over requests are remembered. Too few: one that the network brings twice, late, is run twice.
 const RECENT_FORWARDS_MAX: usize = 4096;
@@ -232,24 +234,6 @@ pub enum Event {
     DeadForgotten {
         key: ObjectKey,
         object: Object,
-    },
-}
-
-/// Why a node cannot start on what its store holds.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum OpenError {
-    Store(StoreError),
-    /// The directory belongs to another cluster.
-    ForeignCluster {
-        found: String,
-    },
-    /// The node's own records have another format version.
-    ForeignFormat {
-        found: u8,
-    },
-    /// The node's own records cannot be read.
-    Malformed {
-        record: &'static str,
     },
 }
 
@@ -994,34 +978,3 @@ impl Node {
         self.metrics.active_timers = self.replica.timers().len() as u64;
     }
 }
-
-impl OpenError {
-    fn from_meta(error: MetaError, record: &'static str) -> OpenError {
-        match error {
-            MetaError::Store(error) => OpenError::Store(error),
-            MetaError::Format { found } => OpenError::ForeignFormat { found },
-            MetaError::Malformed => OpenError::Malformed { record },
-        }
-    }
-}
-
-impl std::fmt::Display for OpenError {
-    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
-        match self {
-            OpenError::Store(error) => error.fmt(f),
-            OpenError::ForeignCluster { found } => {
-                write!(f, "the directory belongs to the cluster '{}'", found.escape_debug())
-            }
-            OpenError::ForeignFormat { found } => {
-                let known = crate::replica::META_FORMAT;
-                write!(
-                    f,
-                    "the directory's records have format version {found}, this program reads version {known}"
-                )
-            }
-            OpenError::Malformed { record } => write!(f, "the directory's {record} record cannot be read"),
-        }
-    }
-}
-
-impl std::error::Error for OpenError {}

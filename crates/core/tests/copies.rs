@@ -157,6 +157,7 @@ fn any_owner_can_be_home_and_none_runs_without_the_copy() {
     cluster.crash(holder, Crash::Power);
     cluster.advance(5_000);
     assert_eq!(get(&mut cluster, client, name), 5);
+    cluster.advance(2_000);
     assert_eq!(cluster.holders(name).len(), 4, "somebody stands in");
     // The next home has nothing in memory, and asks who stands in.
     cluster.advance(10_000);
