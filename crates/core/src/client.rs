@@ -180,7 +180,7 @@ pub enum ClientError {
     /// This node's disk refuses writes. Nothing was changed; other nodes may accept.
     ReadOnly { detail: String },
     /// This node's clock is too far ahead of its peers'. Nothing was changed; other nodes may accept.
-    ClockSkew { ahead_ms: u64 },
+    ClockSkew { ahead_ms: i64 },
     /// A quorum number outside 1 to `n`. Nothing was changed.
     InvalidQuorum { name: QuorumName, value: u8, n: u8 },
     /// A timeout of 0 or above [`TIMEOUT_MS_MAX`].
@@ -379,7 +379,9 @@ impl fmt::Display for ClientError {
             ClientError::NotReady => write!(f, "the cluster is not formed yet"),
             ClientError::ReadOnly { detail } => write!(f, "this node refuses writes: {detail}"),
             ClientError::ClockSkew { ahead_ms } => {
-                write!(f, "this node's clock is {ahead_ms} ms ahead of its peers': writes are refused")
+                let (off_ms, side) =
+                    (ahead_ms.unsigned_abs(), if *ahead_ms < 0 { "behind" } else { "ahead of" });
+                write!(f, "this node's clock is {off_ms} ms {side} its peers': writes are refused")
             }
             ClientError::InvalidQuorum { name, value, n } => {
                 let name = match name {

@@ -219,7 +219,7 @@ pub enum Event {
     },
     StoreAccepts,
     ClockAhead {
-        ahead_ms: u64,
+        ahead_ms: i64,
     },
     ClockAgrees,
     /// From now on this node adds so many milliseconds to its clock, which is off from most of the others' by them.

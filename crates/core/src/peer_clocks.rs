@@ -37,6 +37,8 @@ pub struct PeerClocks {
     ahead_ms: BTreeMap<NodeId, i64>,
     /// How many of these are beyond the limit.
     far_behind: usize,
+    /// How many peers are ahead of the corrected clock by more than the limit.
+    far_ahead: usize,
     /// Peers that there are, measured or not.
     peers: usize,
     /// After a jump beyond the limit: the peers asked since. `None`: the clock is not in doubt.
@@ -58,6 +60,7 @@ impl PeerClocks {
             limit_ms: i64::try_from(limit_ms).unwrap_or(i64::MAX),
             ahead_ms: BTreeMap::new(),
             far_behind: 0,
+            far_ahead: 0,
             peers,
             confirmed_by: None,
             jumped_ahead: false,
@@ -106,8 +109,8 @@ impl PeerClocks {
             self.jumped_ahead = jump_ms > 0;
         }
         self.ahead_ms.values_mut().for_each(|ahead_ms| *ahead_ms = ahead_ms.saturating_add(jump_ms));
-        self.review();
         self.next_correction_ms = next_ms;
+        self.review();
         self.end_turn();
         is_far
     }
@@ -147,18 +150,23 @@ impl PeerClocks {
         }
     }
 
-    /// How far this node's clock is ahead of most of its peers', if that is too much to make dots by it. `up` peers are
-    /// up.
-    pub fn is_ahead(&self, up: usize) -> Option<u64> {
+    /// How far this node's clock is ahead of most of its peers', negative if behind, if that is too much to make dots
+    /// by it. `up` peers are up.
+    ///
+    /// A node behind is corrected as soon as most nodes were asked. Until then its writes would be named by a time
+    /// that is long past, and lose against what they replace. Of two nodes, nobody knows which is right: the one
+    /// behind goes on.
+    pub fn is_ahead(&self, up: usize) -> Option<i64> {
         let is_doubtful = self.confirmed_by.is_some() && self.jumped_ahead && up > 0;
         let is_far_ahead = 2 * self.far_behind > self.ahead_ms.len();
-        if !is_doubtful && !is_far_ahead {
+        let is_far_behind = 2 * self.far_ahead > self.ahead_ms.len() && self.ahead_ms.len() > 1;
+        if !is_doubtful && !is_far_ahead && !is_far_behind {
             return None;
         }
         let mut ahead_ms: Vec<i64> = self.ahead_ms.values().copied().collect();
         ahead_ms.sort_unstable();
         let median_ms = ahead_ms.get(ahead_ms.len() / 2).copied().unwrap_or(0);
-        Some(median_ms.max(self.limit_ms) as u64)
+        Some(if is_far_behind { median_ms } else { median_ms.max(self.limit_ms) })
     }
 
     /// How far the wall clock moved without the monotonic one, if that is more than a drift; else 0.
@@ -179,6 +187,9 @@ impl PeerClocks {
         if self.confirmed_by.is_none() {
             self.next_correction_ms = self.correction_after(0);
         }
+        let corrected_ms = |ahead_ms: &i64| ahead_ms.saturating_add(self.next_correction_ms);
+        self.far_ahead =
+            self.ahead_ms.values().filter(|ahead_ms| corrected_ms(ahead_ms) < -self.limit_ms).count();
     }
 
     /// The correction, were the own clock to jump by `jump_ms`.
@@ -276,8 +287,8 @@ mod tests {
         const FAR: i64 = 7_200_000;
         for (peers, want) in [
             (&[-FAR, 0][..], None),
-            (&[-FAR, -FAR], Some(FAR as u64)),
-            (&[-FAR], Some(FAR as u64)),
+            (&[-FAR, -FAR], Some(FAR)),
+            (&[-FAR], Some(FAR)),
             (&[FAR, FAR], None),
             (&[-FAR, -FAR, 0, 0], None),
             (&[-60_000, -60_000], None),
@@ -335,6 +346,17 @@ mod tests {
             alone.watch(jumped(10));
             assert_eq!(alone.time(jumped(20)), jumped(20), "there is nobody to ask");
         }
+    }
+
+    #[test]
+    fn a_node_that_lags_and_is_not_corrected_makes_no_dots() {
+        const FAR: i64 = 7_200_000;
+        let mut clocks = PeerClocks::new(60_000, 3, at(0));
+        for (peer, want) in [(1, None), (2, Some(-FAR)), (3, None)] {
+            clocks.compared(NodeId(peer), (at(0).wall_ms as i64 + FAR) as u64, Some(0), 0, 3);
+            assert_eq!(clocks.is_ahead(3), want, "{peer} of 3 peers were asked");
+        }
+        assert_eq!(clocks.coming_correction_ms(), FAR);
     }
 
     #[test]

@@ -986,7 +986,7 @@ fn log(event: &Event) {
         Event::StoreRefuses { detail } => error!(detail, "writes are refused"),
         Event::StoreAccepts => info!("writes are accepted again"),
         Event::ClockAhead { ahead_ms } => {
-            error!(ahead_ms, "the clock is ahead of the peers': writes are refused")
+            error!(ahead_ms, "the clock is far from the peers': writes are refused")
         }
         Event::ClockCorrected { correction_ms: 0 } => info!("the clock is right again: it is read as it is"),
         Event::ClockCorrected { correction_ms } => error!(

@@ -412,8 +412,9 @@ impl Node {
         }
     }
 
-    /// How far this node's clock is ahead of most of its peers', if that is too much to make dots by it.
-    pub(super) fn clock_is_ahead(&self) -> Option<u64> {
+    /// How far this node's clock is ahead of most of its peers', negative if behind, if that is too much to make dots
+    /// by it.
+    pub(super) fn clock_is_ahead(&self) -> Option<i64> {
         self.clocks.is_ahead(self.detector.up_count())
     }
 
