@@ -406,7 +406,7 @@ impl Node {
         if ahead.is_some() != self.clock_was_ahead {
             self.clock_was_ahead = ahead.is_some();
             out.push(Output::Event(match ahead {
-                Some(ahead_ms) => Event::ClockAhead { ahead_ms: ahead_ms.unsigned_abs() },
+                Some(ahead_ms) => Event::ClockAhead { ahead_ms },
                 None => Event::ClockAgrees,
             }));
         }
