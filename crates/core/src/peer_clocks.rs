@@ -7,9 +7,10 @@
 //! that are kept by NTP are read as they are, and measuring does not make time jitter.
 //!
 //! A jump of the own clock changes all differences by the same amount, and is made up for at once, until the next
-//! answers tell whether the peers jumped too. A node that reaches none of its peers goes on by its monotonic clock
-//! after a jump beyond the limit, until half of those that are up have been asked: what it acknowledges alone is named
-//! by a time that the others will believe. A cluster of one node has nobody to ask and takes the jump.
+//! answers tell whether the peers jumped too. After a jump beyond the limit a node goes on by its monotonic clock until
+//! half of its peers have been asked, of those that are away too: what it acknowledges alone, or with a few whose clocks
+//! are as wrong, is named by a time that the others will believe. A cluster of one node has nobody to ask and takes the
+//! jump.
 //!
 //! Two things are not left to a correction. Readings of a clock that is too far **ahead** of most peers' could poison
 //! objects for as long as it is ahead, so such a node coordinates no writes; and after a jump ahead by more than the
@@ -116,19 +117,12 @@ impl PeerClocks {
     }
 
     /// A peer's clock read `their_wall_ms`. `round_trip_us`: from the question to the answer that says so, if it is
-    /// one; else the difference is known too badly to replace a better one. `up` peers are up, of `peers`.
-    pub fn compared(
-        &mut self,
-        peer: NodeId,
-        their_wall_ms: u64,
-        round_trip_us: Option<u64>,
-        up: usize,
-        peers: usize,
-    ) {
+    /// one; else the difference is known too badly to replace a better one. There are `peers` in all.
+    pub fn compared(&mut self, peer: NodeId, their_wall_ms: u64, round_trip_us: Option<u64>, peers: usize) {
         self.peers = peers;
         if let Some(confirmed_by) = &mut self.confirmed_by {
             confirmed_by.insert(peer);
-            if 2 * confirmed_by.len() >= up {
+            if 2 * confirmed_by.len() >= peers {
                 self.confirmed_by = None;
             }
         }
@@ -157,7 +151,8 @@ impl PeerClocks {
     /// that is long past, and lose against what they replace. Of two nodes, nobody knows which is right: the one
     /// behind goes on.
     pub fn is_ahead(&self, up: usize) -> Option<i64> {
-        let is_doubtful = self.confirmed_by.is_some() && self.jumped_ahead && up > 0;
+        let is_unconfirmed = self.confirmed_by.as_ref().is_some_and(|asked| 2 * asked.len() < up);
+        let is_doubtful = is_unconfirmed && self.jumped_ahead;
         let is_far_ahead = 2 * self.far_behind > self.ahead_ms.len();
         let is_far_behind = 2 * self.far_ahead > self.ahead_ms.len() && self.ahead_ms.len() > 1;
         if !is_doubtful && !is_far_ahead && !is_far_behind {
@@ -241,7 +236,7 @@ mod tests {
         let mut clocks = PeerClocks::new(60_000, 3, at(0));
         for (peer, ahead_ms) in peers_ahead_ms.iter().enumerate() {
             let theirs = (at(0).wall_ms as i64 + ahead_ms) as u64;
-            clocks.compared(NodeId(peer as u64), theirs, Some(0), 0, peers_ahead_ms.len());
+            clocks.compared(NodeId(peer as u64), theirs, Some(0), peers_ahead_ms.len());
         }
         clocks.end_turn();
         clocks
@@ -277,7 +272,7 @@ mod tests {
     fn a_node_that_has_met_only_wrong_clocks_so_far_does_not_follow_them() {
         let mut clocks = PeerClocks::new(60_000, 6, at(0));
         for (peer, want) in [(1, 0), (2, 0), (3, 0), (4, 600_000)] {
-            clocks.compared(NodeId(peer), at(0).wall_ms + 600_000, Some(0), 0, 6);
+            clocks.compared(NodeId(peer), at(0).wall_ms + 600_000, Some(0), 6);
             assert_eq!(clocks.coming_correction_ms(), want, "{peer} of 6 peers are ahead");
         }
     }
@@ -308,7 +303,7 @@ mod tests {
         assert_eq!(clocks.uncorrected_wall_ms(), jumped.wall_ms);
         // All had jumped: the next answers say so.
         for peer in [0, 1] {
-            clocks.compared(NodeId(peer), jumped.wall_ms, Some(0), 2, 2);
+            clocks.compared(NodeId(peer), jumped.wall_ms, Some(0), 2);
         }
         assert_eq!(clocks.time(jumped).wall_ms, at(1_000).wall_ms, "time stands still within a turn");
         clocks.end_turn();
@@ -324,9 +319,9 @@ mod tests {
         assert!(clocks.watch(jumped));
         assert_eq!(clocks.is_ahead(0), None, "nobody could confirm it");
         assert_eq!(clocks.is_ahead(3), Some(60_000));
-        clocks.compared(NodeId(1), jumped.wall_ms, Some(0), 3, 3);
+        clocks.compared(NodeId(1), jumped.wall_ms, Some(0), 3);
         assert_eq!(clocks.is_ahead(3), Some(60_000));
-        clocks.compared(NodeId(2), jumped.wall_ms, Some(0), 3, 3);
+        clocks.compared(NodeId(2), jumped.wall_ms, Some(0), 3);
         assert_eq!(clocks.is_ahead(3), None);
     }
 
@@ -338,7 +333,7 @@ mod tests {
             clocks.watch(jumped(10));
             assert_eq!(clocks.time(jumped(20)).wall_ms, at(20).wall_ms);
             for peer in [0, 1] {
-                clocks.compared(NodeId(peer), jumped(20).wall_ms, Some(0), 2, 2);
+                clocks.compared(NodeId(peer), jumped(20).wall_ms, Some(0), 2);
             }
             clocks.end_turn();
             assert_eq!(clocks.time(jumped(20)), jumped(20), "all have jumped");
@@ -353,7 +348,7 @@ mod tests {
         const FAR: i64 = 7_200_000;
         let mut clocks = PeerClocks::new(60_000, 3, at(0));
         for (peer, want) in [(1, None), (2, Some(-FAR)), (3, None)] {
-            clocks.compared(NodeId(peer), (at(0).wall_ms as i64 + FAR) as u64, Some(0), 0, 3);
+            clocks.compared(NodeId(peer), (at(0).wall_ms as i64 + FAR) as u64, Some(0), 3);
             assert_eq!(clocks.is_ahead(3), want, "{peer} of 3 peers were asked");
         }
         assert_eq!(clocks.coming_correction_ms(), FAR);
@@ -363,12 +358,12 @@ mod tests {
     fn late_answers_and_plain_words_replace_no_good_measure() {
         let mut clocks = among(&[0, 0]);
         for round_trip_us in [None, Some(ROUND_TRIP_US_MAX + 1), Some(u64::MAX)] {
-            clocks.compared(NodeId(0), at(0).wall_ms - 6_000, round_trip_us, 2, 2);
-            clocks.compared(NodeId(1), at(0).wall_ms - 6_000, round_trip_us, 2, 2);
+            clocks.compared(NodeId(0), at(0).wall_ms - 6_000, round_trip_us, 2);
+            clocks.compared(NodeId(1), at(0).wall_ms - 6_000, round_trip_us, 2);
             assert_eq!(clocks.coming_correction_ms(), 0);
         }
         for wall_ms in [0, 1 << 63, u64::MAX] {
-            clocks.compared(NodeId(0), wall_ms, Some(0), 2, 2);
+            clocks.compared(NodeId(0), wall_ms, Some(0), 2);
             assert_eq!(clocks.coming_correction_ms(), 0, "one of three");
         }
     }

@@ -380,17 +380,22 @@ impl RingState {
             // An older wish that is still on its way here is no news.
             let is_news = known.is_none_or(|one| one.set_by < entry.set_by);
             if is_news && after != before {
-                let one = InForce { set_by: entry.set_by, replication: after, before: Some(before) };
+                // Quorums that need not overlap promise nothing that old writes could break, so nothing has to move:
+                // that is how operators go on when too few nodes are left.
+                let needs_move = after.n != before.n || after.r + after.w > after.n;
+                let before = needs_move.then_some(before);
+                let one = InForce { set_by: entry.set_by, replication: after, before };
                 news.push((bucket.clone(), one));
             }
         }
         if news.is_empty() {
             return None;
         }
+        let is_moving = news.iter().any(|(_, one)| one.before.is_some());
         let mut replication = self.replication.clone();
         replication.extend(news);
-        let (version, old) = (self.version + 1, Some(self.layout.clone()));
-        let next = RingState { version, old, arrived: false, replication, ..self.clone() };
+        let (version, old) = (self.version + 1, is_moving.then(|| self.layout.clone()));
+        let next = RingState { version, old, arrived: !is_moving, replication, ..self.clone() };
         next.is_valid().then_some(next)
     }
 
@@ -665,6 +670,11 @@ mod tests {
         };
         let stable = state(5);
         assert_eq!(stable.adopt(&wish(3, 2, 2, 1)), None, "it is like that");
+        let weak = stable.adopt(&wish(3, 1, 1, 2)).unwrap();
+        assert!(weak.is_valid() && !Ring::new(weak.clone()).is_moving(), "it promises no overlap");
+        assert_eq!((weak.serving(b"b"), weak.changes(b"b")), (numbers(3, 1, 1), false));
+        assert!(weak.stamp() > stable.stamp());
+        assert!(weak.adopt(&wish(3, 2, 2, 3)).is_some_and(|strong| Ring::new(strong).is_moving()));
         let moving = stable.adopt(&wish(5, 2, 4, 2)).unwrap();
         assert!(moving.is_valid() && moving.is_of_buckets() && moving.stamp() > stable.stamp());
         assert_eq!((moving.serving(b"b"), moving.other(b"b")), (numbers(3, 2, 2), numbers(5, 2, 4)));

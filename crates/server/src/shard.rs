@@ -660,7 +660,10 @@ impl Shard {
     /// There is no descriptor for one more connection: those that wait are accepted when there may be room again.
     fn pause_accepting(&mut self, is_redis: bool, error: &io::Error) {
         self.numbers.accept_failures += 1;
-        if !std::mem::replace(&mut self.accept_failing[is_redis as usize], true) {
+        // Accepting fails without a descriptor even where nobody waits: both listeners tell of one shortage.
+        let is_known = self.accept_failing.contains(&true);
+        self.accept_failing[is_redis as usize] = true;
+        if !is_known {
             warn!(why = cause(error), "connections cannot be accepted now: they wait");
         }
         self.accept_at_us = self.clocks.now.get().mono_us + ACCEPT_PAUSE_US;

@@ -637,7 +637,8 @@ fn a_flipped_bit_in_a_small_file_never_advises_to_empty_the_directory() {
     assert!(files.iter().any(|path| path.ends_with("FORMAT")), "{files:?}");
     let mut refused = 0;
     for path in files {
-        let whole = fs::read(&path).unwrap();
+        // The engine may have removed a file of an earlier opening.
+        let Ok(whole) = fs::read(&path) else { continue };
         for at in [0, 1, whole.len() / 2, whole.len().saturating_sub(1)] {
             let Some(byte) = whole.get(at) else { continue };
             let mut flipped = whole.clone();

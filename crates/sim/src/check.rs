@@ -73,7 +73,7 @@ pub struct FinalState {
     pub tallies: BTreeSet<ObjectKey>,
     /// The latest time any node's wall clock ever showed, in milliseconds since 1970.
     pub wall_ms_max: u64,
-    /// Active objects are written some time after they have answered.
+    /// Active objects are written some time after they have answered, and machines may have stopped before that.
     pub is_async: bool,
     /// `sync = interval`: as many power failures as a write had copies may take it.
     pub is_interval: bool,
@@ -362,7 +362,7 @@ impl Judge<'_> {
         };
         // What may get lost may not get lost by halves.
         let (mut sum, mut whole, mut open, mut verdicts) = (0, 0, Vec::new(), Vec::new());
-        let may_lose = self.state.is_interval || self.state.is_async && !self.state.is_faultless;
+        let may_lose = self.state.is_interval || self.state.is_async;
         for (id, op) in self.operations() {
             let Operation::Call { call, .. } = &op.operation else { continue };
             let [active::Value::Integer(number), _] = call.arguments[..] else { continue };

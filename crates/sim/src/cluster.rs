@@ -154,6 +154,8 @@ pub struct Cluster {
     plan: Plan,
     /// No link closes while the clients work.
     links_stay_open: bool,
+    /// No machine stops or stands still.
+    keeps_memory: bool,
     config: NodeConfig,
     pub workload: Workload,
     pub history: History,

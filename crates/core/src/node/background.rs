@@ -394,8 +394,8 @@ impl Node {
         round_trip_us: Option<u64>,
         out: &mut Vec<Output>,
     ) {
-        let (up, peers) = (self.detector.up_count(), self.membership.members.len() - 1);
-        self.clocks.compared(peer, their_wall_ms, round_trip_us, up, peers);
+        let peers = self.membership.members.len() - 1;
+        self.clocks.compared(peer, their_wall_ms, round_trip_us, peers);
         let correction_ms = self.clocks.coming_correction_ms();
         if correction_ms != self.told_correction_ms {
             self.told_correction_ms = correction_ms;

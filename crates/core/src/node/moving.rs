@@ -184,7 +184,7 @@ impl Node {
         if let Some(state) = ring.state().adopt(&self.membership.buckets) {
             #[cfg(feature = "sabotage")]
             let state = match self.config.sabotage {
-                crate::config::Sabotage::AdoptAtOnce => state.successor().successor(),
+                crate::config::Sabotage::AdoptAtOnce if state.old.is_some() => state.successor().successor(),
                 _ => state,
             };
             self.install_ring(now, state, out);

@@ -176,6 +176,7 @@ impl Cluster {
             by_id: BTreeMap::new(),
             plan: Plan::calm(),
             links_stay_open: false,
+            keeps_memory: false,
             history: History::default(),
             trace: Trace::new(setup.trace),
             unanswered: 0,
@@ -210,6 +211,7 @@ impl Cluster {
         let (is_faultless, is_harmless, only_starves) =
             (plan.is_calm(), plan.is_harmless(), plan.only_starves());
         self.links_stay_open = plan.keeps_links();
+        self.keeps_memory = plan.keeps_memory();
         self.trace.line(self.now_us, || format!("{plan:?} {:?}", self.config));
         self.unleash(plan);
         self.load(is_faultless);
@@ -566,9 +568,11 @@ impl Cluster {
                 .collect(),
             counters: keys.filter(|spec| spec.role == Role::Counter).map(|spec| spec.key.clone()).collect(),
             wall_ms_max: self.wall_ms_max,
-            is_async: self.workload.buckets.iter().any(|bucket| {
-                bucket.name == ACTIVE_BUCKET && bucket.properties.aso.durability == ActiveDurability::Async
-            }),
+            is_async: !self.keeps_memory
+                && self.workload.buckets.iter().any(|bucket| {
+                    bucket.name == ACTIVE_BUCKET
+                        && bucket.properties.aso.durability == ActiveDurability::Async
+                }),
             is_interval: self.is_interval(),
             is_faultless,
         }
