@@ -5,7 +5,7 @@
 //! | count | index of actor | flags | [counter 8] | [expiry] | [headers] | value | ...   siblings, oldest first
 //!
 //! flags: bits 0-1 kind (0 bytes, 1 counter, 2 tombstone, 3 active), 2 expiry, 3 headers, 4 counter is that of the
-//!        context, 5 active at some of the owners only, 6 active and written in a home's term, which follows the headers
+//!        context, 5 active at some of the owners only, 6 active and written in a home's term, behind the headers
 //! ```
 //! The same bytes stand on disk and on the wire. Read `mutation` for how an object changes.
 //!

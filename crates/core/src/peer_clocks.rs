@@ -8,9 +8,9 @@
 //!
 //! A jump of the own clock changes all differences by the same amount, and is made up for at once, until the next
 //! answers tell whether the peers jumped too. After a jump beyond the limit a node goes on by its monotonic clock until
-//! half of its peers have been asked, of those that are away too: what it acknowledges alone, or with a few whose clocks
-//! are as wrong, is named by a time that the others will believe. A cluster of one node has nobody to ask and takes the
-//! jump.
+//! half of its peers have been asked, of those that are away too: what it acknowledges alone, or with a few whose
+//! clocks are as wrong, is named by a time that the others will believe. A cluster of one node has nobody to ask and
+//! takes the jump.
 //!
 //! Two things are not left to a correction. Readings of a clock that is too far **ahead** of most peers' could poison
 //! objects for as long as it is ahead, so such a node coordinates no writes; and after a jump ahead by more than the

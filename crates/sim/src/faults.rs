@@ -119,7 +119,8 @@ pub struct Faults(u32);
 
 impl Faults {
     /// Every fault but [`Fault::Clock`]. A node that reaches few others while its clock is far ahead names writes by
-    /// it, and replicas take those in only when their own clocks have come so far: no bound of the other checkers holds.
+    /// it, and replicas take those in only when their own clocks have come so far: no bound of the other checkers
+    /// holds.
     pub fn all() -> Faults {
         Faults(Faults::of(&Fault::ALL).0 & !(1 << Fault::Clock as u16))
     }
