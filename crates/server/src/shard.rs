@@ -368,7 +368,8 @@ impl Shard {
 
     /// How long the loop may sleep.
     fn pause(&self) -> Duration {
-        if !self.unread.is_empty() {
+        // Outputs are left where replies led to a command's next round: nothing else might wake the loop for them.
+        if !self.unread.is_empty() || !self.out.is_empty() {
             return Duration::ZERO;
         }
         let mut wakeup = self.node.next_wakeup().min(self.links.next_dial_us()).min(self.next_close_us());

@@ -2,7 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::support::{eventually, Cluster, PATIENCE};
 use oort::client::Client;
@@ -186,4 +186,22 @@ fn when_clients_take_too_much_memory_the_greediest_is_cut_off() {
         info.contains("evicted_clients:1\r\n").then_some(())
     };
     eventually("INFO counts it", evicted);
+}
+
+#[test]
+fn the_rounds_of_a_command_follow_each_other_at_once() {
+    let cluster = Cluster::start(1, &[]);
+    let mut stream = connect(&cluster);
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    // It walks through sixteen buckets, one round each.
+    let quickest = (0..5).map(|_| {
+        let start = Instant::now();
+        stream.write_all(&command(&[b"FLUSHALL"])).unwrap();
+        let mut reply = [0; 5];
+        stream.read_exact(&mut reply).unwrap();
+        assert_eq!(&reply, b"+OK\r\n");
+        start.elapsed()
+    });
+    let quickest = quickest.min().expect("there are five");
+    assert!(quickest < Duration::from_millis(80), "{quickest:?}");
 }
