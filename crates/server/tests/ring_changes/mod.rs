@@ -34,6 +34,12 @@ fn member(node: &Node, id: &str) -> serde_json::Value {
     found.cloned().unwrap_or_default()
 }
 
+/// Waits until all of `nodes` take the member `id` for down: each of them is asked before a node is given up.
+fn see_down(nodes: &[Node], id: &str) {
+    let is_down = |node: &Node| member(node, id)["health"] == "down";
+    eventually("it is down", || nodes.iter().all(is_down).then_some(()));
+}
+
 fn id(node: &Node) -> String {
     node.status()["node"]["id"].as_str().unwrap().to_owned()
 }
@@ -101,7 +107,7 @@ fn a_node_joins_and_another_leaves_under_load() {
     let why = refused(&cluster, 1, &["remove", "node1"]);
     assert!(why.contains("is alive: only a node that is gone for good is given up"), "{why}");
     assert!(cluster.nodes[0].terminate().success());
-    eventually("it is down", || (member(&cluster.nodes[1], &first)["health"] == "down").then_some(()));
+    see_down(&cluster.nodes[1..], &first);
     succeed(&cluster, 1, &["remove", "node1"]);
     eventually("all forget it", || {
         cluster.nodes[1..].iter().all(|node| member(node, &first).is_null()).then_some(())
@@ -256,7 +262,7 @@ fn a_removed_node_that_still_runs_knows_it_and_does_no_harm() {
     let acknowledged = fill(&cluster.nodes[0], 200, 10);
     let removed = id(&cluster.nodes[3]);
     cluster.nodes[3].signal(Signal::STOP);
-    eventually("it is down", || (member(&cluster.nodes[0], &removed)["health"] == "down").then_some(()));
+    see_down(&cluster.nodes[..3], &removed);
     succeed(&cluster, 0, &["remove", "node4"]);
     assert_eq!(cluster.nodes[0].call(&["SET", "filled:0", "newer"]), Value::OK);
     cluster.nodes[3].signal(Signal::CONT);
