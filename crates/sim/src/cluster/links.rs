@@ -150,7 +150,8 @@ impl Cluster {
             let node = self.machines[a].node.as_ref().expect("both ends are up");
             let dials = Dials { we: self.network.end(a, b).wanted, they: self.network.end(b, a).wanted };
             if let Err(refusal) = node.check(&hello, dials) {
-                return self.refused(from, to, (a, b), &refusal);
+                let is_final = node.is_settled() && hello.is_settled;
+                return self.refused(from, to, (a, b), &refusal, is_final);
             }
             hellos.push((a, b, hello));
         }
@@ -169,10 +170,17 @@ impl Cluster {
         }
     }
 
-    /// `a` refuses `b`, which is right only if `b` did not ask, or if `a` takes the former life of `b` for alive.
-    fn refused(&mut self, from: usize, to: usize, (a, b): (usize, usize), refusal: &Refusal) {
+    /// `a` refuses `b`, which is right only if `b` did not ask, if `a` takes the former life of `b` for alive, or if
+    /// two rings were founded at once and one of the two has not been given up yet.
+    ///
+    /// `is_final`: neither of the two gives up its founding.
+    fn refused(&mut self, from: usize, to: usize, (a, b): (usize, usize), refusal: &Refusal, is_final: bool) {
         match refusal {
-            Refusal::Unasked | Refusal::Copy { .. } => {
+            Refusal::Founding { .. } if is_final => {
+                let detail = format!("n{a} refuses n{b} for ever: {refusal}");
+                self.history.blame("formation", None, detail);
+            }
+            Refusal::Unasked | Refusal::Copy { .. } | Refusal::Founding { .. } => {
                 self.trace.line(self.now_us, || format!("n{a} refuses n{b}: {refusal}"));
                 let delay_us = self.network.back_off_us(from, to, &mut self.rng);
                 self.schedule_dial(from, to, delay_us);
