@@ -84,6 +84,10 @@ pub enum Sabotage {
     CountStandIns,
     /// What an operator wants of a bucket's replication is in force at once.
     AdoptAtOnce,
+    /// A put is acknowledged with one copy less than asked for.
+    CountOneCopyLess,
+    /// A get is answered with one answer less than asked for.
+    CountOneAnswerLess,
 }
 
 /// A node's configuration. The defaults suit a cluster in one data centre.

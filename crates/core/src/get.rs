@@ -30,6 +30,12 @@ impl Needed {
         let replicas = replicas.min(u8::MAX as usize) as u8;
         Needed { total: self.total.min(replicas), primaries: self.primaries.min(replicas) }
     }
+
+    /// One fewer, but at least one.
+    #[cfg(feature = "sabotage")]
+    pub fn one_less(self) -> Needed {
+        Needed { total: (self.total - 1).max(1), primaries: self.primaries.saturating_sub(1) }
+    }
 }
 
 /// A replica that may be asked.

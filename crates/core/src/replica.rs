@@ -895,6 +895,7 @@ impl Replica {
     }
 }
 
-fn hint_row(owner: NodeId, key: &ObjectKey) -> Bytes {
+/// The row in the space of hints by which a node knows that `owner` misses something of `key`.
+pub fn hint_row(owner: NodeId, key: &ObjectKey) -> Bytes {
     [&owner.0.to_be_bytes(), &key.row()[..]].concat().into()
 }

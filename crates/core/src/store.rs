@@ -133,6 +133,16 @@ impl MemoryStore {
         }
     }
 
+    /// What a power failure would leave of a row; `None`: nothing that can be read.
+    pub fn durable_row(&self, space: Space, key: &[u8]) -> Option<&Bytes> {
+        let key = (space, Bytes::copy_from_slice(key));
+        if self.corrupt.contains_key(&key) {
+            return None;
+        }
+        let undone = self.undo.get(&key).or_else(|| self.undo_turn.get(&key));
+        undone.map_or_else(|| self.rows.get(&key), Option::as_ref)
+    }
+
     /// From now on every sync fails (true), or works again (false).
     pub fn set_full(&mut self, is_full: bool) {
         self.is_full = is_full;

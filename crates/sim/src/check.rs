@@ -18,8 +18,9 @@ use oort_core::types::ObjectKey;
 use crate::history::{dots_of, History, KeyHistory, OpRecord, Outcome};
 
 /// Every checker's name, the promise it guards (by its number in DESIGN §1) and what it demands.
-pub const CHECKERS: [(&str, u8, &str); 24] = [
+pub const CHECKERS: [(&str, u8, &str); 25] = [
     ("lost-write", 2, "an acknowledged write is a sibling, was superseded by one, expired or lost by lww"),
+    ("copies", 2, "an acknowledged write is on the disks of w owners, or of nodes that owe it to them"),
     ("superseded", 3, "no sibling was superseded by another; lww keeps one"),
     ("resurrected", 5, "only what nobody could see is forgotten, and nothing that it superseded comes back"),
     ("convergence", 4, "all replicas of a key are byte-identical within a bound after the faults stop"),

@@ -6,6 +6,7 @@
 //! submodules are one `impl Cluster`: `links` moves messages and keeps connections, `listings` turns
 //! pages, `strikes` makes things go wrong, `run` is the story from the first start to the verdict.
 
+mod copies;
 mod links;
 mod listings;
 mod run;
@@ -528,6 +529,8 @@ impl Cluster {
             page: None,
             taken_us: 0,
             stalled_us: 0,
+            ring_stamp: self.common_stamp(),
+            calm_since_us: 0,
         });
         self.unanswered += 1;
         let request = Request { operation, timeout_ms };
@@ -584,7 +587,7 @@ impl Cluster {
         }
         self.trace.mix_number(id);
         let mut error = String::new();
-        let mut outcome = Outcome::Acked;
+        let (mut outcome, mut is_kept) = (Outcome::Acked, false);
         match result {
             Ok(Reply::Object(object)) => self.answered_get(id, &object),
             Ok(Reply::Updated(updated)) => {
@@ -595,7 +598,8 @@ impl Cluster {
                 }
             }
             Ok(Reply::Called(called)) => {
-                self.trace.mix_number(called.is_kept as u64);
+                is_kept = called.is_kept;
+                self.trace.mix_number(is_kept as u64);
                 self.history.operation(id).shown = match called.value {
                     Value::Integer(shown) => Some(shown),
                     Value::Number(shown) => Some(shown as i64),
@@ -619,6 +623,9 @@ impl Cluster {
         self.trace.line(now_us, || format!("n{index} → client o{id} {outcome:?} {error}"));
         let record = self.history.operation(id);
         (record.outcome, record.end_us, record.error) = (outcome, now_us, error);
+        if outcome == Outcome::Acked {
+            self.check_copies(id, is_kept);
+        }
         self.done(id);
     }
 

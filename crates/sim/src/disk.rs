@@ -90,6 +90,11 @@ impl Disk {
         self.lock().memory.get(space, key).ok().flatten()
     }
 
+    /// What a power failure would leave of a row; `None`: nothing that can be read.
+    pub fn durable_row(&self, space: Space, key: &[u8]) -> Option<Bytes> {
+        self.lock().memory.durable_row(space, key).cloned()
+    }
+
     /// The keys of all rows of `space`, corrupt ones too.
     pub fn keys(&self, space: Space) -> Vec<Bytes> {
         self.lock().memory.rows(space).map(|(key, _)| key.clone()).collect()

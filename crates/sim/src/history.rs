@@ -74,6 +74,10 @@ pub struct OpRecord {
     /// When the node took the request up, and how long its machine had stood still in all by then.
     pub taken_us: u64,
     pub stalled_us: u64,
+    /// The stamp of the ring that all nodes knew when it was asked; 0 if they did not agree.
+    pub ring_stamp: u64,
+    /// Since when nothing had kept owners from their part, at its end.
+    pub calm_since_us: u64,
 }
 
 /// Where and when something was stored.

@@ -109,7 +109,13 @@ impl Node {
 
     pub(super) fn read_quorum(&self, key: &ObjectKey, quorum: Quorum) -> Result<Needed, ClientError> {
         let total = quorum.r.unwrap_or(self.placed_ring().replication(key.bucket()).r);
-        self.needed(key, (QuorumName::R, total), (QuorumName::PrimaryR, quorum.primary_r))
+        let needed = self.needed(key, (QuorumName::R, total), (QuorumName::PrimaryR, quorum.primary_r))?;
+        #[cfg(feature = "sabotage")]
+        let needed = match self.config.sabotage {
+            crate::config::Sabotage::CountOneAnswerLess => needed.one_less(),
+            _ => needed,
+        };
+        Ok(needed)
     }
 
     /// Errors too if a request asks for more copies than the cluster can make; a bucket's `w` means all of them then.
@@ -121,6 +127,11 @@ impl Node {
             let reachable = self.replicas_of(key) as u8;
             return Err(ClientError::TooFewReachable { reachable, needed: asked });
         }
+        #[cfg(feature = "sabotage")]
+        let needed = match self.config.sabotage {
+            crate::config::Sabotage::CountOneCopyLess => needed.one_less(),
+            _ => needed,
+        };
         Ok(needed)
     }
 

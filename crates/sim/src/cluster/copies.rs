@@ -1,0 +1,121 @@
+//! What an acknowledgement says of the disks: that `w` owners have the write, or others keep it for them.
+//!
+//! Looked at in the moment of the answer, since repair makes good later what an acknowledgement lacked.
+
+use bytes::Bytes;
+use oort_core::causality::Dot;
+use oort_core::client::{Operation, RequestId};
+use oort_core::replica::hint_row;
+use oort_core::object::Object;
+use oort_core::store::Space;
+use oort_core::types::{NodeId, ObjectKey};
+
+use super::Cluster;
+use crate::history::mark;
+use crate::trace::key_of;
+use crate::workload::Role;
+
+/// By what a copy of a write is known.
+enum Sign {
+    /// One of these dots is in it, or was seen by it.
+    Dots(Vec<Dot>),
+    /// The state of an active object holds this text.
+    Mark(String),
+}
+
+impl Sign {
+    fn is_in(&self, row: &Bytes) -> bool {
+        match self {
+            Sign::Dots(dots) => {
+                Object::decode(row).is_ok_and(|object| dots.iter().any(|dot| object.context().covers(*dot)))
+            }
+            Sign::Mark(mark) => row.windows(mark.len()).any(|part| part == mark.as_bytes()),
+        }
+    }
+}
+
+impl Cluster {
+    /// An acknowledged write is on the disks of `w` owners, or of nodes that owe it to them.
+    ///
+    /// Not looked at: keys that lost a copy to a fault meanwhile, since nobody acknowledged that.
+    pub(super) fn check_copies(&mut self, id: RequestId, is_kept: bool) {
+        let record = &self.history.operations[id as usize];
+        let Some(key) = key_of(&record.operation).cloned() else { return };
+        let (sign, needed) = match &record.operation {
+            Operation::Update { quorum, .. } if !record.dots.is_empty() => {
+                (Sign::Dots(record.dots.clone()), *quorum)
+            }
+            Operation::Call { call, quorum, .. } if is_kept && !call.arguments.is_empty() => {
+                (Sign::Mark(mark(id)), *quorum)
+            }
+            _ => return,
+        };
+        let is_steady = record.ring_stamp == self.common_stamp() && record.ring_stamp != 0;
+        let asked_w = record.w;
+        let is_excused = self.is_interval() && self.machines.iter().any(|machine| machine.power_failures > 0)
+            || self.history.keys.get(&key).is_some_and(|past| past.was_corrupted)
+            || self.is_placed(&key);
+        if is_excused {
+            return;
+        }
+        let holders: Vec<usize> =
+            (0..self.machines.len()).filter(|index| self.shows(*index, &key, &sign)).collect();
+        let Some(ring) = self.newest_ring() else { return };
+        let (position, bucket) = (key.position(), key.bucket());
+        let mut groups = vec![(ring.preference_at(position), ring.replication(bucket))];
+        groups.extend(ring.other_at(position).map(|list| (list, ring.state().other(bucket))));
+        let mut verdict = None;
+        for (list, replication) in groups {
+            let owners = &list[..list.len().min(replication.n as usize)];
+            let own = owners.iter().filter(|id| holders.contains(&self.by_id[id])).count();
+            let kept = owners.iter().filter(|id| self.is_covered(**id, &key, &holders)).count();
+            let w = needed.w.unwrap_or(replication.w).min(owners.len() as u8) as usize;
+            let is_enough = match is_steady {
+                true => kept >= w && own >= owners.len().min(needed.primary_w as usize),
+                // Whose copies counted, only those know who counted them.
+                false => holders.len().max(kept) >= w.min(asked_w as usize),
+            };
+            if !is_enough {
+                verdict = Some(format!(
+                    "o{id} was acknowledged with {w} copies wanted (of them {} by owners), {kept} there, {own} at owners",
+                    needed.primary_w
+                ));
+            }
+        }
+        if let Some(detail) = verdict {
+            self.history.blame("copies", Some(&key), detail);
+        }
+    }
+
+    /// True if a machine's disk holds the write, come what may.
+    fn shows(&self, index: usize, key: &ObjectKey, sign: &Sign) -> bool {
+        let disk = &self.machines[index].disk;
+        let row = match self.is_interval() {
+            true => disk.row(Space::Data, key.row()),
+            false => disk.durable_row(Space::Data, key.row()),
+        };
+        row.is_some_and(|row| sign.is_in(&row))
+    }
+
+    /// True if `owner` holds the write, or a holder owes it to that owner.
+    fn is_covered(&self, owner: NodeId, key: &ObjectKey, holders: &[usize]) -> bool {
+        let hint = hint_row(owner, key);
+        let owes = |index: &usize| self.machines[*index].disk.row(Space::Hints, &hint).is_some();
+        holders.contains(&self.by_id[&owner]) || holders.iter().any(owes)
+    }
+
+    /// The stamp of the ring that all nodes know; 0 if they differ.
+    pub(super) fn common_stamp(&self) -> u64 {
+        let mut stamps = self.nodes().map(|node| node.ring().map_or(0, |ring| ring.stamp()));
+        let first = stamps.next().unwrap_or(0);
+        if stamps.all(|stamp| stamp == first) {
+            first
+        } else {
+            0
+        }
+    }
+
+    fn is_placed(&self, key: &ObjectKey) -> bool {
+        self.workload.keys.iter().any(|spec| spec.key == *key && spec.role == Role::Active { is_placed: true })
+    }
+}
