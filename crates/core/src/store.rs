@@ -148,6 +148,11 @@ impl MemoryStore {
         self.is_full = is_full;
     }
 
+    /// True if syncs fail.
+    pub fn is_full(&self) -> bool {
+        self.is_full
+    }
+
     /// From now on no row can be read although none is damaged (true), as without a descriptor, or all can (false).
     pub fn set_exhausted(&mut self, is_exhausted: bool) {
         self.is_exhausted = is_exhausted;

@@ -16,6 +16,7 @@ use oort_core::object::{Object, Value};
 use oort_core::types::ObjectKey;
 
 use crate::history::{dots_of, History, KeyHistory, OpRecord, Outcome};
+use crate::trace::get_quorum;
 
 /// Every checker's name, the promise it guards (by its number in DESIGN §1) and what it demands.
 pub const CHECKERS: [(&str, u8, &str); 25] = [
@@ -213,9 +214,7 @@ impl Judge<'_> {
         let changed_us = self.history.bucket_changes.get(self.key.bucket());
         let mut verdicts = Vec::new();
         for (get_id, get) in self.operations() {
-            let Operation::Get { quorum: asked, .. } = &get.operation else {
-                continue;
-            };
+            let Some(asked) = get_quorum(&get.operation) else { continue };
             if get.outcome != Outcome::Acked {
                 continue;
             }
@@ -230,6 +229,7 @@ impl Judge<'_> {
                 let is_steady = changed_us.is_none_or(|at_us| get.end_us < *at_us);
                 let overlaps = is_steady && asked.primary_r + given.primary_w > get.n
                     || is_steady && self.state.is_faultless && get.r + put.w > get.n
+                    || is_steady && get.calm_since_us <= put.start_us && get.r + put.w > get.n
                     || self.state.is_faultless && get.is_usual && put.is_usual;
                 if put.outcome != Outcome::Acked || !is_write(put) || put.end_us > get.start_us || !overlaps {
                     continue;
@@ -314,7 +314,7 @@ impl Judge<'_> {
     fn resurrected(&mut self, object: Option<&Object>) {
         let mut verdicts = Vec::new();
         let left = object.map_or(Vec::new(), dots_of);
-        let gets = self.operations().filter(|(_, op)| matches!(op.operation, Operation::Get { .. }));
+        let gets = self.operations().filter(|(_, op)| get_quorum(&op.operation).is_some());
         let mut seen: Vec<(u64, Vec<Dot>, String)> =
             gets.map(|(id, get)| (get.start_us, get.read.clone(), format!("get o{id} read"))).collect();
         seen.push((u64::MAX, left, "at the end the replicas hold".into()));
@@ -403,7 +403,7 @@ impl Judge<'_> {
         if self.state.is_interval || self.past.was_corrupted {
             return;
         }
-        let found = match object.map_or(Ok(0), tally) {
+        let (found, seen) = match object.map_or(Ok((0, BTreeMap::new())), tally) {
             Ok(found) => found,
             Err(failure) => return self.blame("calls", format!("the object cannot be loaded: {failure}")),
         };
@@ -411,6 +411,17 @@ impl Judge<'_> {
         for (id, op) in self.operations() {
             let Operation::Call { call, .. } = &op.operation else { continue };
             let is_bump = call.what != Ask::Get;
+            let noted = seen.get(&crate::history::mark(id));
+            match (op.outcome, noted) {
+                (Outcome::Acked, noted) if is_bump && noted != op.shown.as_ref() => {
+                    verdicts
+                        .push(format!("o{id} was answered {:?}, the object has noted {noted:?}", op.shown));
+                }
+                (Outcome::Refused | Outcome::NotApplied, Some(noted)) => {
+                    verdicts.push(format!("o{id} was refused ({}), the object has noted {noted}", op.error));
+                }
+                _ => {}
+            }
             match (op.outcome, op.shown) {
                 (Outcome::Acked, Some(shown)) => {
                     answers.push((id, op.start_us, shown));
@@ -437,6 +448,9 @@ impl Judge<'_> {
                     verdicts.push(format!("o{id} shows {shown}, after o{other} was answered {most}"));
                 }
             }
+        }
+        if found != seen.len() as i64 {
+            verdicts.push(format!("the object counts {found} and has noted {} calls", seen.len()));
         }
         if found > (bumps.len() + open) as i64 {
             verdicts.push(format!(
@@ -500,32 +514,41 @@ fn hits(object: &Object) -> Result<(i64, BTreeSet<String>), Failure> {
     for other in others {
         machine.join(&key, &other.state)?;
     }
-    let hits = match machine.field(&key, "hits") {
-        active::Value::Integer(hits) => hits,
-        _ => i64::MIN,
-    };
+    let hits = number(&machine.field(&key, "hits"));
     let marks = match machine.field(&key, "log") {
         active::Value::Array(items) => items,
         _ => Vec::new(),
     };
-    let text = |item| match item {
-        active::Value::Bytes(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
-        other => format!("{other:?}"),
-    };
-    Ok((hits, marks.into_iter().map(text).collect()))
+    Ok((hits, marks.iter().map(text).collect()))
 }
 
-/// What the functions of [`crate::workload::TALLY_SOURCE`] have counted in the version that leads.
-fn tally(object: &Object) -> Result<i64, Failure> {
-    let Some(active) = object.active(0) else { return Ok(0) };
+/// What the functions of [`crate::workload::TALLY_SOURCE`] have counted in the version that leads, and by which mark.
+fn tally(object: &Object) -> Result<(i64, BTreeMap<String, i64>), Failure> {
+    let Some(active) = object.active(0) else { return Ok((0, BTreeMap::new())) };
     let mut machine = oort_script::Machine::new(|| 0).expect("there is memory");
     let key = ObjectKey::new(b"b", b"k").expect("it is short");
     let limits = ActiveProperties::default().limits();
     machine.load(&key, &active.source, Some(&active.state), &limits, Facts::default())?;
-    match machine.field(&key, "n") {
-        active::Value::Integer(found) => Ok(found),
-        active::Value::Number(found) => Ok(found as i64),
-        _ => Ok(i64::MIN),
+    let entries = match machine.field(&key, "seen") {
+        active::Value::Map(entries) => entries,
+        _ => Vec::new(),
+    };
+    let seen = entries.iter().map(|(mark, n)| (text(mark), number(n)));
+    Ok((number(&machine.field(&key, "n")), seen.collect()))
+}
+
+fn number(value: &active::Value) -> i64 {
+    match value {
+        active::Value::Integer(found) => *found,
+        active::Value::Number(found) => *found as i64,
+        _ => i64::MIN,
+    }
+}
+
+fn text(value: &active::Value) -> String {
+    match value {
+        active::Value::Bytes(bytes) => String::from_utf8_lossy(bytes).into_owned(),
+        other => format!("{other:?}"),
     }
 }
 

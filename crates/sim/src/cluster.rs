@@ -161,6 +161,8 @@ pub struct Cluster {
     pub workload: Workload,
     pub history: History,
     pub trace: Trace,
+    /// Until when something kept an owner from its part at last, as far as single moments tell.
+    troubled_until_us: u64,
     /// Operations sent and not answered.
     unanswered: usize,
     wall_ms_max: u64,
@@ -211,7 +213,10 @@ impl Cluster {
             Event::Move { machine, with } => self.move_address(machine, with),
             Event::Remove { asked, target, force } => self.ask_removal(asked, target, force),
             Event::Heal { cuts } => self.heal(&cuts),
-            Event::FreeDisk { machine } => self.machines[machine].disk.set_full(false),
+            Event::FreeDisk { machine } => {
+                self.machines[machine].disk.set_full(false);
+                self.trouble_until(self.now_us);
+            }
             Event::StandStill { machine, lasts_us } => {
                 self.stand_still(machine, lasts_us);
             }
@@ -238,6 +243,7 @@ impl Cluster {
             return;
         }
         let seed = self.rng.next_u64();
+        self.trouble_until(self.now_us);
         self.trace.event(self.now_us, b'S', index);
         self.trace.line(self.now_us, || format!("n{index} starts"));
         let machine = &mut self.machines[index];
@@ -453,7 +459,12 @@ impl Cluster {
                 }
                 Output::Disconnect { peer } => self.dial_no_more(index, peer),
                 Output::Refuse { peer, .. } => self.refuse(index, peer),
-                Output::Event(event) => self.trace.line(self.now_us, || format!("n{index} notes {event:?}")),
+                Output::Event(event) => {
+                    if let NodeEvent::HealthChanged { .. } = event {
+                        self.trouble_until(self.now_us);
+                    }
+                    self.trace.line(self.now_us, || format!("n{index} notes {event:?}"))
+                }
             }
         }
     }
@@ -565,12 +576,22 @@ impl Cluster {
         self.unanswered -= 1;
         let client = self.history.operation(id).client;
         if client != OPERATOR && !self.turn_page(client, id) {
-            let pause_us = self.network.travel_us(&mut self.rng) + self.workload.pause_us(&mut self.rng);
+            self.look_again(client, id);
+            let pause_us =
+                self.network.travel_us(&mut self.rng) + self.workload.pause_us(client, &mut self.rng);
             if let Some((_, lasts_us)) = self.rest.take_if(|(left, _)| self.workload.left <= *left) {
                 self.rest_until_us = self.now_us + lasts_us;
             }
             let from_us = self.now_us.max(self.rest_until_us);
             self.at(from_us + pause_us, Event::Next { client });
+        }
+    }
+
+    /// A client that was told of its write may read it at once.
+    fn look_again(&mut self, client: usize, id: RequestId) {
+        let record = &self.history.operations[id as usize];
+        if let (Operation::Update { key, .. }, Outcome::Acked) = (&record.operation, record.outcome) {
+            self.workload.wrote(client, key, &mut self.rng);
         }
     }
 
@@ -623,6 +644,7 @@ impl Cluster {
         self.trace.line(now_us, || format!("n{index} → client o{id} {outcome:?} {error}"));
         let record = self.history.operation(id);
         (record.outcome, record.end_us, record.error) = (outcome, now_us, error);
+        self.history.operation(id).calm_since_us = self.calm_since_us();
         if outcome == Outcome::Acked {
             self.check_copies(id, is_kept);
         }

@@ -80,6 +80,11 @@ impl Disk {
         self.lock().memory.set_full(is_full);
     }
 
+    /// True if syncs fail.
+    pub fn is_full(&self) -> bool {
+        self.lock().memory.is_full()
+    }
+
     /// Flips a bit of a row. False if there is no such row.
     pub fn corrupt(&self, space: Space, key: &[u8]) -> bool {
         self.lock().memory.corrupt(space, key)

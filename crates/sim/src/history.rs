@@ -15,7 +15,7 @@ use oort_core::object::{Object, Value, Version};
 use oort_core::types::{ActorId, ObjectKey};
 
 use crate::disk::Stored;
-use crate::trace::{key_of, show_operation, show_time, show_version, EPOCH_MS};
+use crate::trace::{get_quorum, key_of, show_operation, show_time, show_version, EPOCH_MS};
 
 /// A promise that was broken.
 #[derive(Clone, Debug)]
@@ -370,7 +370,7 @@ impl History {
             ));
             if op.outcome != Outcome::Pending {
                 let read = match &op.operation {
-                    Operation::Get { .. } => format!(" read {}", self.names(&op.read)),
+                    operation if get_quorum(operation).is_some() => format!(" read {}", self.names(&op.read)),
                     _ => format!(" as {}", self.names(&op.dots)),
                 };
                 let shown = op.shown.map_or(String::new(), |sum| format!(" shows {sum}"));

@@ -69,6 +69,11 @@ impl Network {
         self.ends[machine * self.machines + peer].cuts == 0
     }
 
+    /// True if some message would not pass.
+    pub fn is_cut(&self) -> bool {
+        self.ends.iter().any(|end| end.cuts > 0)
+    }
+
     /// Opens a connection; both ends know of it. The caller has seen to the ends' old one.
     pub fn open(&mut self, machine: usize, peer: usize, now_us: u64) -> Connection {
         let connection = self.next;

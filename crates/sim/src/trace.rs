@@ -5,8 +5,9 @@
 
 use std::io::Write;
 
+use oort_core::active::Ask;
 use oort_core::causality::Dot;
-use oort_core::client::Operation;
+use oort_core::client::{Operation, Quorum};
 use oort_core::message::{Control, Message, ReadOutcome};
 use oort_core::mutation::{Basis, Mutation};
 use oort_core::object::{Object, Value, Version};
@@ -202,5 +203,14 @@ pub fn key_of(operation: &Operation) -> Option<&ObjectKey> {
     match operation {
         Operation::Get { key, .. } | Operation::Call { key, .. } | Operation::Update { key, .. } => Some(key),
         Operation::Scan(_) | Operation::SetBucket { .. } | Operation::ChangeRing { .. } => None,
+    }
+}
+
+/// The quorum of a read of a value, by either of the two paths; `None`: it is something else.
+pub fn get_quorum(operation: &Operation) -> Option<Quorum> {
+    match operation {
+        Operation::Get { quorum, .. } => Some(*quorum),
+        Operation::Call { call, quorum, .. } if call.what == Ask::Get => Some(*quorum),
+        _ => None,
     }
 }

@@ -63,6 +63,8 @@ pub struct Client {
     pub screens: BTreeMap<ObjectKey, Screen>,
     /// The machine it prefers.
     pub home: usize,
+    /// What it reads next, at once: it has just written that.
+    pub looks_at: Option<ObjectKey>,
 }
 
 /// An operation to be sent.
@@ -92,6 +94,8 @@ pub struct Workload {
     /// How many of ten operations go to the client's own machine.
     loyal_of_ten: u64,
     pause_us_max: u64,
+    /// All keys with values are read and written as those of [`Role::Strict`].
+    is_all_strict: bool,
     large_values: bool,
     /// The last keys are active objects.
     has_active: bool,
@@ -119,10 +123,13 @@ end";
 pub const ACTIVE_BUCKET: &[u8] = b"active";
 /// How many active objects there are that count in convergent fields.
 const CONVERGENT_KEYS: usize = 2;
-/// Counts in a plain field, at once or after a wait for its node.
-pub const TALLY_SOURCE: &str = "aso.n = 0
-function bump() self.n = self.n + 1 return self.n end
-function wait() comet.lookup() return bump() end
+/// Counts in a plain field and notes who has counted: at once, after a wait for its node, and before one; or fails when
+/// it has counted.
+pub const TALLY_SOURCE: &str = "aso.n = 0 aso.seen = {}
+function bump(mark) self.n = self.n + 1 self.seen[mark] = self.n return self.n end
+function wait(mark) comet.lookup() return bump(mark) end
+function linger(mark) local n = bump(mark) comet.lookup() return n end
+function spoil(mark) bump(mark) error('on purpose') end
 function aso:onUpdate(new, caller) return self end
 function onGet() return self.n end";
 /// The bucket of the objects that count in plain fields: whatever is drawn for the others, `quorum`.
@@ -174,6 +181,7 @@ impl Workload {
             seen_of_ten: [1, 3, 7][rng.below(3) as usize],
             loyal_of_ten: [0, 5, 10][rng.below(3) as usize],
             pause_us_max: [2_000, 50_000, 300_000, 1_000_000][rng.below(4) as usize],
+            is_all_strict: rng.chance(1, 3),
             large_values: rng.chance(1, 8),
             has_active: false,
             rest_at: None,
@@ -220,8 +228,24 @@ impl Workload {
         self.has_active
     }
 
+    /// `client` has written `key`. One time in two it looks at once whether that can be read, of keys that must show it.
+    pub fn wrote(&mut self, client: usize, key: &ObjectKey, rng: &mut Rng) {
+        let is_strict = |spec: &KeySpec| spec.key == *key && self.is_strict(spec);
+        if self.keys.iter().any(is_strict) && rng.chance(1, 2) {
+            self.clients[client].looks_at = Some(key.clone());
+        }
+    }
+
+    fn is_strict(&self, spec: &KeySpec) -> bool {
+        let is_active = matches!(spec.role, Role::Active { .. } | Role::Tally);
+        spec.role == Role::Strict || self.is_all_strict && !is_active
+    }
+
     /// How long a client thinks before its next operation.
-    pub fn pause_us(&self, rng: &mut Rng) -> u64 {
+    pub fn pause_us(&self, client: usize, rng: &mut Rng) -> u64 {
+        if self.clients[client].looks_at.is_some() {
+            return 0;
+        }
         match rng.chance(1, 2) {
             true => rng.below(2_000),
             false => rng.below(self.pause_us_max),
@@ -229,7 +253,14 @@ impl Workload {
     }
 
     /// The next operation of `client`, which will be operation `id`. `wall_ms`: the true time.
-    pub fn plan(&self, client: usize, id: RequestId, wall_ms: u64, rng: &mut Rng) -> Planned {
+    pub fn plan(&mut self, client: usize, id: RequestId, wall_ms: u64, rng: &mut Rng) -> Planned {
+        if let Some(key) = self.clients[client].looks_at.take() {
+            let machine = rng.below(self.machines as u64) as usize;
+            let spec = self.keys.iter().find(|spec| spec.key == key).expect("a client wrote it");
+            let quorum = self.quorum(spec, rng);
+            let operation = get_operation(key, quorum, rng);
+            return Planned { machine, operation, timeout_ms: None, seen: Vec::new() };
+        }
         let state = &self.clients[client];
         let machine = match rng.below(10) < self.loyal_of_ten {
             true => state.home,
@@ -277,12 +308,11 @@ impl Workload {
             return (active_operation(spec.key.clone(), is_placed, id, rng), Vec::new());
         }
         if spec.role == Role::Tally {
-            return (tally_operation(spec.key.clone(), rng), Vec::new());
+            return (tally_operation(spec.key.clone(), id, rng), Vec::new());
         }
         let quorum = self.quorum(spec, rng);
         if rng.below(10) < self.gets_of_ten {
-            let key = spec.key.clone();
-            return (Operation::Get { key, quorum }, Vec::new());
+            return (get_operation(spec.key.clone(), quorum, rng), Vec::new());
         }
         let mutation = self.mutation(spec, screen, id, wall_ms, rng);
         let seen = match (mutation.seen(), screen) {
@@ -304,7 +334,7 @@ impl Workload {
     fn quorum(&self, spec: &KeySpec, rng: &mut Rng) -> Quorum {
         let properties = self.properties(&spec.key);
         let n = properties.n as u64;
-        if spec.role == Role::Strict {
+        if self.is_strict(spec) {
             // Overlapping quorums of primaries; which of the two is large varies by key.
             let w = 1 + Position::of(spec.key.row()).0 % n;
             let r = n + 1 - w;
@@ -394,6 +424,17 @@ impl Workload {
     }
 }
 
+/// Reads a value as clients of the Redis protocol do, or with all its siblings.
+pub fn get_operation(key: ObjectKey, quorum: Quorum, rng: &mut Rng) -> Operation {
+    match rng.chance(2, 3) {
+        true => {
+            let call = Call { what: Ask::Get, arguments: Vec::new(), caller: None };
+            Operation::Call { key, call, quorum }
+        }
+        false => Operation::Get { key, quorum },
+    }
+}
+
 fn active_operation(key: ObjectKey, is_placed: bool, id: RequestId, rng: &mut Rng) -> Operation {
     let quorum = Quorum::default();
     let call = |what, arguments| Call { what, arguments, caller: None };
@@ -419,10 +460,13 @@ fn active_operation(key: ObjectKey, is_placed: bool, id: RequestId, rng: &mut Rn
     }
 }
 
-fn tally_operation(key: ObjectKey, rng: &mut Rng) -> Operation {
+fn tally_operation(key: ObjectKey, id: RequestId, rng: &mut Rng) -> Operation {
     let quorum = Quorum::default();
     let call = |what| Call { what, arguments: Vec::new(), caller: None };
-    let function = |name| Ask::Function(Bytes::from_static(name));
+    let function = |name| {
+        let what = Ask::Function(Bytes::from_static(name));
+        Call { what, arguments: vec![Value::from(mark(id).as_str())], caller: None }
+    };
     match rng.below(10) {
         0 => Operation::Update {
             key,
@@ -436,8 +480,10 @@ fn tally_operation(key: ObjectKey, rng: &mut Rng) -> Operation {
             caller: None,
         },
         1 | 2 => Operation::Call { key, call: call(Ask::Get), quorum },
-        3 => Operation::Call { key, call: call(function(b"wait")), quorum },
-        _ => Operation::Call { key, call: call(function(b"bump")), quorum },
+        3 => Operation::Call { key, call: function(b"wait"), quorum },
+        4 => Operation::Call { key, call: function(b"linger"), quorum },
+        5 => Operation::Call { key, call: function(b"spoil"), quorum },
+        _ => Operation::Call { key, call: function(b"bump"), quorum },
     }
 }
 

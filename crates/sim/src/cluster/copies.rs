@@ -5,8 +5,8 @@
 use bytes::Bytes;
 use oort_core::causality::Dot;
 use oort_core::client::{Operation, RequestId};
-use oort_core::replica::hint_row;
 use oort_core::object::Object;
+use oort_core::replica::hint_row;
 use oort_core::store::Space;
 use oort_core::types::{NodeId, ObjectKey};
 
@@ -115,7 +115,32 @@ impl Cluster {
         }
     }
 
+    /// Owners may have been kept from their part until then.
+    pub(super) fn trouble_until(&mut self, until_us: u64) {
+        self.troubled_until_us = self.troubled_until_us.max(until_us);
+    }
+
+    /// Since when all owners have been there, have reached each other and have been reached, and taken what they were
+    /// given: since then no node has stood in for another.
+    pub(super) fn calm_since_us(&self) -> u64 {
+        let is_calm = self.troubled_until_us < self.now_us
+            && self.nodes().count() == self.machines.len()
+            && self.machines.iter().all(|machine| !machine.is_stopping && !machine.disk.is_full())
+            && !self.network.is_cut()
+            && self.common_stamp() != 0
+            && self.newest_ring().is_some_and(|ring| !ring.is_moving())
+            && self.is_healthy();
+        if is_calm {
+            self.troubled_until_us
+        } else {
+            self.now_us
+        }
+    }
+
     fn is_placed(&self, key: &ObjectKey) -> bool {
-        self.workload.keys.iter().any(|spec| spec.key == *key && spec.role == Role::Active { is_placed: true })
+        self.workload
+            .keys
+            .iter()
+            .any(|spec| spec.key == *key && spec.role == Role::Active { is_placed: true })
     }
 }

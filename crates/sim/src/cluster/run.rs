@@ -21,7 +21,7 @@ use crate::history::{dots_of, History, Outcome, Violation};
 use crate::machine::Machine;
 use crate::network::Network;
 use crate::trace::{show_object, Trace};
-use crate::workload::{Planned, Role, Workload, ACTIVE_BUCKET};
+use crate::workload::{get_operation, Planned, Role, Workload, ACTIVE_BUCKET, TALLY_BUCKET};
 
 /// How long all must have held a deleted object alike before it is forgotten: more than an operation may take then, a
 /// message (1 s, and what is before it), and two standstills of an eighth.
@@ -179,6 +179,7 @@ impl Cluster {
             keeps_memory: false,
             history: History::default(),
             trace: Trace::new(setup.trace),
+            troubled_until_us: 0,
             unanswered: 0,
             wall_ms_max: 0,
             forgotten: 0,
@@ -381,7 +382,7 @@ impl Cluster {
     }
 
     /// True if every node takes every other for up.
-    fn is_healthy(&self) -> bool {
+    pub(super) fn is_healthy(&self) -> bool {
         let ids = || self.machines.iter().filter_map(|machine| machine.id);
         self.nodes().all(|node| ids().all(|id| node.health(id) == Health::Up))
     }
@@ -477,7 +478,10 @@ impl Cluster {
             let machine = self.rng.below(self.machines.len() as u64) as usize;
             let n = self.replication(key.bucket()).0.n as u64;
             let quorum = Quorum { r: Some(1 + self.rng.below(n) as u8), ..Quorum::default() };
-            let operation = Operation::Get { key: key.clone(), quorum };
+            let operation = match [ACTIVE_BUCKET, TALLY_BUCKET].contains(&key.bucket()) {
+                true => Operation::Get { key: key.clone(), quorum },
+                false => get_operation(key.clone(), quorum, &mut self.rng),
+            };
             gets.push((key, self.operator(machine, operation)));
             // One by one: some seeds allow a node very few requests at a time.
             while self.unanswered > 0 && self.advance() {}

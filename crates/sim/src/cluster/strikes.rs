@@ -137,6 +137,7 @@ impl Cluster {
             let end = self.network.end(*a, *b);
             end.cuts = end.cuts.saturating_sub(1);
         }
+        self.trouble_until(self.now_us);
         self.trace.line(self.now_us, || format!("healed: {cuts:?}"));
     }
 
@@ -291,6 +292,7 @@ impl Cluster {
         }
         machine.stalled_until_us = until_us;
         machine.stalled_us += lasts_us;
+        self.trouble_until(until_us);
         true
     }
 
@@ -303,6 +305,8 @@ impl Cluster {
             machine.stalled_us += until_us.saturating_sub(from_us);
             machine.stalled_until_us = from_us.max(until_us);
         }
+        let latest_us = self.machines.iter().map(|machine| machine.stalled_until_us).max();
+        self.trouble_until(latest_us.unwrap_or(0));
         true
     }
 
