@@ -160,9 +160,14 @@ impl Put {
         self.copies.iter().any(|copy| copy.node == node)
     }
 
-    /// True if another node has, or is asked for, the copy of this primary.
-    pub fn has_stand_in(&self, primary: NodeId) -> bool {
-        self.copies.iter().any(|copy| copy.hint_for == Some(primary) && copy.state != State::Failed)
+    /// The primary whose copy is late because `node` is, itself or standing in for it; `None` if another node has that
+    /// copy, or is asked for it.
+    pub fn late_through(&self, node: NodeId) -> Option<NodeId> {
+        let owner = self.owed_through(node)?;
+        let is_for = |copy: &Copy| copy.hint_for.unwrap_or(copy.node) == owner;
+        let mut others = self.copies.iter().filter(|copy| copy.node != node && is_for(copy));
+        let is_doubled = others.any(|copy| copy.hint_for.is_some() && copy.state != State::Failed);
+        (!is_doubled).then_some(owner)
     }
 
     /// True if the copies are not enough unless some of `nodes` acknowledge.
@@ -301,7 +306,8 @@ mod tests {
         put.ask(NodeId(2), None);
         put.ask(NodeId(3), None);
         put.ask(NodeId(4), Some(NodeId(2)));
-        assert!(put.has_stand_in(NodeId(2)) && !put.has_stand_in(NodeId(3)));
+        assert_eq!((put.late_through(NodeId(2)), put.late_through(NodeId(3))), (None, Some(NodeId(3))));
+        assert_eq!(put.late_through(NodeId(4)), Some(NodeId(2)), "whom a late fallback stands in for");
         assert!(put.depends_on(&[NodeId(3)]) && !put.depends_on(&[NodeId(2)]));
         put.acknowledge(NodeId(4));
         put.acknowledge(NodeId(2));

@@ -19,7 +19,7 @@ use crate::history::{dots_of, History, KeyHistory, OpRecord, Outcome};
 use crate::trace::get_quorum;
 
 /// Every checker's name, the promise it guards (by its number in DESIGN §1) and what it demands.
-pub const CHECKERS: [(&str, u8, &str); 25] = [
+pub const CHECKERS: [(&str, u8, &str); 26] = [
     ("lost-write", 2, "an acknowledged write is a sibling, was superseded by one, expired or lost by lww"),
     ("copies", 2, "an acknowledged write is on the disks of w owners, or of nodes that owe it to them"),
     ("superseded", 3, "no sibling was superseded by another; lww keeps one"),
@@ -55,6 +55,7 @@ pub const CHECKERS: [(&str, u8, &str); 25] = [
     ("availability", 1, "without faults no request fails for want of a quorum"),
     ("final-read", 4, "at the end every node answers gets and scans with what the replicas hold"),
     ("formation", 1, "the cluster forms, every node starts on its own disk, links are accepted"),
+    ("tables", 4, "all nodes know the same members, buckets and ring in the end"),
     ("identity", 2, "no node links with one of another cluster, or takes over its ring, whatever the name"),
     ("clocks", 2, "a node that reaches all others goes by the time of most of them"),
     ("removal", 2, "no operator gives up a node that is alive"),
@@ -79,6 +80,8 @@ pub struct FinalState {
     pub is_async: bool,
     /// `sync = interval`: as many power failures as a write had copies may take it.
     pub is_interval: bool,
+    /// One disk was lost for good.
+    pub has_lost_disk: bool,
     /// Nothing went wrong: only primaries answered.
     pub is_faultless: bool,
 }
@@ -197,7 +200,8 @@ impl Judge<'_> {
             let expiry = self.past.birth(*dot).and_then(|birth| birth.version.expires_ms);
             expiry.is_some_and(|expiry| expiry <= self.state.wall_ms_max)
         });
-        is_expired || self.state.is_interval && self.copies_lost(op) >= op.w as u32
+        let may_lose = self.state.is_interval || self.state.has_lost_disk;
+        is_expired || may_lose && self.copies_lost(op) >= op.w as u32
     }
 
     /// Copies of `op`'s write, and of what had superseded it, that power failures took.
@@ -232,6 +236,9 @@ impl Judge<'_> {
                     || is_steady && get.calm_since_us <= put.start_us && get.r + put.w > get.n
                     || self.state.is_faultless && get.is_usual && put.is_usual;
                 if put.outcome != Outcome::Acked || !is_write(put) || put.end_us > get.start_us || !overlaps {
+                    continue;
+                }
+                if self.state.has_lost_disk && self.is_excused(put) {
                     continue;
                 }
                 let sees = match self.is_lww {
@@ -297,7 +304,12 @@ impl Judge<'_> {
             let Operation::Update { quorum, .. } = &op.operation else { return false };
             let overlaps =
                 quorum.primary_w + op.scan_r > op.n || self.state.is_faultless && op.w + op.scan_r > op.n;
-            op.outcome == Outcome::Acked && !op.dots.is_empty() && op.end_us <= start_us && overlaps
+            let is_safe = !self.state.has_lost_disk || !self.is_excused(op);
+            op.outcome == Outcome::Acked
+                && !op.dots.is_empty()
+                && op.end_us <= start_us
+                && overlaps
+                && is_safe
         });
         let mut stored = stored.filter(|op| !may_end(op));
         stored.any(|stored| {
@@ -400,7 +412,9 @@ impl Judge<'_> {
     /// Promise 2 for what active objects keep in plain fields under `quorum`, whatever homes ran them: an answered call
     /// is never undone.
     fn calls(&mut self, object: Option<&Object>) {
-        if self.state.is_interval || self.past.was_corrupted {
+        let has_one_copy = |op: &OpRecord| op.w == 1;
+        let is_excused = self.state.has_lost_disk && self.operations().any(|(_, op)| has_one_copy(op));
+        if self.state.is_interval || self.past.was_corrupted || is_excused {
             return;
         }
         let (found, seen) = match object.map_or(Ok((0, BTreeMap::new())), tally) {
@@ -465,7 +479,8 @@ impl Judge<'_> {
 
     /// Promise 2 for counters.
     fn counter(&mut self, object: Option<&Object>) {
-        let is_hurt = self.operations().any(|(_, op)| self.state.is_interval && self.is_excused(op));
+        let may_lose = self.state.is_interval || self.state.has_lost_disk;
+        let is_hurt = self.operations().any(|(_, op)| may_lose && self.is_excused(op));
         if is_hurt {
             return;
         }

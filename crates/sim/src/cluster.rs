@@ -121,6 +121,8 @@ enum Event {
         machine: usize,
         with: Option<usize>,
     },
+    /// An operator has a new node take the place of the one whose disk was lost, until that is done.
+    Replace,
     /// An operator has `asked` remove `target`.
     Remove {
         asked: usize,
@@ -177,7 +179,18 @@ pub struct Cluster {
     strikes: BTreeMap<&'static str, u64>,
     /// When an operator may next ask for the removal of a node that is alive.
     next_removal_us: u64,
+    /// The node whose disk was lost for good.
+    lost: Option<Lost>,
     encoded: Vec<u8>,
+}
+
+/// A node that is no more.
+#[derive(Clone, Copy, Debug)]
+struct Lost {
+    old: NodeId,
+    /// Its machine, on which a new node runs since.
+    machine: usize,
+    at_us: u64,
 }
 
 impl Cluster {
@@ -211,6 +224,7 @@ impl Cluster {
             Event::Stop { .. } | Event::End { .. } => {}
             Event::Start { machine } => self.start(machine),
             Event::Move { machine, with } => self.move_address(machine, with),
+            Event::Replace => self.replace_lost(),
             Event::Remove { asked, target, force } => self.ask_removal(asked, target, force),
             Event::Heal { cuts } => self.heal(&cuts),
             Event::FreeDisk { machine } => {
@@ -256,6 +270,11 @@ impl Cluster {
             addresses: Addresses { peer: machine.address.to_string(), ..Addresses::default() },
             ..self.config.clone()
         };
+        let config = match self.lost {
+            // It joins the cluster that is there.
+            Some(lost) if lost.machine == index => NodeConfig { cluster_size: 0, ..config },
+            _ => config,
+        };
         if machine.clock.is_far_ahead() {
             // A node that starts alone cannot know, and would name its writes by that clock.
             machine.clock = crate::machine::Clock::default();
@@ -269,7 +288,10 @@ impl Cluster {
                     node.set_sandbox(Box::new(sandbox));
                 }
                 let id = node.id();
-                if machine.id.is_some_and(|known| known != id) {
+                let is_replaced = self.lost.is_some_and(|lost| machine.id == Some(lost.old));
+                if is_replaced {
+                    self.by_id.retain(|_, machine| *machine != index);
+                } else if machine.id.is_some_and(|known| known != id) {
                     let detail = format!("n{index} came back under another id");
                     self.history.blame("formation", None, detail);
                 }

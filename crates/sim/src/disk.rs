@@ -75,6 +75,11 @@ impl Disk {
         before.difference(&after).copied().collect()
     }
 
+    /// The dots of all siblings on it.
+    pub fn dots(&self) -> Vec<Dot> {
+        dots(&self.lock().memory).into_iter().collect()
+    }
+
     /// From now on every sync fails (true), or works again (false).
     pub fn set_full(&self, is_full: bool) {
         self.lock().memory.set_full(is_full);

@@ -51,11 +51,15 @@ pub enum Fault {
     /// An operator has a node removed that is alive, by one that cannot reach it. Strikes only where nothing else could
     /// keep the others from reaching it.
     Removal,
+    /// Some links are slow, one way or both: by so much for each message, and for each byte.
+    SlowLink,
+    /// A disk is lost for good. Its machine comes back as a new node, and an operator has it take the old one's place.
+    DiskLoss,
 }
 
 impl Fault {
     /// All faults, in the order of their names in help texts.
-    pub const ALL: [Fault; 19] = [
+    pub const ALL: [Fault; 21] = [
         Fault::Delay,
         Fault::Loss,
         Fault::Duplicate,
@@ -75,6 +79,8 @@ impl Fault {
         Fault::Starve,
         Fault::Bucket,
         Fault::Removal,
+        Fault::SlowLink,
+        Fault::DiskLoss,
     ];
 
     /// The name used in `--faults`.
@@ -99,17 +105,28 @@ impl Fault {
             Fault::Starve => "starve",
             Fault::Bucket => "bucket",
             Fault::Removal => "removal",
+            Fault::SlowLink => "slow-link",
+            Fault::DiskLoss => "disk-loss",
         }
     }
 
     /// True if it is drawn apart from those before it, so that it changes nothing of what they do.
     fn is_apart(self) -> bool {
-        matches!(self, Fault::Stranger | Fault::Address | Fault::Clock | Fault::Starve)
+        matches!(
+            self,
+            Fault::Stranger
+                | Fault::Address
+                | Fault::Clock
+                | Fault::Starve
+                | Fault::SlowLink
+                | Fault::DiskLoss
+        )
     }
 
     /// True if it strikes at points in time; the others befall single messages.
     fn is_timed(self) -> bool {
-        !matches!(self, Fault::Delay | Fault::Loss | Fault::Duplicate | Fault::Reorder)
+        use Fault::{Delay, Duplicate, Loss, Reorder, SlowLink};
+        !matches!(self, Delay | Loss | Duplicate | Reorder | SlowLink)
     }
 }
 
@@ -211,6 +228,11 @@ pub struct Plan {
     pub loss_per_mille: u64,
     pub duplicate_per_mille: u64,
     pub reorder_per_mille: u64,
+    /// What a slow link takes longer, in microseconds a message and nanoseconds a byte; which links are slow is drawn
+    /// with `slow_links`.
+    pub slow_link_us: u64,
+    pub slow_link_ns_per_byte: u64,
+    pub slow_links: u64,
     /// How far a wall clock is off at most, in microseconds.
     pub skew_us_max: u64,
     /// The faults that strike at points in time.
@@ -240,6 +262,11 @@ impl Plan {
                 Fault::Loss => plan.loss_per_mille = [1, 5, 30, 100][share as usize],
                 Fault::Duplicate => plan.duplicate_per_mille = [2, 10, 50, 200][share as usize],
                 Fault::Reorder => plan.reorder_per_mille = [2, 10, 50, 200][share as usize],
+                Fault::SlowLink => {
+                    plan.slow_link_us = [2_000, 10_000, 40_000, 100_000][lasts as usize];
+                    plan.slow_link_ns_per_byte = [0, 0, 1_000, 20_000][gap as usize];
+                    plan.slow_links = rng.next_u64();
+                }
                 _ => {}
             }
             if fault == Fault::Skew {
@@ -261,8 +288,22 @@ impl Plan {
     /// True if nothing can go wrong.
     pub fn is_calm(&self) -> bool {
         self.timed.is_empty()
-            && self.delay_per_mille + self.loss_per_mille + self.duplicate_per_mille + self.reorder_per_mille
+            && self.delay_per_mille
+                + self.loss_per_mille
+                + self.duplicate_per_mille
+                + self.reorder_per_mille
+                + self.slow_link_us
                 == 0
+    }
+
+    /// What the link from `machine` to `peer` takes longer for a message of this size, in microseconds.
+    pub fn slowness_us(&self, machine: usize, peer: usize, bytes: usize) -> u64 {
+        let is_slow =
+            self.slow_link_us > 0 && Rng::new(self.slow_links ^ (machine << 8 | peer) as u64).chance(1, 4);
+        match is_slow {
+            true => self.slow_link_us + bytes as u64 * self.slow_link_ns_per_byte / 1000,
+            false => 0,
+        }
     }
 
     /// True if no fault closes a link, or has a node refuse what it is asked: who asks may get an answer to the end.

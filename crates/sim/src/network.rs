@@ -100,8 +100,15 @@ impl Network {
         pause / 2 + rng.below(pause)
     }
 
-    /// Decides what happens to a message sent now.
-    pub fn send(&mut self, machine: usize, peer: usize, now_us: u64, plan: &Plan, rng: &mut Rng) -> Arrivals {
+    /// Decides what happens to a message of so many bytes that `machine` sends now.
+    pub fn send(
+        &mut self,
+        (machine, peer, bytes): (usize, usize, usize),
+        now_us: u64,
+        plan: &Plan,
+        rng: &mut Rng,
+    ) -> Arrivals {
+        let now_us = now_us + plan.slowness_us(machine, peer, bytes);
         if !self.passes(machine, peer) {
             return [None, None];
         }

@@ -113,11 +113,7 @@ impl Node {
                     }
                 }
                 // The late one may still acknowledge, so only a fallback is worth a message, not yet a hint here.
-                Work::Put { put, reply: Some(_), .. } => {
-                    if let Some(owner) = put.owed_through(peer) {
-                        self.double(now, id, owner, out);
-                    }
-                }
+                Work::Put { reply: Some(_), .. } => self.double(now, id, peer, out),
                 Work::Forward { to, .. } if *to == peer => self.reroute(now, id, is_lost, out),
                 Work::Scan(listing) if listing.waits_for(peer) => self.advance_scan(now, id, out),
                 Work::Deliver(delivery) if is_down && delivery.owner == peer => self.delivery_lost(id),

@@ -375,17 +375,15 @@ impl Node {
         if suspects.is_empty() || !put.depends_on(&suspects) {
             return;
         }
-        for owner in suspects {
-            self.double(now, id, owner, out);
+        for node in suspects {
+            self.double(now, id, node, out);
         }
     }
 
-    /// `owner` is late with its copy: a fallback is asked as well, unless one has been.
-    pub(super) fn double(&mut self, now: Now, id: TaskId, owner: NodeId, out: &mut Vec<Output>) {
+    /// `node` is late with its copy: a fallback is asked as well, unless one has been.
+    pub(super) fn double(&mut self, now: Now, id: TaskId, node: NodeId, out: &mut Vec<Output>) {
         let Some(Task { work: Work::Put { put, .. }, .. }) = self.tasks.get_mut(id) else { return };
-        if put.has_stand_in(owner) {
-            return;
-        }
+        let Some(owner) = put.late_through(node) else { return };
         if let Some(fallback) = self.free_fallback(id) {
             self.ask_copy(now, id, fallback, Some(owner), out);
         }

@@ -54,6 +54,7 @@ impl Cluster {
         let asked_w = record.w;
         let is_excused = self.is_interval() && self.machines.iter().any(|machine| machine.power_failures > 0)
             || self.history.keys.get(&key).is_some_and(|past| past.was_corrupted)
+            || self.lost.as_ref().is_some_and(|lost| lost.at_us >= record.start_us)
             || self.is_placed(&key);
         if is_excused {
             return;
@@ -67,7 +68,10 @@ impl Cluster {
         let mut verdict = None;
         for (list, replication) in groups {
             let owners = &list[..list.len().min(replication.n as usize)];
-            let own = owners.iter().filter(|id| holders.contains(&self.by_id[id])).count();
+            let own = owners
+                .iter()
+                .filter(|id| self.by_id.get(id).is_some_and(|index| holders.contains(index)))
+                .count();
             let kept = owners.iter().filter(|id| self.is_covered(**id, &key, &holders)).count();
             let w = needed.w.unwrap_or(replication.w).min(owners.len() as u8) as usize;
             let is_enough = match is_steady {
@@ -101,7 +105,7 @@ impl Cluster {
     fn is_covered(&self, owner: NodeId, key: &ObjectKey, holders: &[usize]) -> bool {
         let hint = hint_row(owner, key);
         let owes = |index: &usize| self.machines[*index].disk.row(Space::Hints, &hint).is_some();
-        holders.contains(&self.by_id[&owner]) || holders.iter().any(owes)
+        self.by_id.get(&owner).is_some_and(|index| holders.contains(index)) || holders.iter().any(owes)
     }
 
     /// The stamp of the ring that all nodes know; 0 if they differ.

@@ -23,7 +23,8 @@ impl Cluster {
         let Some(connection) = self.network.end(from, to).open else {
             return self.show_message_line("-/", from, to, &message);
         };
-        let arrivals = self.network.send(from, to, self.now_us, &self.plan, &mut self.rng);
+        let arrivals =
+            self.network.send((from, to, self.encoded.len()), self.now_us, &self.plan, &mut self.rng);
         let arrow = match arrivals {
             [None, None] => "-x",
             [Some(_), None] => "->",
@@ -72,6 +73,8 @@ impl Cluster {
     pub(super) fn connect_wanted(&mut self, machine: usize, peer: NodeId, address: &str) {
         match (self.by_id.get(&peer), address.parse()) {
             (Some(&index), Ok(address)) if index != machine => self.want_link(machine, index, Some(address)),
+            // Nobody answers as that node any more.
+            (None, _) if self.lost.as_ref().is_some_and(|lost| lost.old == peer) => {}
             _ => {
                 let detail = format!("n{machine} wants a link to {peer} at '{address}'");
                 self.history.blame("formation", None, detail);

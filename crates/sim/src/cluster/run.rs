@@ -9,10 +9,12 @@ use oort_core::bucket::{ActiveDurability, Conflict};
 use oort_core::client::{Operation, Quorum, RequestId};
 use oort_core::config::{NodeConfig, SyncMode};
 use oort_core::detector::Health;
+use oort_core::membership::Member;
 use oort_core::object::{common_bytes, Object};
 use oort_core::placement::Strategy;
 use oort_core::store::Space;
 use oort_core::types::{ObjectKey, Rng};
+use oort_core::vivaldi::Coordinate;
 
 use super::{Cluster, Event, OPERATOR};
 use crate::check::{judge, FinalState};
@@ -188,6 +190,7 @@ impl Cluster {
             next_address: nodes as u64,
             strikes: BTreeMap::new(),
             next_removal_us: 0,
+            lost: None,
             encoded: Vec::new(),
         }
     }
@@ -354,7 +357,7 @@ impl Cluster {
     pub(super) fn primaries(&self, key: &ObjectKey) -> Vec<usize> {
         let n = self.replication(key.bucket()).0.n as usize;
         let list = self.newest_ring().map_or(&[][..], |ring| ring.preference_at(key.position()));
-        list.iter().take(n).map(|id| self.by_id[id]).collect()
+        list.iter().take(n).filter_map(|id| self.by_id.get(id).copied()).collect()
     }
 
     pub(super) fn all_keys(&self) -> BTreeSet<ObjectKey> {
@@ -402,10 +405,37 @@ impl Cluster {
             })
     }
 
+    /// True if no ring knows a node whose disk was lost, and its machine holds data again.
+    fn is_replaced(&self) -> bool {
+        let Some(lost) = &self.lost else { return true };
+        self.newest_ring().is_some_and(|ring| {
+            !ring.state().contains(lost.old)
+                && self.nodes().all(|node| !node.membership().members.contains_key(&lost.old))
+        })
+    }
+
+    /// True if all nodes know the same of members and buckets.
+    fn tables_agree(&self) -> bool {
+        // What a member says of its place in the network, and how often it has said something, may be on its way.
+        let table = |node: &oort_core::node::Node| {
+            let members = node.membership().members.values().map(|member| Member {
+                version: 0,
+                coordinate: Coordinate::default(),
+                ..member.clone()
+            });
+            (members.collect::<Vec<Member>>(), node.buckets().clone())
+        };
+        let mut tables = self.nodes().map(table);
+        let first = tables.next();
+        tables.all(|table| Some(&table) == first.as_ref())
+    }
+
     fn has_converged(&self) -> bool {
         self.nodes().count() == self.machines.len()
             && self.is_healthy()
             && self.is_settled()
+            && self.is_replaced()
+            && self.tables_agree()
             && self.machines.iter().all(|machine| {
                 !machine.is_stopping && !machine.is_stalled(self.now_us) && machine.waiting.is_empty()
             })
@@ -437,6 +467,10 @@ impl Cluster {
             if !self.is_settled() && index == 0 {
                 let detail = "the ring did not settle".to_string();
                 self.history.violations.push(Violation { checker: "formation", key: None, detail });
+            }
+            if !(self.is_replaced() && self.tables_agree()) && index == 0 {
+                let detail = "the nodes' tables of members or buckets differ".to_string();
+                self.history.violations.push(Violation { checker: "tables", key: None, detail });
             }
             let hints = machine.disk.count(Space::Hints);
             if hints > 0 {
@@ -578,6 +612,7 @@ impl Cluster {
                         && bucket.properties.aso.durability == ActiveDurability::Async
                 }),
             is_interval: self.is_interval(),
+            has_lost_disk: self.lost.is_some(),
             is_faultless,
         }
     }

@@ -13,7 +13,7 @@ use oort_core::ring::{RingChange, RingState};
 use oort_core::store::Space;
 use oort_core::types::{NodeId, ObjectKey, Rng};
 
-use super::{Cluster, Ending, Event};
+use super::{Cluster, Ending, Event, Lost};
 use crate::disk::Disk;
 use crate::faults::{Fault, Plan, Timing};
 use crate::machine::Clock;
@@ -88,7 +88,8 @@ impl Cluster {
             Fault::Starve => self.starve(lasts_us),
             Fault::Bucket => self.change_bucket(machine),
             Fault::Removal => self.try_removal(machine),
-            Fault::Delay | Fault::Loss | Fault::Duplicate | Fault::Reorder => false,
+            Fault::DiskLoss => self.lose_disk(machine, lasts_us),
+            Fault::Delay | Fault::Loss | Fault::Duplicate | Fault::Reorder | Fault::SlowLink => false,
         };
         if has_struck {
             *self.strikes.entry(fault.name()).or_default() += 1;
@@ -326,6 +327,48 @@ impl Cluster {
         let lasts_us = timeout_us + self.rng.below(2 * timeout_us);
         let at_us = self.now_us + self.rng.below(3_000);
         self.at(at_us, Event::StandStill { machine: home, lasts_us });
+    }
+
+    /// A machine's disk is gone, with the node that it was. An operator sees to it a little later.
+    fn lose_disk(&mut self, machine: usize, lasts_us: u64) -> bool {
+        let Some(old) = self.machines[machine].id else { return false };
+        let is_known = |node: &Node| node.ring().is_some_and(|ring| ring.state().contains(old));
+        if self.lost.is_some() || !self.machines[machine].is_up() || !self.nodes().all(is_known) {
+            return false;
+        }
+        self.end(machine, Ending::Killed);
+        let lost = self.machines[machine].disk.dots();
+        self.history.crashed(machine, &lost);
+        self.machines[machine].disk = Disk::default();
+        self.lost = Some(Lost { old, machine, at_us: self.now_us });
+        // By then all have noticed that their links to the old one are gone.
+        let start_us = self.now_us + 10_000_000 + lasts_us;
+        self.at(start_us, Event::Start { machine });
+        self.at(start_us + 1_000_000, Event::Replace);
+        true
+    }
+
+    /// The operator's next step after a disk was lost, until the old node is out of the ring and the new one in it.
+    pub(super) fn replace_lost(&mut self) {
+        let Some(lost) = self.lost else { return };
+        self.at(self.now_us + 1_500_000, Event::Replace);
+        let asked = self.rng.below(self.machines.len() as u64) as usize;
+        let new = self.machines[lost.machine].id.filter(|id| *id != lost.old);
+        let Some(ring) = self.machines[asked].node.as_ref().and_then(|node| node.ring()) else { return };
+        let is_known = |id: NodeId| ring.state().contains(id);
+        let change = match (is_known(lost.old), new) {
+            (true, Some(new)) if !is_known(new) && self.rng.chance(1, 2) => {
+                RingChange::Replace { old: lost.old, new: RingNode::new(new), gone: true }
+            }
+            (true, _) => RingChange::Remove { node: lost.old },
+            (false, Some(new)) if !is_known(new) => RingChange::Join { node: RingNode::new(new) },
+            _ => return,
+        };
+        // Where the disk held the only copy of something, the operator is told so, and insists at last.
+        let force = self.rng.chance(1, 4);
+        if asked != lost.machine {
+            self.operator(asked, Operation::ChangeRing { change, plan_only: false, force });
+        }
     }
 
     fn fill_disk(&mut self, machine: usize, lasts_us: u64) -> bool {
