@@ -81,14 +81,15 @@ impl Put {
     }
 
     /// The same put as one of an active object's home in its term of this number: replicas refuse it if they hold
-    /// something that its version has not seen, and nobody stands in for them.
-    pub fn of_home(self, term: u64) -> Put {
-        Put { term, ..self }
+    /// something that its version has not seen, and nobody stands in for them. Of each group of owners a majority must
+    /// have it. `is_usual`: as many copies were asked for as the bucket wants.
+    pub fn of_home(self, term: u64, is_usual: bool) -> Put {
+        Put { term, is_usual: Some(is_usual), ..self }
     }
 
     /// The same put as a claim of that term: nothing is stored yet, and whoever acknowledges it has promised the term.
-    pub fn of_claim(self, term: u64) -> Put {
-        Put { term, is_claim: true, ..self }
+    pub fn of_claim(self, term: u64, is_usual: bool) -> Put {
+        Put { is_claim: true, ..self.of_home(term, is_usual) }
     }
 
     /// True if this only claims a term.
@@ -119,11 +120,17 @@ impl Put {
     pub fn place(&mut self, serving: &[NodeId], others: Option<&[NodeId]>, usual: (u8, u8)) {
         let asked = self.asked;
         let is_usual = *self.is_usual.get_or_insert(asked.total == usual.0);
-        let at_least =
-            |w: u8| Needed { total: if is_usual { asked.total.max(w) } else { asked.total }, ..asked };
-        self.needed = at_least(usual.0).at_most(serving.len());
+        let is_of_home = self.term > 0;
+        let at_least = |w: u8, owners: &[NodeId]| {
+            let usually = if is_usual { w } else { 0 };
+            let majority = if is_of_home { owners.len() as u8 / 2 + 1 } else { 0 };
+            let total = asked.total.max(usually).max(majority);
+            Needed { total, primaries: if is_of_home { total } else { asked.primaries } }
+                .at_most(owners.len())
+        };
+        self.needed = at_least(usual.0, serving);
         self.moving = others.map(|others| {
-            let needed_others = at_least(usual.1).at_most(others.len());
+            let needed_others = at_least(usual.1, others);
             Box::new(Moving { serving: serving.to_vec(), others: others.to_vec(), needed_others })
         });
         if others.is_none() {
@@ -360,6 +367,25 @@ mod tests {
         usual.place(&[a, b, c, d, e], None, (4, 4));
         assert_eq!(usual.needed().total, 4);
         assert_eq!(asked(1).progress(), Progress::Done, "a request's own number stays");
+    }
+
+    #[test]
+    fn while_a_bucket_changes_a_home_needs_as_many_of_the_new_owners_as_it_will_want() {
+        let [a, b, c] = [1, 2, 3].map(NodeId);
+        let of_home = |is_usual| {
+            // Of one copy the only owner is the majority; of three, two are, but three are wanted.
+            let mut put = put(1, 1).of_home(7, is_usual);
+            put.place(&[a], Some(&[a, b, c]), (1, 3));
+            put.hold(a, None);
+            [b, c].into_iter().for_each(|node| put.ask(node, None));
+            put.acknowledge(b);
+            put
+        };
+        let mut usual = of_home(true);
+        assert_eq!(usual.progress(), Progress::Waiting);
+        usual.acknowledge(c);
+        assert_eq!(usual.progress(), Progress::Done);
+        assert_eq!(of_home(false).progress(), Progress::Done, "a request's own number, and the majority");
     }
 
     #[test]

@@ -133,6 +133,11 @@ impl Node {
         Needed { total, primaries: total }
     }
 
+    /// True if the bucket's own number of copies was asked for: if that changes, so does how many are needed.
+    fn is_usual(&self, key: &ObjectKey, asked: Needed) -> bool {
+        asked.total == self.usual_w(key).0
+    }
+
     /// How many must have answered a home's read of `key`, if `needed` answers are asked for.
     pub(super) fn home_reads(&self, key: &ObjectKey, needed: Needed) -> Needed {
         if !self.is_kept_by_quorum(key) || self.counts_stand_ins() {
@@ -243,10 +248,11 @@ impl Node {
         if self.is_behind(key, &seen, held.as_ref()) || term < self.replica.promised(key) {
             return self.written_by_others(key, origin, again, deadline_us, out);
         }
-        let needed = match self.write_quorum(key, quorum) {
-            Ok(needed) => self.home_writes(key, needed),
+        let asked = match self.write_quorum(key, quorum) {
+            Ok(asked) => asked,
             Err(error) => return self.finish(origin, Err(error), out),
         };
+        let (needed, is_usual) = (self.home_writes(key, asked), self.is_usual(key, asked));
         self.replica.promise(key, term);
         // A handler that waits for this holds up the others already.
         let is_held_up = self.homes.get(key).is_some_and(|resident| resident.run.is_some());
@@ -258,7 +264,8 @@ impl Node {
             }
         }
         let base = held.and_then(|(_, bytes)| bytes).map_or(0, |bytes| hash_of(&bytes));
-        let put = Put::new(key.clone(), Object::forgotten(seen).encode(), base, needed).of_claim(term);
+        let put =
+            Put::new(key.clone(), Object::forgotten(seen).encode(), base, needed).of_claim(term, is_usual);
         let owners = owners_hash(&self.owners(key).0);
         let claim = Some(Claim { quorum, then, holds_up: !is_held_up });
         let refusal = Refusal { before: None, dot: None, again, owners, claim };
@@ -321,7 +328,8 @@ impl Node {
         let owners = owners_hash(&self.owners(key).0);
         self.replica.keep_promise(key, term);
         let refusal = Some(Box::new(Refusal { before, dot: Some(dot), again, owners, claim: None }));
-        self.start_put_of(now, origin, put.of_home(term), reply, refusal, deadline_us, out);
+        let put = put.of_home(term, self.is_usual(key, needed));
+        self.start_put_of(now, origin, put, reply, refusal, deadline_us, out);
     }
 
     /// Others have written what the loaded object has not seen, so that nothing of it could be stored.
