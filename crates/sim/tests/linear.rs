@@ -1,5 +1,5 @@
-//! The checkers of histories, judged: by histories whose verdict is known, by histories made so that it is known, and by
-//! another checker.
+//! The checkers of histories, judged: by histories whose verdict is known, by histories made so that it is known, and
+//! by another checker.
 
 mod second_opinion;
 
