@@ -383,7 +383,7 @@ pub struct Node {
     read_only: Option<String>,
     stopping: bool,
     requests_in_flight: usize,
-    /// Updates handed to another coordinator because the first was late: an error does not mean that nothing happened.
+    /// Updates handed to another coordinator because the first was lost: an error does not mean that nothing happened.
     doubtful: BTreeSet<RequestId>,
     /// The same of requests that peers handed over.
     doubtful_of_peers: BTreeSet<(NodeId, TaskId)>,

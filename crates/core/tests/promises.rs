@@ -64,6 +64,49 @@ fn in_an_lww_bucket_the_greatest_dot_wins_everywhere() {
     assert!(bytes.iter().all(|row| *row == bytes[0]));
 }
 
+/// Source: DESIGN §1, "no acknowledged write is lost". A home that stands still runs what it was handed when it wakes.
+/// If another node had run the same meanwhile, it would be done twice, and replace what was written in between.
+#[test]
+fn what_was_handed_to_a_node_that_stands_still_replaces_nothing_written_later() {
+    let wants = |before| Want { before, after: false };
+    let keeps_expiry = Mutation::Store {
+        value: "again".into(),
+        headers: Vec::new(),
+        basis: Basis::Local,
+        expiry: Expiry::Keep,
+        condition: Condition::Always,
+    };
+    // By a node that holds the key, and by one that does not.
+    let cases = [
+        (1, delete(), wants(false)),
+        (1, Mutation::store("again"), wants(true)),
+        (1, keeps_expiry, wants(false)),
+        (4, Mutation::store("again"), wants(false)),
+    ];
+    for (by, mutation, want) in cases {
+        let mut cluster = Cluster::new(5);
+        cluster.put(0, "cart", "old").unwrap();
+        let list = cluster.list("cart");
+        cluster.pause(list[0]);
+        let (key, quorum, shown) = (key("cart"), Quorum::default(), format!("{mutation:?} by {by}"));
+        let operation = Operation::Update { key, mutation, quorum, want, caller: None };
+        let asked = cluster.ask(list[by], operation);
+        cluster.advance(500);
+        let early = cluster.answer(asked);
+        if early.is_some() {
+            cluster.put(list[1], "cart", "new").unwrap();
+        }
+        cluster.resume();
+        if early.is_none() {
+            assert!(cluster.wait(asked).is_ok(), "{shown}");
+            cluster.put(list[1], "cart", "new").unwrap();
+        }
+        cluster.advance(3_000);
+        let was_early = early.is_some();
+        assert_eq!(cluster.values(list[2], "cart"), ["new"], "{shown}, answered early: {was_early}");
+    }
+}
+
 /// Source: DESIGN §2; issue 2, "integers written by INCR converge as counters".
 #[test]
 fn counters_incremented_on_both_sides_of_a_split_add_up() {

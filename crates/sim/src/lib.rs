@@ -8,6 +8,7 @@
 //! Reading order: what is recorded (`trace`, `history`), the world (`disk`, `faults`, `network`, `workload`), what is
 //! demanded of it (`check`), the event loop (`machine`, `cluster`), the command line (`cli`). Beside them stands
 //! `balance`: how evenly rings spread load, without running anything, and `detection`: how fast crashes are noticed.
+//! `linear` and `regular` judge what clients saw of any cluster, of real processes too.
 //!
 //! Source: FoundationDB's simulation and TigerBeetle's VOPR; swarm testing (Groce et al., 2012): every seed draws its
 //! own subset of faults and its own rates, because a bug often needs some faults to be absent.
@@ -24,3 +25,5 @@ pub mod cluster;
 pub mod cli;
 pub mod balance;
 pub mod detection;
+pub mod linear;
+pub mod regular;

@@ -303,13 +303,16 @@ impl Node {
 
     /// The node a request was handed to is late, or silent for long, or lost: hands it to another if doing it twice
     /// does no harm. Otherwise it is waited for as long as its link is open.
+    ///
+    /// An update is waited for too: a node that stands still runs it when it wakes, after the answer of another one, and
+    /// would replace what was written since.
     pub(super) fn reroute(&mut self, now: Now, id: TaskId, is_lost: bool, out: &mut Vec<Output>) {
         let Some(Task { work: Work::Forward { operation, to, .. }, .. }) = self.tasks.get_mut(id) else {
             return;
         };
         let is_down = !self.detector.is_reachable(*to);
         let is_safe = match operation {
-            Operation::Update { mutation, .. } => mutation.is_idempotent(),
+            Operation::Update { mutation, .. } => is_lost && mutation.is_idempotent(),
             // Its home may run it still, and another would count a second time.
             Operation::Call { call, .. } => is_down && !matches!(call.what, Ask::Function(_)),
             _ => true,
