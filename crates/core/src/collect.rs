@@ -13,7 +13,7 @@ use crate::object::Object;
 use crate::replica::row_hash;
 use crate::types::{NodeId, Now, ObjectKey};
 
-/// Keys asked about in one message.
+/// The most dead objects in one question. The answer names those that not all may forget by their place in it.
 pub const ROWS_ASKED_MAX: usize = 512;
 /// Bytes of their names in one message, roughly.
 const NAME_BYTES_MAX: usize = 64 << 10;
@@ -48,6 +48,8 @@ struct Waiting {
 #[derive(Clone, Debug, Default)]
 pub struct Collector {
     after_us: u64,
+    /// Dead objects in one question, at most [`ROWS_ASKED_MAX`].
+    rows_max: usize,
     /// Found in this pass and not asked about yet.
     found: BTreeMap<ObjectKey, u64>,
     /// By the hash of key and object.
@@ -67,8 +69,9 @@ pub fn is_dead(object: &bytes::Bytes, wall_ms: u64) -> bool {
 
 impl Collector {
     /// `after_ms`: time between the two questions; 0: nothing is ever forgotten.
-    pub fn new(after_ms: u64) -> Collector {
-        Collector { after_us: after_ms * 1000, ..Collector::default() }
+    pub fn new(after_ms: u64, rows_max: usize) -> Collector {
+        let rows_max = rows_max.min(ROWS_ASKED_MAX);
+        Collector { after_us: after_ms * 1000, rows_max, ..Collector::default() }
     }
 
     /// Time passes: notices when the node stood still.
@@ -86,7 +89,7 @@ impl Collector {
 
     /// True if more dead objects are looked for.
     pub fn wants_more(&self) -> bool {
-        self.after_us > 0 && self.found.len() < 2 * ROWS_ASKED_MAX
+        self.after_us > 0 && self.found.len() < 2 * self.rows_max
     }
 
     /// A dead object was found whose first owner this node is.
@@ -144,7 +147,7 @@ impl Collector {
         }
         self.question = None;
         let (mut rows, mut bytes) = (Vec::new(), 0);
-        while rows.len() < ROWS_ASKED_MAX && bytes < NAME_BYTES_MAX {
+        while rows.len() < self.rows_max && bytes < NAME_BYTES_MAX {
             let Some(row) = self.found.pop_first() else { break };
             bytes += row.0.row().len();
             rows.push(row);
@@ -255,7 +258,7 @@ mod tests {
 
     #[test]
     fn what_all_hold_alike_twice_is_dropped() {
-        let mut collector = Collector::new(AFTER_MS);
+        let mut collector = Collector::new(AFTER_MS, ROWS_ASKED_MAX);
         assert!(ask(&mut collector, 10, &["x", "y"], &[]).is_empty());
         assert!(ask(&mut collector, 1009, &["x", "y"], &[]).is_empty(), "too early");
         assert_eq!(ask(&mut collector, 1010, &["x", "y"], &["x"]), [row("y")], "x was refused");
@@ -265,7 +268,7 @@ mod tests {
 
     #[test]
     fn another_ring_and_a_lost_answer_begin_anew() {
-        let mut collector = Collector::new(AFTER_MS);
+        let mut collector = Collector::new(AFTER_MS, ROWS_ASKED_MAX);
         assert!(ask(&mut collector, 10, &["x"], &[]).is_empty());
         collector.found(at(1500), row("x"));
         let (number, _) = collector.ask(at(1500), 2, PEERS.into(), 100_000).unwrap();
@@ -280,7 +283,7 @@ mod tests {
 
     #[test]
     fn who_stood_still_does_not_vouch_for_a_while() {
-        let mut collector = Collector::new(AFTER_MS);
+        let mut collector = Collector::new(AFTER_MS, ROWS_ASKED_MAX);
         for ms in (0..2000).step_by(100) {
             collector.watch(at(ms));
             assert_eq!(collector.is_awake(at(ms)), ms >= 1000);
@@ -291,7 +294,7 @@ mod tests {
 
     #[test]
     fn what_is_gone_is_not_waited_for_for_ever() {
-        let mut collector = Collector::new(AFTER_MS);
+        let mut collector = Collector::new(AFTER_MS, ROWS_ASKED_MAX);
         ask(&mut collector, 10, &["x"], &[]);
         assert_eq!(collector.waiting(), 1);
         (0..3).for_each(|_| collector.next_pass());

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::bucket::BucketProperties;
+use crate::collect::ROWS_ASKED_MAX;
 use crate::placement::{Strategy, WEIGHT_DEFAULT};
 
 /// Where a node can be reached, as `host:port` texts.
@@ -90,6 +91,52 @@ pub enum Sabotage {
     CountOneAnswerLess,
 }
 
+/// How much work is done at a time. Too little: more rounds; too much: clients wait for a turn that takes long. The
+/// results are the same, which the simulator tries with the smallest.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Tuning {
+    /// Rows in a page of a transfer.
+    pub transfer_rows: usize,
+    /// Rows looked at for one such page.
+    pub transfer_visited: usize,
+    /// Rows that were given away and wait to be dropped.
+    pub verified_rows: usize,
+    /// Of these, dropped in a step.
+    pub dropped_rows: usize,
+    /// Hints for one node that has left, given to others in a step.
+    pub turned_over_hints: usize,
+    /// Rows that a replica looks at for one page of a listing.
+    pub listed_rows: u32,
+    /// Rows that all replicas together look at before a page is answered.
+    pub visited_rows: u32,
+    /// Rows whose sums are checked in a step.
+    pub checked_rows: usize,
+    /// Repairs of anti-entropy in flight.
+    pub repairs: usize,
+    /// Dead rows in one question whether all hold them, at most [`ROWS_ASKED_MAX`].
+    pub collected_rows: usize,
+    /// Objects with holders of their own choice that are looked at in a step.
+    pub placed_objects: usize,
+}
+
+impl Default for Tuning {
+    fn default() -> Tuning {
+        Tuning {
+            transfer_rows: 128,
+            transfer_visited: 4096,
+            verified_rows: 16_384,
+            dropped_rows: 512,
+            turned_over_hints: 256,
+            listed_rows: 2048,
+            visited_rows: 2048,
+            checked_rows: 512,
+            repairs: 32,
+            collected_rows: ROWS_ASKED_MAX,
+            placed_objects: 64,
+        }
+    }
+}
+
 /// A node's configuration. The defaults suit a cluster in one data centre.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct NodeConfig {
@@ -145,6 +192,7 @@ pub struct NodeConfig {
     pub bucket_defaults: BucketProperties,
     /// Names the machine's current boot. A node that was killed but finds the same boot has lost no write.
     pub boot: u64,
+    pub tuning: Tuning,
     /// What is broken on purpose.
     #[cfg(feature = "sabotage")]
     pub sabotage: Sabotage,
@@ -176,6 +224,7 @@ impl Default for NodeConfig {
             requests_max: 100_000,
             bucket_defaults: BucketProperties::default(),
             boot: 0,
+            tuning: Tuning::default(),
             #[cfg(feature = "sabotage")]
             sabotage: Sabotage::None,
         }

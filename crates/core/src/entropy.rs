@@ -12,8 +12,6 @@ use crate::types::{NodeId, Now, ObjectKey, Partition};
 
 /// The most keys waiting for repair; what does not fit is found again in the next round.
 pub const REPAIRS_WAITING_MAX: usize = 10_000;
-/// The most repairs in flight.
-pub const REPAIRS_IN_FLIGHT_MAX: usize = 32;
 
 /// Where the rounds stand.
 #[derive(Clone, Debug, Default)]
@@ -85,9 +83,9 @@ impl Entropy {
         }
     }
 
-    /// The next key to repair, while fewer than [`REPAIRS_IN_FLIGHT_MAX`] are being repaired.
-    pub fn start_repair(&mut self) -> Option<(ObjectKey, NodeId)> {
-        if self.in_flight >= REPAIRS_IN_FLIGHT_MAX {
+    /// The next key to repair, while fewer than `repairs_max` are being repaired.
+    pub fn start_repair(&mut self, repairs_max: usize) -> Option<(ObjectKey, NodeId)> {
+        if self.in_flight >= repairs_max {
             return None;
         }
         let next = self.waiting.pop_first()?;

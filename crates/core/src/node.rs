@@ -463,7 +463,7 @@ impl Node {
             tasks: Tasks::new(rng.next_u64() as u32),
             handoff,
             entropy: Entropy::default(),
-            collector: Collector::new(config.collect_after_ms),
+            collector: Collector::new(config.collect_after_ms, config.tuning.collected_rows),
             homes: Homes::new(Rng::new(!seed).next_u64(), now.mono_us),
             incoming: None,
             sweep: Sweep::default(),

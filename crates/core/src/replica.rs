@@ -280,6 +280,10 @@ impl Replica {
         replica.find_timers();
         replica.find_placed();
         replica.find_promised();
+        if is_new {
+            // Whoever it greets remembers its id.
+            replica.sync(Durability::Durable).map_err(MetaError::Store)?;
+        }
         Ok(replica)
     }
 

@@ -24,8 +24,6 @@ pub type Doubts = Vec<(NodeId, Vec<ObjectKey>)>;
 
 /// The most segments one page walks through before it is returned, however few keys were found.
 const SEGMENTS_MAX: u32 = 256;
-/// The most rows that the replicas of a page look at, one after the other, before it is returned.
-const VISITED_MAX: u32 = 2048;
 /// Time that a page takes before it is returned, in microseconds. Less: more pages; more: a client waits for each.
 const PAGE_US_MAX: u64 = 10_000;
 
@@ -51,6 +49,8 @@ pub struct Listing {
     doubtful: Option<BTreeMap<ObjectKey, Object>>,
     segments: u32,
     visited: u32,
+    /// Rows visited before the page is returned.
+    visited_max: u32,
     /// The live rows of the replicas are not the same in this segment, so their counts say nothing.
     must_merge: bool,
     page: Page,
@@ -67,7 +67,8 @@ struct Whole {
 }
 
 impl Listing {
-    pub fn new(scan: Scan, now: Now) -> Listing {
+    /// `visited_max`: how many rows all replicas together look at before a page is returned.
+    pub fn new(scan: Scan, now: Now, visited_max: u32) -> Listing {
         let from = (scan.from <= scan.to).then_some(scan.from.0);
         Listing {
             scan,
@@ -79,6 +80,7 @@ impl Listing {
             doubtful: None,
             segments: 0,
             visited: 0,
+            visited_max,
             must_merge: false,
             page: Page::default(),
             whole: Whole { from, keys: 0, count: 0 },
@@ -98,7 +100,7 @@ impl Listing {
         self.has_progress()
             && (self.page.count >= self.scan.limit as u64
                 || self.segments >= SEGMENTS_MAX
-                || self.visited >= VISITED_MAX
+                || self.visited >= self.visited_max
                 || now.mono_us >= self.started_us + PAGE_US_MAX)
     }
 

@@ -168,6 +168,11 @@ impl MemoryStore {
         exists
     }
 
+    /// True if a row of `space` is corrupt.
+    pub fn has_corrupt(&self, space: Space) -> bool {
+        self.corrupt.keys().any(|(of, _)| *of == space)
+    }
+
     /// All rows of `space`, for checkers.
     pub fn rows(&self, space: Space) -> impl Iterator<Item = (&Bytes, &Bytes)> {
         self.rows.iter().filter(move |((s, _), _)| *s == space).map(|((_, key), value)| (key, value))

@@ -20,11 +20,6 @@ use crate::types::{NodeId, ObjectKey, Position};
 /// Ranges fetched side by side. Fewer: nothing happens while an answer travels; more: what comes at once holds clients
 /// up.
 pub const STREAMS_MAX: usize = 2;
-/// The most rows that one page lists; a position is never split. Too large: clients wait while a page is worked
-/// through; too small: more messages and syncs.
-pub const PAGE_ROWS: usize = 128;
-/// The most rows that wait for being dropped at once.
-pub const VERIFIED_MAX: usize = 16_384;
 
 /// A range to fetch.
 #[derive(Clone, Debug)]

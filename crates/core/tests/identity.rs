@@ -7,6 +7,7 @@ mod support;
 use std::collections::{BTreeMap, BTreeSet};
 
 use oort_core::bucket::BucketTable;
+use oort_core::config::NodeConfig;
 use oort_core::membership::{Dials, Gossip, Hello, Member, Refusal};
 use oort_core::message::{Control, Message};
 use oort_core::node::{Input, Node, Output};
@@ -14,7 +15,7 @@ use oort_core::placement::{Layout, RingNode, Strategy};
 use oort_core::replica::META_FORMAT_BEFORE;
 use oort_core::ring::{Founding, RingState};
 use oort_core::store::{Durability, Space, Store};
-use oort_core::types::NodeId;
+use oort_core::types::{NodeId, Now};
 use support::Cluster;
 
 const BOTH: Dials = Dials { we: true, they: true };
@@ -180,4 +181,17 @@ fn a_directory_of_the_format_before_gets_the_founding_of_its_clusters_name() {
     assert_eq!(node.membership().founding(), Some(Founding::of_name("oort")));
     cluster.restart(0);
     assert_eq!(cluster.values(0, "cart"), ["v"]);
+}
+
+/// Source: DESIGN §1.2: whoever a new node greets remembers its id, so the id is durable before that.
+#[test]
+fn a_node_that_loses_power_at_once_comes_back_under_its_id() {
+    let disk = support::Disk::default();
+    let open = |seed| {
+        let now = Now { mono_us: 0, wall_ms: support::WALL_START_MS };
+        Node::open(NodeConfig::default(), seed, Box::new(disk.clone()), now).expect("a sound disk").id()
+    };
+    let id = open(1);
+    disk.lock().crash();
+    assert_eq!(open(2), id);
 }

@@ -474,7 +474,7 @@ proptest! {
                 let bucket = Bytes::from_static(b"b");
                 let scan = Scan { bucket, from: start, to: Position(u64::MAX), limit, count_only };
                 let now = Now::default();
-                let mut listing = Listing::new(scan, now);
+                let mut listing = Listing::new(scan, now, 2048);
                 let mut last: Option<(u32, Listed)> = None;
                 while let Some(next) = listing.next(now) {
                     // Segments end anywhere, pages only where a cursor ends.

@@ -90,6 +90,11 @@ impl Disk {
         self.lock().memory.is_full()
     }
 
+    /// True if some row of objects is damaged.
+    pub fn has_corrupt_rows(&self) -> bool {
+        self.lock().memory.has_corrupt(Space::Data)
+    }
+
     /// Flips a bit of a row. False if there is no such row.
     pub fn corrupt(&self, space: Space, key: &[u8]) -> bool {
         self.lock().memory.corrupt(space, key)

@@ -31,8 +31,6 @@ use crate::object::Object;
 use crate::replica::hash_of;
 use crate::types::{NodeId, Now, ObjectKey};
 
-/// The most objects looked at in one step. Too many: clients wait.
-const LOOKS_MAX: usize = 64;
 /// The most objects that choose anew at the same time, and the time between two looks for more, in microseconds.
 const CHOOSING_MAX: usize = 64;
 const STEP_US: u64 = 10_000;
@@ -284,7 +282,8 @@ impl Node {
             return;
         }
         self.homes.spares_us = now.mono_us + STEP_US;
-        for key in self.replica.placed_mut().next_looks(now.mono_us, SPARE_US, LOOKS_MAX) {
+        let looks_max = self.config.tuning.placed_objects;
+        for key in self.replica.placed_mut().next_looks(now.mono_us, SPARE_US, looks_max) {
             match self.spare(&key) {
                 Some((_, _, false)) => {}
                 Some((hash, holders, true)) => {

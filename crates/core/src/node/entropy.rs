@@ -27,9 +27,6 @@ use crate::store::{Space, StoreError};
 use crate::tree::{leaf_of, parts, positions, Leaves, RowSum, Sizes, LEAVES, PARTS_MAX};
 use crate::types::{NodeId, Now, ObjectKey, Partition, Position};
 
-/// Rows that one step of the check visits, and a little more: it ends with a leaf. Fewer: what rots is found later, and
-/// what is dead is forgotten later. More: an idle node that holds data is busy.
-const CHECKED_ROWS: usize = 512;
 /// Leaves that it visits at most.
 const CHECKED_LEAVES: usize = 8192;
 /// Bytes of a message beside its sums or rows, roughly.
@@ -186,7 +183,7 @@ impl Node {
             return;
         }
         let last = (self.entropy.check_from + CHECKED_LEAVES).min(LEAVES) - 1;
-        let mut rows_left = CHECKED_ROWS;
+        let mut rows_left = self.config.tuning.checked_rows;
         while rows_left > 0 {
             let next = self.replica.tree().next_filled(&(self.entropy.check_from..=last));
             let Some(leaves) = next else {
@@ -319,7 +316,7 @@ impl Node {
         if self.ring.is_none() || self.read_only.is_some() {
             return;
         }
-        while let Some((key, peer)) = self.entropy.start_repair() {
+        while let Some((key, peer)) = self.entropy.start_repair(self.config.tuning.repairs) {
             match self.detector.health(peer) {
                 Health::Up => self.repair_with(now, Origin::Repair, key, peer, out),
                 _ => self.entropy.end_repair(),

@@ -16,7 +16,7 @@ impl Node {
         out: &mut Vec<Output>,
     ) {
         scan.limit = scan.limit.clamp(1, SCAN_LIMIT_MAX);
-        let work = Work::Scan(Listing::new(scan, now));
+        let work = Work::Scan(Listing::new(scan, now, self.config.tuning.visited_rows));
         let id = self.tasks.insert(Task { origin, started_us: now.mono_us, deadline_us, work });
         self.tasks.wake_at(deadline_us, id);
         self.advance_scan(now, id, out);

@@ -9,23 +9,18 @@ use bytes::Bytes;
 use super::serve::end_of;
 use super::{Event, Node, Origin, Output, Task, Work};
 use crate::client::{NodePlan, RingPlan};
+use crate::config::Tuning;
 use crate::detector::Health;
 use crate::membership::Gossip;
 use crate::message::{Control, Message, RangePage, TaskId};
 use crate::replica::{hash_of, row_hash};
 use crate::ring::{Ring, RingState, Shape};
 use crate::store::{Space, StoreError};
-use crate::transfer::{awaited, Incoming, Range, SweepPage, Worked, PAGE_ROWS, VERIFIED_MAX};
+use crate::transfer::{awaited, Incoming, Range, SweepPage, Worked};
 use crate::types::{NodeId, Now, ObjectKey, Position, SLOTS};
 
 /// A node asks for a newer ring at most this often, in microseconds.
 const ASK_RING_US: u64 = 5_000;
-/// Hints of an owner that does not own any more are turned over so many at a time.
-const TURNED_OVER_MAX: usize = 256;
-/// The most rows that one page looks at, where it lists those of some buckets only. Too many: clients wait.
-const VISITED_MAX: usize = 4096;
-/// Rows dropped in one go.
-const DROPPED_MAX: usize = 512;
 /// Steps of a move are at least this far apart, in microseconds.
 const STEP_US: u64 = 100;
 /// A look for rows to give away is followed by a pause of at least this many microseconds.
@@ -326,13 +321,14 @@ impl Node {
         let (mut rows, mut bytes, mut done_to) = (Vec::new(), 0, to);
         let (mut visited, mut last_position) = (0, from);
         let (mut corrupt, mut is_whole) = (Vec::new(), true);
+        let Tuning { transfer_rows, transfer_visited, .. } = self.config.tuning;
         let Some(ring) = &self.ring else { return };
         let state = Some(ring.state()).filter(|state| state.is_of_buckets());
         let (first, last) = (from.to_be_bytes(), end_of(Position(to)));
         self.replica.store_mut().scan(Space::Data, &first, &last, &mut |row, value| {
             let Ok(key) = ObjectKey::from_row(Bytes::copy_from_slice(row)) else { return true };
             let position = key.position().0;
-            let is_full = rows.len() >= PAGE_ROWS || visited >= VISITED_MAX;
+            let is_full = rows.len() >= transfer_rows || visited >= transfer_visited;
             if is_full && position > last_position {
                 done_to = position - 1;
                 return false;
@@ -425,7 +421,8 @@ impl Node {
         let pauses = (1 + waiting / WAITING_PER_PAUSE).min(PAUSES_MAX);
         let full_us = now_us.saturating_sub(worked.since_us) * pauses as u64;
         // A page with few rows takes time, but is little work.
-        let pause_us = full_us * worked.rows.min(PAGE_ROWS) as u64 / PAGE_ROWS as u64;
+        let page_rows = self.config.tuning.transfer_rows;
+        let pause_us = full_us * worked.rows.min(page_rows) as u64 / page_rows as u64;
         self.resume_moving_us = self.resume_moving_us.max(now_us) + pause_us;
     }
 
@@ -517,7 +514,7 @@ impl Node {
         self.drop_verified();
         let is_stable = self.ring.as_ref().is_some_and(|ring| !ring.is_moving());
         let Some(from) = self.sweep.next.filter(|_| is_stable && self.sweep.page.is_none()) else { return };
-        if self.sweep.verified.len() >= VERIFIED_MAX {
+        if self.sweep.verified.len() >= self.config.tuning.verified_rows {
             return;
         }
         let (rows, to) = self.strays(from);
@@ -553,10 +550,11 @@ impl Node {
         let (mut rows, mut visited, mut last) = (Vec::new(), 0, from);
         let mut to = Position(u64::MAX);
         let limit = end_of(to);
+        let page_rows = self.config.tuning.transfer_rows;
         self.replica.store_mut().scan(Space::Data, &from.0.to_be_bytes(), &limit, &mut |row, value| {
             let Ok(key) = ObjectKey::from_row(Bytes::copy_from_slice(row)) else { return true };
             let position = key.position();
-            if position > last && (rows.len() >= PAGE_ROWS / 4 || visited >= PAGE_ROWS || position > to) {
+            if position > last && (rows.len() >= page_rows / 4 || visited >= page_rows || position > to) {
                 to = Position(position.0 - 1);
                 return false;
             }
@@ -638,7 +636,7 @@ impl Node {
     }
 
     fn drop_verified(&mut self) {
-        let rest = self.sweep.verified.len().saturating_sub(DROPPED_MAX);
+        let rest = self.sweep.verified.len().saturating_sub(self.config.tuning.dropped_rows);
         for (key, hash) in self.sweep.verified.split_off(rest) {
             let is_owed =
                 self.handoff.owners().iter().any(|owner| self.replica.hint_mark(*owner, &key).is_some());
@@ -672,7 +670,7 @@ impl Node {
         let mut gone = self.handoff.owners();
         gone.retain(|owner| !ring.state().contains(*owner));
         for owner in gone {
-            for (key, _) in self.replica.hints(owner, None, TURNED_OVER_MAX) {
+            for (key, _) in self.replica.hints(owner, None, self.config.tuning.turned_over_hints) {
                 self.turn_over(owner, &key);
             }
         }

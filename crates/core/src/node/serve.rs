@@ -11,8 +11,6 @@ use crate::store::{Space, StoreError};
 use crate::tree::{leaf_of, positions};
 use crate::types::{NodeId, Now, ObjectKey, Position};
 
-/// The most rows that a replica looks at before it answers with what it has. More: everything else waits longer.
-pub(super) const ROWS_VISITED_MAX: u32 = 2048;
 /// The most bytes of them. Large values are read only to learn that they are there.
 const BYTES_VISITED_MAX: usize = 2 << 20;
 
@@ -163,7 +161,7 @@ impl Node {
     ///
     /// Positions that share a cursor are never split, so the range's next part starts at the first one after.
     pub(super) fn list_rows(&mut self, now: Now, scan: &Scan) -> Listed {
-        let mut page = LivePage::new(scan, now.wall_ms);
+        let mut page = LivePage::new(scan, now.wall_ms, self.config.tuning.listed_rows);
         #[cfg(feature = "sabotage")]
         {
             page.loses_next = self.config.sabotage == crate::config::Sabotage::LoseRowBehindPage;
@@ -215,6 +213,8 @@ impl Node {
 struct LivePage<'a> {
     scan: &'a Scan,
     wall_ms: u64,
+    /// Rows visited at most.
+    rows_max: u32,
     listed: Listed,
     visited_bytes: usize,
     /// The position of the last row visited.
@@ -224,11 +224,12 @@ struct LivePage<'a> {
 }
 
 impl LivePage<'_> {
-    fn new(scan: &Scan, wall_ms: u64) -> LivePage<'_> {
+    fn new(scan: &Scan, wall_ms: u64, rows_max: u32) -> LivePage<'_> {
         let listed = Listed { done_to: scan.to.0, ..Listed::default() };
         LivePage {
             scan,
             wall_ms,
+            rows_max,
             listed,
             visited_bytes: 0,
             last: scan.from,
@@ -238,7 +239,7 @@ impl LivePage<'_> {
     }
 
     fn is_full(&self) -> bool {
-        self.listed.visited >= ROWS_VISITED_MAX
+        self.listed.visited >= self.rows_max
             || self.visited_bytes >= BYTES_VISITED_MAX
             || self.listed.count >= self.scan.limit.max(1) as u64
     }
@@ -327,13 +328,13 @@ mod tests {
         let value = object.encode();
         let (from, to) = (Position(0), Position(u64::MAX));
         let scan = Scan { bucket: "b".into(), from, to, limit: 2, count_only: false };
-        let mut page = LivePage::new(&scan, 0);
+        let mut page = LivePage::new(&scan, 0, 2048);
         assert!(page.visit(&row(4096, 0), Err(corrupt())), "a corrupt row is passed over");
         assert!((1..=9).all(|name| page.visit(&row(4096 + name as u64 / 4, name), Ok(&value))));
         assert!(!page.visit(&row(8200, 10), Ok(&value)));
         assert_eq!((page.listed.rows.len(), page.listed.done_to), (9, 8191));
-        let mut page = LivePage::new(&scan, 0);
-        assert!((0..ROWS_VISITED_MAX).all(|i| page.visit(&row((i as u64) << 12, 0), Err(corrupt()))));
+        let mut page = LivePage::new(&scan, 0, 2048);
+        assert!((0..2048u32).all(|i| page.visit(&row((i as u64) << 12, 0), Err(corrupt()))));
         assert!(!page.visit(&row(u64::MAX, 0), Ok(&value)), "a page without keys ends too");
         assert!(page.listed.rows.is_empty());
     }

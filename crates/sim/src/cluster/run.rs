@@ -7,7 +7,7 @@ use std::panic::{catch_unwind, AssertUnwindSafe};
 use bytes::Bytes;
 use oort_core::bucket::{ActiveDurability, Conflict};
 use oort_core::client::{Operation, Quorum, RequestId};
-use oort_core::config::{NodeConfig, SyncMode};
+use oort_core::config::{NodeConfig, SyncMode, Tuning};
 use oort_core::detector::Health;
 use oort_core::membership::Member;
 use oort_core::object::{common_bytes, Object};
@@ -668,6 +668,28 @@ fn draw_config(nodes: usize, rng: &mut Rng) -> NodeConfig {
         },
         // So small that entries fall out.
         known_bytes: 1 << 10,
+        tuning: draw_tuning(rng),
         ..NodeConfig::default()
+    }
+}
+
+/// Half of the seeds do so little at a time that pages turn, though there are few keys.
+fn draw_tuning(rng: &mut Rng) -> Tuning {
+    if rng.chance(1, 2) {
+        return Tuning::default();
+    }
+    let mut few = || 1 + rng.below(4) as usize;
+    Tuning {
+        transfer_rows: 3 + few(),
+        transfer_visited: 3 + few(),
+        verified_rows: few(),
+        dropped_rows: few(),
+        turned_over_hints: few(),
+        listed_rows: few() as u32,
+        visited_rows: few() as u32,
+        checked_rows: few(),
+        repairs: few(),
+        collected_rows: few(),
+        placed_objects: few(),
     }
 }

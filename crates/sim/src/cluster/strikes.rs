@@ -333,6 +333,10 @@ impl Cluster {
     fn lose_disk(&mut self, machine: usize, lasts_us: u64) -> bool {
         let Some(old) = self.machines[machine].id else { return false };
         let is_known = |node: &Node| node.ring().is_some_and(|ring| ring.state().contains(old));
+        // It may hold the only copy of a row that cannot be read elsewhere.
+        if self.machines.iter().any(|machine| machine.disk.has_corrupt_rows()) {
+            return false;
+        }
         if self.lost.is_some() || !self.machines[machine].is_up() || !self.nodes().all(is_known) {
             return false;
         }
