@@ -14,6 +14,7 @@ use oort_core::store::Space;
 use oort_core::types::{NodeId, ObjectKey, Rng};
 
 use super::{Cluster, Ending, Event, Lost};
+use crate::chronicle::Incident;
 use crate::disk::Disk;
 use crate::faults::{Fault, Plan, Timing};
 use crate::machine::Clock;
@@ -39,6 +40,7 @@ impl Cluster {
     pub(super) fn calm_down(&mut self) {
         self.plan = Plan::calm();
         self.trace.line(self.now_us, || "the faults end".to_string());
+        self.chronicle.note(self.now_us, Incident::Calm);
         // Whoever has not noticed a broken connection notices now.
         let closings: Vec<(u64, u64)> = self
             .queue
@@ -73,6 +75,9 @@ impl Cluster {
         let next_us = self.now_us + lasts_us + self.rng.below(2 * timing.gap_us_mean);
         self.at(next_us, Event::Strike { fault });
         let machine = self.rng.below(self.machines.len() as u64) as usize;
+        if self.skips_strike() {
+            return;
+        }
         let has_struck = match fault {
             Fault::Split | Fault::OneWay => self.split(machine, fault, lasts_us),
             Fault::Skew => self.skew(machine),
@@ -93,6 +98,8 @@ impl Cluster {
         };
         if has_struck {
             *self.strikes.entry(fault.name()).or_default() += 1;
+            let ordinal = self.strikes_drawn;
+            self.chronicle.note(self.now_us, Incident::Strike { fault, machine, lasts_us, ordinal });
             self.trace.event(self.now_us, b'!', machine);
             self.trace.line(self.now_us, || {
                 format!("{} strikes n{machine} for {} ms", fault.name(), lasts_us / 1000)
@@ -123,6 +130,7 @@ impl Cluster {
             cuts.extend(back);
         }
         let is_noticed = self.rng.chance(1, 2);
+        self.chronicle.note(self.now_us, Incident::Cut { links: cuts.clone() });
         for (a, b) in cuts.clone() {
             self.network.end(a, b).cuts += 1;
             if is_noticed && self.rng.chance(2, 3) {
@@ -140,6 +148,7 @@ impl Cluster {
         }
         self.trouble_until(self.now_us);
         self.trace.line(self.now_us, || format!("healed: {cuts:?}"));
+        self.chronicle.note(self.now_us, Incident::Heal { links: cuts.to_vec() });
     }
 
     fn skew(&mut self, machine: usize) -> bool {
@@ -442,6 +451,7 @@ impl Cluster {
         // All must have found each other again, else the target may really be out of reach for most.
         self.next_removal_us = self.now_us + 12_000_000;
         let cuts = vec![(asked, target), (target, asked)];
+        self.chronicle.note(self.now_us, Incident::Cut { links: cuts.clone() });
         cuts.iter().for_each(|(a, b)| self.network.end(*a, *b).cuts += 1);
         self.reset_link(asked, target, 1_000);
         self.at(self.now_us + 1_000_000, Event::Remove { asked, target, force });
