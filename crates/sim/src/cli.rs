@@ -84,13 +84,13 @@ impl Printer<'_> {
         self.outcome = self.out.write_all(text.as_bytes());
         self.is_over = self.outcome.is_err() || options.stops && has_failed;
         if self.shows_progress {
-            eprint!("\r{} seeds, {} failed ", self.totals.seeds, self.totals.failed);
+            progress(&format!("\r{} seeds, {} failed ", self.totals.seeds, self.totals.failed));
         }
     }
 
     fn end(self, options: &Options) -> io::Result<bool> {
         if self.shows_progress {
-            eprintln!();
+            progress("\n");
         }
         self.outcome?;
         if options.seeds > 1 && !options.json {
@@ -98,6 +98,11 @@ impl Printer<'_> {
         }
         Ok(self.totals.failed == 0)
     }
+}
+
+fn progress(text: &str) {
+    // Whether progress shows is not worth failing for.
+    let _ = io::stderr().write_all(text.as_bytes());
 }
 
 /// Replays a story, and says whether the same came of it. Returns true if all promises were kept.
@@ -141,15 +146,15 @@ pub fn run_shrink(
     let mut last = None;
     let mut note = |runs: u64, size: Size| {
         if is_terminal {
-            eprint!("\r{runs} runs: {}   ", size.text());
+            progress(&format!("\r{runs} runs: {}   ", size.text()));
         } else if last != Some(size) {
-            eprintln!("{runs} runs: {}", size.text());
+            progress(&format!("{runs} runs: {}\n", size.text()));
         }
         last = Some(size);
     };
     let shrunk = shrink(setup, jobs, interrupted, &mut note);
     if is_terminal && last.is_some() {
-        eprintln!();
+        progress("\n");
     }
     match &shrunk {
         None => {

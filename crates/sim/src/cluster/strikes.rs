@@ -109,6 +109,9 @@ impl Cluster {
 
     fn split(&mut self, machine: usize, fault: Fault, lasts_us: u64) -> bool {
         let machines = self.machines.len();
+        if machines < 2 {
+            return false;
+        }
         // One link, or everything between a side and the rest.
         let mut cuts = Vec::new();
         if self.rng.chance(1, 4) {
@@ -443,6 +446,9 @@ impl Cluster {
     /// Cuts one link, and has an operator ask the one end to remove the other.
     fn try_removal(&mut self, asked: usize) -> bool {
         let machines = self.machines.len();
+        if machines < 2 {
+            return false;
+        }
         let target = (asked + 1 + self.rng.below(machines as u64 - 1) as usize) % machines;
         let force = self.rng.chance(1, 2);
         if !self.plan.is_orderly() || machines < 3 || self.now_us < self.next_removal_us {
