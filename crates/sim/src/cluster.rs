@@ -102,7 +102,8 @@ enum Event {
     Ask {
         machine: usize,
         id: RequestId,
-        request: Request,
+        /// Boxed, for it is large, and the queue moves its events about.
+        request: Box<Request>,
     },
     Strike {
         fault: Fault,
@@ -223,7 +224,7 @@ impl Cluster {
             Event::Dial { from, to } => self.dial(from, to),
             Event::LinkClosed { machine, peer, connection } => self.link_closed(machine, peer, connection),
             Event::Next { client } => self.next_operation(client),
-            Event::Ask { machine, id, request } => self.ask(machine, id, request),
+            Event::Ask { machine, id, request } => self.ask(machine, id, *request),
             Event::Strike { fault } => self.strike(fault),
             Event::Stop { machine, boot } if self.is_life(machine, boot) => {
                 self.machines[machine].is_stopping = true;
@@ -581,7 +582,7 @@ impl Cluster {
             calm_since_us: 0,
         });
         self.unanswered += 1;
-        let request = Request { operation, timeout_ms };
+        let request = Box::new(Request { operation, timeout_ms });
         let at_us = self.now_us + self.network.travel_us(&mut self.rng);
         self.at(at_us, Event::Ask { machine, id, request });
         id

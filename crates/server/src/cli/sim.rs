@@ -10,7 +10,7 @@ use std::sync::Arc;
 use clap::{Args, Subcommand};
 use oort_sim::cli::{Options, NODES};
 use oort_sim::cluster::Setup;
-use oort_sim::faults::Faults;
+use oort_sim::faults::{Fault, Faults};
 use oort_sim::skips::{Ordinals, Skips};
 use oort_sim::soak::{self, Choices, Progress, HOURS_MAX};
 use oort_sim::story::{other_version, Story, OPS_MAX};
@@ -37,7 +37,7 @@ Exit codes: 0 all promises were kept, 1 one was broken or a file cannot be used,
 /// A seed is one history: the same seed gives the same events, on any machine. Exit code 1: a promise was broken; the
 /// command that replays the seed is printed.
 #[derive(Args)]
-#[command(args_conflicts_with_subcommands = true, after_help = EXAMPLES)]
+#[command(args_conflicts_with_subcommands = true, after_help = examples_and_faults())]
 pub struct Arguments {
     #[command(subcommand)]
     command: Option<Command>,
@@ -55,7 +55,7 @@ pub struct Arguments {
     ops: Option<usize>,
     /// What goes wrong: all, none, or a list [default: all; of a soak: drawn]
     ///
-    /// docs/simulation.md says what each fault does. A name that does not exist is answered with all that do.
+    /// docs/simulation.md says what each fault does.
     #[arg(long, value_name = "FAULTS")]
     faults: Option<Faults>,
     /// Send a third of the operations to active objects
@@ -215,6 +215,11 @@ impl Arguments {
     fn jobs(&self) -> usize {
         self.jobs.unwrap_or_else(oort_sim::parallel::cores)
     }
+}
+
+fn examples_and_faults() -> String {
+    let names: Vec<&str> = Fault::ALL.iter().map(|fault| fault.name()).collect();
+    format!("{EXAMPLES}\n\nFaults: {}; or all, or none", names.join(", "))
 }
 
 fn verdict(outcome: io::Result<bool>) -> Result<(), Failure> {
