@@ -278,7 +278,7 @@ impl HashTree {
         };
         let mut leaf = *leaves.start();
         while leaf <= *leaves.end() {
-            if leaf % BLOCK == 0 && is_empty(leaf / BLOCK) {
+            if leaf.is_multiple_of(BLOCK) && is_empty(leaf / BLOCK) {
                 leaf += BLOCK;
             } else if self.is_filled(leaf) {
                 return Some(leaf);

@@ -63,7 +63,7 @@ pub struct Subject<'a> {
     pub key: Option<&'a ObjectKey>,
     /// The machines that hold the key's replicas at the end.
     pub primaries: Vec<usize>,
-    /// The key's row by machine; `None` if it is missing or corrupt.
+    /// The key's row by machine; `None` if it is missing, or corrupt.
     pub rows: Vec<Option<Bytes>>,
     /// The client number of those who prepare and inspect the cluster.
     pub operator: usize,
@@ -73,6 +73,16 @@ impl Chronicle {
     /// An empty one. Copies are noted if the run is to be told.
     pub fn new(tells: bool) -> Chronicle {
         Chronicle { copies: tells.then(BTreeMap::new), ..Chronicle::default() }
+    }
+
+    /// The place of the next incident, for [`Chronicle::note_before`].
+    pub fn place(&self) -> usize {
+        self.incidents.len()
+    }
+
+    /// Notes an incident before those noted since `place` was asked for: its consequences.
+    pub fn note_before(&mut self, place: usize, at_us: u64, incident: Incident) {
+        self.incidents.insert(place, (at_us, incident));
     }
 
     /// Notes an incident.
@@ -178,7 +188,7 @@ fn ending(subject: &Subject) -> String {
     let mut text = format!("\nAt the end. The replicas of {key:?} are {}.\n\n", primaries.join(", "));
     for (machine, row) in subject.rows.iter().enumerate() {
         let held = match row.as_ref().map(Object::decode) {
-            None => "nothing that can be read".to_string(),
+            None => "nothing".to_string(),
             Some(Ok(object)) => show_object(&object, &|dot| subject.history.name(dot)),
             Some(Err(error)) => format!("bytes that are no object: {error}"),
         };
@@ -218,7 +228,10 @@ fn asked(op: &OpRecord, history: &History) -> String {
         Operation::Update { mutation, .. } => mutation_words(mutation, &history.names(&op.seen)),
         other => show_operation(other),
     };
-    format!("{what}; of {} replicas {} must answer a get, {} acknowledge a put", op.n, op.r, op.w)
+    match &op.operation {
+        Operation::Get { .. } => format!("{what}; {} of {} replicas must answer", op.r, op.n),
+        _ => format!("{what}; {} of {} replicas must acknowledge", op.w, op.n),
+    }
 }
 
 fn mutation_words(mutation: &Mutation, seen: &str) -> String {

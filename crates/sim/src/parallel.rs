@@ -72,17 +72,18 @@ pub fn in_order<R: Send>(
 mod tests {
     use super::*;
 
-    fn collect(jobs: usize, halt_at: u64) -> Vec<u64> {
+    /// What is handed over of so much work, halted when one is.
+    fn collect(jobs: usize, count: u64, halt_at: u64) -> Vec<u64> {
         let halt = AtomicBool::new(false);
         let mut taken = Vec::new();
         let work = |index: u64| {
             // Later ones are done first, as a rule.
             (0..1_000 * (7 - index % 8)).for_each(|_| std::hint::spin_loop());
-            index * index
+            index.wrapping_mul(index)
         };
-        in_order(jobs, 40, &halt, work, |news| {
+        in_order(jobs, count, &halt, work, |news| {
             if let News::Done { index, result } = news {
-                assert_eq!(result, index * index);
+                assert_eq!(result, index.wrapping_mul(index));
                 taken.push(index);
                 if index == halt_at {
                     halt.store(true, Ordering::Relaxed);
@@ -95,16 +96,17 @@ mod tests {
     #[test]
     fn results_come_in_order_on_any_number_of_threads() {
         for jobs in [0, 1, 3, 8] {
-            assert_eq!(collect(jobs, u64::MAX), (0..40).collect::<Vec<u64>>(), "{jobs} jobs");
+            assert_eq!(collect(jobs, 40, u64::MAX), (0..40).collect::<Vec<u64>>(), "{jobs} jobs");
         }
     }
 
     #[test]
     fn after_a_halt_only_what_has_begun_is_handed_over() {
         for jobs in [1, 3] {
-            let taken = collect(jobs, 5);
+            // Work without an end: but for the halt it would never return.
+            let taken = collect(jobs, u64::MAX, 5);
             assert_eq!(taken, (0..taken.len() as u64).collect::<Vec<u64>>());
-            assert!((6..40).contains(&taken.len()), "{} with {jobs} jobs", taken.len());
+            assert!(taken.len() > 5, "{} with {jobs} jobs", taken.len());
         }
     }
 }

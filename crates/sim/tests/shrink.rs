@@ -166,7 +166,8 @@ fn notes_for_a_story_change_nothing_of_a_run() {
 
 /// What a run of many seeds prints, and whether all held.
 fn printed(jobs: usize, stops: bool, json: bool) -> (bool, String) {
-    let first = Setup { ops: 60, tweak: Some(early_acknowledgement), ..Setup::new(1) };
+    let faults = "none".parse().unwrap();
+    let first = Setup { ops: 60, faults, tweak: Some(ignore_context), ..Setup::new(1) };
     let mut out = Vec::new();
     let holds = run(&Options { first, seeds: 40, json, stops, jobs }, &mut out).unwrap();
     (holds, String::from_utf8(out).unwrap())

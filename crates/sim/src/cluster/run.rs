@@ -244,7 +244,8 @@ impl Cluster {
             self.history.blame("formation", None, detail);
             return 0;
         }
-        let mut plan = Plan::draw(setup.faults, &mut self.rng);
+        let drawn = Plan::draw(setup.faults, &mut self.rng);
+        let mut plan = drawn.clone();
         plan.leave_out(setup.skips.faults);
         self.chronicle.plan = Some(plan.clone());
         let (is_faultless, is_harmless, only_starves) =
@@ -252,7 +253,8 @@ impl Cluster {
         self.links_stay_open = plan.keeps_links();
         self.keeps_memory = plan.keeps_memory();
         self.trace.line(self.now_us, || format!("{plan:?} {:?}", self.config));
-        self.unleash(plan);
+        // Strikes that are left out come due all the same, so that the others keep their times and ordinals.
+        self.unleash(Plan { timed: drawn.timed, ..plan });
         self.load(is_faultless);
         self.calm_down();
         let calm_since_us = self.now_us;

@@ -1,6 +1,7 @@
 //! Operations and strikes that a setup leaves out: they are drawn, counted and passed over. See [`crate::skips`].
 
 use super::Cluster;
+use crate::faults::Fault;
 
 impl Cluster {
     /// Counts the operation that was just drawn for `client`. True if it is left out: the client then goes on as if it
@@ -16,9 +17,9 @@ impl Cluster {
         true
     }
 
-    /// Counts the strike that was just drawn. True if it is left out.
-    pub(super) fn skips_strike(&mut self) -> bool {
+    /// Counts the strike of `fault` that was just drawn. True if it is left out.
+    pub(super) fn skips_strike(&mut self, fault: Fault) -> bool {
         self.strikes_drawn += 1;
-        self.skips.strikes.contains(self.strikes_drawn)
+        self.skips.strikes.contains(self.strikes_drawn) || self.skips.faults.contains(fault)
     }
 }

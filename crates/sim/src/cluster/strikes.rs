@@ -75,9 +75,10 @@ impl Cluster {
         let next_us = self.now_us + lasts_us + self.rng.below(2 * timing.gap_us_mean);
         self.at(next_us, Event::Strike { fault });
         let machine = self.rng.below(self.machines.len() as u64) as usize;
-        if self.skips_strike() {
+        if self.skips_strike(fault) {
             return;
         }
+        let place = self.chronicle.place();
         let has_struck = match fault {
             Fault::Split | Fault::OneWay => self.split(machine, fault, lasts_us),
             Fault::Skew => self.skew(machine),
@@ -99,7 +100,8 @@ impl Cluster {
         if has_struck {
             *self.strikes.entry(fault.name()).or_default() += 1;
             let ordinal = self.strikes_drawn;
-            self.chronicle.note(self.now_us, Incident::Strike { fault, machine, lasts_us, ordinal });
+            let incident = Incident::Strike { fault, machine, lasts_us, ordinal };
+            self.chronicle.note_before(place, self.now_us, incident);
             self.trace.event(self.now_us, b'!', machine);
             self.trace.line(self.now_us, || {
                 format!("{} strikes n{machine} for {} ms", fault.name(), lasts_us / 1000)
@@ -332,7 +334,7 @@ impl Cluster {
             return;
         }
         let (key, timeout_us) = (key.clone(), record.timeout_ms * 1000);
-        if !self.rng.chance(1, 12) {
+        if !self.rng.chance(1, 12) || self.skips.faults.contains(Fault::Slow) {
             return;
         }
         let Some(home) = self.primaries(&key).first().copied() else { return };
