@@ -18,7 +18,7 @@ use crate::check::CHECKERS;
 use crate::disk::Stored;
 use crate::faults::{Fault, Plan};
 use crate::history::{dots_of, History, OpRecord, Outcome};
-use crate::trace::{show_bytes, show_object, show_operation, show_time, show_version};
+use crate::trace::{get_quorum, show_bytes, show_object, show_operation, show_time, show_version};
 
 /// Something that happened to machines or links.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -228,9 +228,9 @@ fn asked(op: &OpRecord, history: &History) -> String {
         Operation::Update { mutation, .. } => mutation_words(mutation, &history.names(&op.seen)),
         other => show_operation(other),
     };
-    match &op.operation {
-        Operation::Get { .. } => format!("{what}; {} of {} replicas must answer", op.r, op.n),
-        _ => format!("{what}; {} of {} replicas must acknowledge", op.w, op.n),
+    match get_quorum(&op.operation) {
+        Some(_) => format!("{what}; {} of {} replicas must answer", op.r, op.n),
+        None => format!("{what}; {} of {} replicas must acknowledge", op.w, op.n),
     }
 }
 
@@ -264,7 +264,7 @@ fn told(id: u64, op: &OpRecord, history: &History) -> String {
     let shown = op.shown.map_or(String::new(), |shown| format!(" and shown {shown}"));
     let error = &op.error;
     match op.outcome {
-        Outcome::Acked if matches!(op.operation, Operation::Get { .. }) => {
+        Outcome::Acked if get_quorum(&op.operation).is_some() => {
             format!("is shown {} (o{id})", history.names(&op.read))
         }
         Outcome::Acked => format!("is told that o{id} is done, as {}{shown}", history.names(&op.dots)),

@@ -132,6 +132,8 @@ impl Fault {
             Fault::Starve => "stands still, as all nodes do",
             Fault::Bucket => "is asked by an operator to change a bucket",
             Fault::Removal => "is cut from a node, and soon asked to remove that node",
+            Fault::SlowLink => "has some slow links",
+            Fault::DiskLoss => "loses its disk for good",
         }
     }
 
@@ -328,6 +330,7 @@ impl Plan {
                 Fault::Loss => self.loss_per_mille = 0,
                 Fault::Duplicate => self.duplicate_per_mille = 0,
                 Fault::Reorder => self.reorder_per_mille = 0,
+                Fault::SlowLink => self.slow_link_us = 0,
                 timed => drop(self.timed.remove(&timed)),
             }
         }
@@ -340,6 +343,7 @@ impl Plan {
             (Fault::Loss, self.loss_per_mille),
             (Fault::Duplicate, self.duplicate_per_mille),
             (Fault::Reorder, self.reorder_per_mille),
+            (Fault::SlowLink, self.slow_link_us),
         ];
         let single = by_message.iter().filter(|(_, share)| *share > 0).map(|(fault, _)| *fault);
         let faults: Vec<Fault> = single.chain(self.timed.keys().copied()).collect();

@@ -42,7 +42,7 @@ pub struct Arguments {
     #[command(subcommand)]
     command: Option<Command>,
     /// The first seed [default: 1]; of a new soak: what all its seeds are drawn from [default: drawn]
-    #[arg(long, value_name = "SEED", value_parser = seed)]
+    #[arg(long, value_name = "SEED", value_parser = seed, allow_negative_numbers = true)]
     seed: Option<u64>,
     /// How many seeds to run
     #[arg(long, value_name = "COUNT", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
@@ -90,7 +90,7 @@ pub struct Arguments {
     /// Find fewer operations, faults and nodes with which this seed fails alike, and tell what happens
     ///
     /// Takes the options that the failing run had. Ctrl-C ends it with the smallest that was found so far.
-    #[arg(long, value_name = "SEED", value_parser = seed)]
+    #[arg(long, value_name = "SEED", value_parser = seed, allow_negative_numbers = true)]
     #[arg(conflicts_with_all = ["seed", "seeds", "trace", "json", "stop", "soak"])]
     shrink: Option<u64>,
     /// Replay a story file, which a soak or --shrink wrote
