@@ -222,7 +222,7 @@ fn asked(op: &OpRecord, history: &History) -> String {
         Operation::Get { .. } => "get it".to_string(),
         Operation::Call { call, .. } => match &call.what {
             Ask::Function(name) => format!("call its function {}", name.escape_ascii()),
-            Ask::Get => "get what it shows".to_string(),
+            Ask::Get => "get it".to_string(),
             other => format!("call its {other:?}"),
         },
         Operation::Update { mutation, .. } => mutation_words(mutation, &history.names(&op.seen)),
