@@ -1,9 +1,9 @@
 //! Makes a failure smaller: fewer operations, faults, nodes and strikes that still break the same promise.
 //!
 //! Coarse steps come first, because each makes all further runs faster: fewer operations, no faults but few, fewer
-//! nodes. Then single strikes and operations are left out, halves first, then quarters, down to one by one. All of it is
-//! repeated until nothing more can go, for what was needed at first may be needless later. A candidate counts only if
-//! the checker that was broken at first is broken again. The outcome is a [`Story`], which replays.
+//! nodes. Then single strikes and operations are left out, halves first, then quarters, down to one by one. All steps
+//! are repeated until nothing more can go, for what was needed at first may be needless later. A candidate counts only
+//! if the checker that was broken at first is broken again. The outcome is a [`Story`], which replays.
 //!
 //! Candidates are tried on several threads, and the first in their order that fails is taken: the result does not
 //! depend on the number of threads.

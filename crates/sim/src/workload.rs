@@ -16,8 +16,8 @@ use oort_core::types::{ObjectKey, Position, Rng};
 use crate::history::{mark, number_mark};
 
 /// The version of what a seed means. Raised by one whenever the same seed no longer draws the same world: a fault, an
-/// operation or a draw more, or another order of draws. Replay commands and story files carry it, so that an old story is
-/// refused rather than replayed as something else. A test below notices most changes.
+/// operation or a draw more, or another order of draws. Replay commands and story files carry it, so that an old story
+/// is refused rather than replayed as something else. `tests/version.rs` notices most changes.
 pub const WORKLOAD_VERSION: u32 = 1;
 
 /// What a key is used for.

@@ -347,7 +347,9 @@ impl Cluster {
     fn lose_disk(&mut self, machine: usize, lasts_us: u64) -> bool {
         let Some(old) = self.machines[machine].id else { return false };
         let is_known = |node: &Node| node.ring().is_some_and(|ring| ring.state().contains(old));
-        if self.lost.is_some() || !self.machines[machine].is_up() || !self.nodes().all(is_known) {
+        // Somebody must be left who can have it replaced.
+        let is_alone = self.machines.len() < 2;
+        if is_alone || self.lost.is_some() || !self.machines[machine].is_up() || !self.nodes().all(is_known) {
             return false;
         }
         self.end(machine, Ending::Killed);
