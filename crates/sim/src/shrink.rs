@@ -29,7 +29,7 @@ const ROUNDS_MAX: usize = 5;
 pub struct Size {
     /// Operations of clients that are not skipped.
     pub operations: u64,
-    /// Strikes that are not skipped.
+    /// Strikes that struck.
     pub strikes: u64,
     /// Faults in force.
     pub faults: usize,
@@ -82,7 +82,7 @@ fn size(setup: &Setup, report: &Report) -> Size {
         |skips: &Ordinals, of: u64| (1..=of).filter(|ordinal| skips.contains(*ordinal)).count() as u64;
     Size {
         operations: setup.ops as u64 - skipped(&setup.skips.operations, setup.ops as u64),
-        strikes: report.strikes_drawn - skipped(&setup.skips.strikes, report.strikes_drawn),
+        strikes: report.strikes.values().sum(),
         faults: report.in_force.map_or(0, |faults| faults.iter().count()),
         nodes: report.nodes,
     }
