@@ -233,7 +233,7 @@ impl Workload {
         self.has_active
     }
 
-    /// `client` has written `key`. One time in two it looks at once whether that can be read, of keys that must show it.
+    /// `client` has written `key`. One time in two it looks at once whether it can be read, of keys that must show it.
     pub fn wrote(&mut self, client: usize, key: &ObjectKey, rng: &mut Rng) {
         let is_strict = |spec: &KeySpec| spec.key == *key && self.is_strict(spec);
         if self.keys.iter().any(is_strict) && rng.chance(1, 2) {
