@@ -8,6 +8,7 @@
 //! The time is an upper bound: a row that is overwritten leaves its expiry behind until the leaf is counted anew.
 
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -123,11 +124,12 @@ impl Census {
         true
     }
 
-    /// Forgets all rows of `leaf`.
-    pub fn clear(&mut self, leaf: usize) {
+    /// Forgets all rows of some leaves.
+    pub fn clear(&mut self, leaves: &RangeInclusive<usize>) {
         for cells in self.buckets.values_mut().chain([&mut self.others]) {
-            if let Some(cell) = cells.get_mut(leaf) {
-                *cell = Cell::default();
+            let end = cells.len().min(leaves.end() + 1);
+            if *leaves.start() < end {
+                cells[*leaves.start()..end].fill(Cell::default());
             }
         }
     }
@@ -172,7 +174,7 @@ mod tests {
         assert!(!lives(&census, 0) && !census.remove_kept(b"b", 7));
         census.add(b"b", 7, until(Some(9_000)));
         assert!(!lives(&census, 9_000), "what was forgotten leaves no time behind");
-        census.clear(7);
+        census.clear(&(7..=7));
         assert!(!lives(&census, 0));
     }
 
@@ -188,7 +190,7 @@ mod tests {
         census.remove_kept(b"b", 7);
         census.remove_kept(b"b", 7);
         assert_eq!(count(&census, 5_000), (1, 1), "never more than there are");
-        census.clear(7);
+        census.clear(&(7..=7));
         census.add(b"b", 7, until(Some(4_000)));
         assert_eq!((count(&census, 3_000), count(&census, 4_000)), ((1, 1), (0, 0)));
     }

@@ -200,28 +200,31 @@ impl HashTree {
     /// The rows of some leaves were visited: `rows` are all of them, with their hashes. Returns whether every leaf that
     /// was counted before had the right sum.
     pub fn count(&mut self, leaves: &Leaves, rows: &[(ObjectKey, RowSum)]) -> bool {
-        let mut before = Vec::new();
+        let mut before = BTreeMap::new();
         for (size, sums) in &mut self.sums {
             let old = sums.leaves[leaves.clone()].to_vec();
-            leaves.clone().zip(&old).for_each(|(leaf, old)| sums.add(leaf, old.wrapping_neg()));
-            before.push((*size, old));
+            // Most leaves are empty.
+            let filled = leaves.clone().zip(&old).filter(|(_, old)| **old != 0);
+            filled.for_each(|(leaf, old)| sums.add(leaf, old.wrapping_neg()));
+            before.insert(*size, old);
         }
-        leaves.clone().for_each(|leaf| self.census.clear(leaf));
+        self.census.clear(leaves);
         for (key, row) in rows {
             let leaf = leaf_of(key.position());
             self.add(key.bucket(), leaf, row.hash);
             self.census.add(key.bucket(), leaf, row.until);
         }
-        let mut is_right = true;
-        for leaf in leaves.clone() {
-            if self.counted[leaf] {
-                is_right &= self.sums.iter().all(|(size, sums)| {
-                    let old = before.iter().find(|(other, _)| other == size);
-                    sums.leaves[leaf] == old.map_or(0, |(_, old)| old[leaf - leaves.start()])
-                });
+        let is_right = self.sums.iter().all(|(size, sums)| {
+            let new = &sums.leaves[leaves.clone()];
+            let counted = &self.counted[leaves.clone()];
+            match before.get(size) {
+                Some(old) => {
+                    counted.iter().zip(old.iter().zip(new)).all(|(is, (old, new))| !is || old == new)
+                }
+                None => counted.iter().zip(new).all(|(is, new)| !is || *new == 0),
             }
-            self.set_counted(leaf, true);
-        }
+        });
+        leaves.clone().for_each(|leaf| self.set_counted(leaf, true));
         self.touched.extend(leaves.clone());
         is_right
     }
@@ -239,7 +242,9 @@ impl HashTree {
             return self.next_filled(leaves);
         }
         let cells = self.census.cells(bucket);
-        self.next_stretch(leaves, |leaf| !self.counted[leaf] || cells.may_live(leaf, wall_ms))
+        let is_wanted = |leaf: usize| !self.counted[leaf] || cells.may_live(leaf, wall_ms);
+        let first = leaves.clone().find(|leaf| is_wanted(*leaf))?;
+        Some(stretch(first, *leaves.end(), is_wanted))
     }
 
     /// How many rows of `bucket` may be live in those counted leaves that are wanted, and about how many of them
@@ -257,22 +262,31 @@ impl HashTree {
 
     /// The next stretch of a range of leaves that have rows, or are not counted; `None` if there is none.
     pub fn next_filled(&self, leaves: &Leaves) -> Option<Leaves> {
-        // The sum of rows is as good as never 0.
-        let has_rows = |leaf: usize| self.sums.values().any(|sums| sums.leaves[leaf] != 0);
-        self.next_stretch(leaves, |leaf| !self.counted[leaf] || has_rows(leaf))
+        let first = self.first_filled(leaves)?;
+        Some(stretch(first, *leaves.end(), |leaf| self.is_filled(leaf)))
     }
 
-    fn next_stretch(&self, leaves: &Leaves, is_wanted: impl Fn(usize) -> bool) -> Option<Leaves> {
-        let first = leaves.clone().find(|leaf| is_wanted(*leaf))?;
-        let mut last = first;
-        for leaf in first + 1..=(*leaves.end()).min(first + STRETCH_LEAVES) {
-            if is_wanted(leaf) {
-                last = leaf;
-            } else if leaf - last > GAP_LEAVES {
-                break;
+    fn is_filled(&self, leaf: usize) -> bool {
+        // The sum of rows is as good as never 0.
+        !self.counted[leaf] || self.sums.values().any(|sums| sums.leaves[leaf] != 0)
+    }
+
+    /// The first leaf of a range that has rows or is not counted. Passes over whole blocks of empty ones at once.
+    fn first_filled(&self, leaves: &Leaves) -> Option<usize> {
+        let is_empty = |block: usize| {
+            self.uncounted[block] == 0 && self.sums.values().all(|sums| sums.blocks[block] == 0)
+        };
+        let mut leaf = *leaves.start();
+        while leaf <= *leaves.end() {
+            if leaf.is_multiple_of(BLOCK) && is_empty(leaf / BLOCK) {
+                leaf += BLOCK;
+            } else if self.is_filled(leaf) {
+                return Some(leaf);
+            } else {
+                leaf += 1;
             }
         }
-        Some(first..=last)
+        None
     }
 
     /// The store has kept what was changed.
@@ -298,6 +312,19 @@ impl HashTree {
     fn add(&mut self, bucket: &[u8], leaf: usize, hash: u64) {
         self.sums.entry(self.sizes.of(bucket)).or_insert_with(Sums::new).add(leaf, hash);
     }
+}
+
+/// From a wanted leaf to the last wanted one before a gap.
+fn stretch(first: usize, end: usize, is_wanted: impl Fn(usize) -> bool) -> Leaves {
+    let mut last = first;
+    for leaf in first + 1..=end.min(first + STRETCH_LEAVES) {
+        if is_wanted(leaf) {
+            last = leaf;
+        } else if leaf - last > GAP_LEAVES {
+            break;
+        }
+    }
+    first..=last
 }
 
 #[cfg(test)]
@@ -351,6 +378,29 @@ mod tests {
         let by_parts = parts(&all, 50).map(|part| tree.sum(&part, |_| true));
         assert_eq!(by_parts.fold(0, u64::wrapping_add), sum);
         assert!(!tree.count(&all, &rows[9..]), "missing rows are noticed");
+    }
+
+    #[test]
+    fn the_next_filled_leaf_is_found_across_empty_blocks() {
+        let mut tree = HashTree::new();
+        let all = 0..=LEAVES - 1;
+        tree.count(&all, &[]);
+        assert_eq!(tree.next_filled(&all), None);
+        let mut filled: Vec<usize> = Vec::new();
+        for (i, key) in keys(40).iter().enumerate() {
+            tree.changed(key, None, row(i as u64 + 1));
+            filled.push(leaf_of(key.position()));
+        }
+        // One that is not counted is looked for as well.
+        tree.staged();
+        filled.push(3 * BLOCK + 1);
+        tree.set_counted(3 * BLOCK + 1, false);
+        filled.sort_unstable();
+        for from in (0..LEAVES).step_by(37).chain([0, BLOCK - 1, BLOCK, LEAVES - 1]) {
+            let to = (from + 20 * BLOCK + 5).min(LEAVES - 1);
+            let want = filled.iter().copied().find(|leaf| (from..=to).contains(leaf));
+            assert_eq!(tree.next_filled(&(from..=to)).map(|leaves| *leaves.start()), want, "{from} to {to}");
+        }
     }
 
     #[test]

@@ -10,6 +10,7 @@ mod copies;
 mod links;
 mod listings;
 mod run;
+mod skipping;
 mod strikes;
 
 pub use run::{run, Report, Setup};
@@ -28,10 +29,12 @@ use oort_core::object::Object;
 use oort_core::ring::Ring;
 use oort_core::types::{NodeId, Rng};
 
+use crate::chronicle::{Chronicle, Incident};
 use crate::faults::{Fault, Plan};
 use crate::history::{dots_of, History, Moment, OpRecord, Outcome};
 use crate::machine::Machine;
 use crate::network::{Connection, Network};
+use crate::skips::Skips;
 use crate::trace::{key_of, show_message, show_object, show_operation, Trace};
 use crate::workload::{Planned, Screen, Workload};
 
@@ -99,7 +102,8 @@ enum Event {
     Ask {
         machine: usize,
         id: RequestId,
-        request: Request,
+        /// Boxed, for it is large, and the queue moves its events about.
+        request: Box<Request>,
     },
     Strike {
         fault: Fault,
@@ -182,6 +186,12 @@ pub struct Cluster {
     /// The node whose disk was lost for good.
     lost: Option<Lost>,
     encoded: Vec<u8>,
+    skips: Skips,
+    /// Operations of clients and strikes drawn so far, skipped ones too.
+    operations_drawn: u64,
+    strikes_drawn: u64,
+    /// What a told story needs besides the history.
+    chronicle: Chronicle,
 }
 
 /// A node that is no more.
@@ -214,7 +224,7 @@ impl Cluster {
             Event::Dial { from, to } => self.dial(from, to),
             Event::LinkClosed { machine, peer, connection } => self.link_closed(machine, peer, connection),
             Event::Next { client } => self.next_operation(client),
-            Event::Ask { machine, id, request } => self.ask(machine, id, request),
+            Event::Ask { machine, id, request } => self.ask(machine, id, *request),
             Event::Strike { fault } => self.strike(fault),
             Event::Stop { machine, boot } if self.is_life(machine, boot) => {
                 self.machines[machine].is_stopping = true;
@@ -260,6 +270,7 @@ impl Cluster {
         self.trouble_until(self.now_us);
         self.trace.event(self.now_us, b'S', index);
         self.trace.line(self.now_us, || format!("n{index} starts"));
+        self.chronicle.note(self.now_us, Incident::Start { machine: index });
         let machine = &mut self.machines[index];
         machine.boots += 1;
         machine.booted_us = self.now_us;
@@ -315,6 +326,8 @@ impl Cluster {
     fn end(&mut self, index: usize, ending: Ending) {
         self.trace.event(self.now_us, b'E', index);
         self.trace.line(self.now_us, || format!("n{index} ends: {ending:?}"));
+        let has_power = ending == Ending::Killed;
+        self.chronicle.note(self.now_us, Incident::End { machine: index, has_power });
         let machine = &mut self.machines[index];
         let is_clean = machine.is_stopping && machine.waiting.is_empty() && ending == Ending::Killed;
         if let Some(node) = machine.node.take_if(|_| is_clean) {
@@ -414,6 +427,7 @@ impl Cluster {
             let key = stored.key.clone();
             let is_at_home = self.primaries(&key).contains(&index);
             let when = Moment { machine: index, at_us: self.now_us, wall_ms, is_at_home };
+            self.chronicle.stored(self.now_us, index, &stored);
             self.history.stored(when, stored);
             if let Some(object) = prints.and_then(|bytes| Object::decode(&bytes).ok()) {
                 let text = show_object(&object, &|dot| self.history.name(dot));
@@ -502,7 +516,9 @@ impl Cluster {
         let id = self.history.operations.len() as RequestId;
         let wall_ms = crate::trace::EPOCH_MS + self.now_us / 1000;
         let planned = self.workload.plan(client, id, wall_ms, &mut self.rng);
-        self.submit(client, planned);
+        if !self.skips_operation(client) {
+            self.submit(client, planned);
+        }
     }
 
     /// The ring of the node that knows the newest one.
@@ -566,7 +582,7 @@ impl Cluster {
             calm_since_us: 0,
         });
         self.unanswered += 1;
-        let request = Request { operation, timeout_ms };
+        let request = Box::new(Request { operation, timeout_ms });
         let at_us = self.now_us + self.network.travel_us(&mut self.rng);
         self.at(at_us, Event::Ask { machine, id, request });
         id
@@ -599,13 +615,7 @@ impl Cluster {
         let client = self.history.operation(id).client;
         if client != OPERATOR && !self.turn_page(client, id) {
             self.look_again(client, id);
-            let pause_us =
-                self.network.travel_us(&mut self.rng) + self.workload.pause_us(client, &mut self.rng);
-            if let Some((_, lasts_us)) = self.rest.take_if(|(left, _)| self.workload.left <= *left) {
-                self.rest_until_us = self.now_us + lasts_us;
-            }
-            let from_us = self.now_us.max(self.rest_until_us);
-            self.at(from_us + pause_us, Event::Next { client });
+            self.pause(client);
         }
     }
 
@@ -615,6 +625,16 @@ impl Cluster {
         if let (Operation::Update { key, .. }, Outcome::Acked) = (&record.operation, record.outcome) {
             self.workload.wrote(client, key, &mut self.rng);
         }
+    }
+
+    /// A client has its answer on the way, and thinks before it goes on.
+    fn pause(&mut self, client: usize) {
+        let pause_us = self.network.travel_us(&mut self.rng) + self.workload.pause_us(client, &mut self.rng);
+        if let Some((_, lasts_us)) = self.rest.take_if(|(left, _)| self.workload.left <= *left) {
+            self.rest_until_us = self.now_us + lasts_us;
+        }
+        let from_us = self.now_us.max(self.rest_until_us);
+        self.at(from_us + pause_us, Event::Next { client });
     }
 
     /// A node answers a client.

@@ -110,6 +110,33 @@ impl Fault {
         }
     }
 
+    /// What happens to a node `n2`, in words that follow its name.
+    pub fn words(self) -> &'static str {
+        match self {
+            Fault::Delay => "gets some messages late",
+            Fault::Loss => "loses some messages",
+            Fault::Duplicate => "gets some messages twice",
+            Fault::Reorder => "gets some messages out of order",
+            Fault::Split => "is split from other nodes: neither side hears the other",
+            Fault::OneWay => "is not heard by other nodes, and hears them",
+            Fault::Skew => "has its wall clock set wrong",
+            Fault::Crash => "loses its power, perhaps with others",
+            Fault::Restart => "has its process ended, to be started again",
+            Fault::Slow => "stands still, or has a slow disk",
+            Fault::DiskFull => "has a disk that refuses every write",
+            Fault::Corrupt => "has a row of its disk become unreadable",
+            Fault::Ring => "is asked by an operator to change the ring",
+            Fault::Stranger => "meets a node of another cluster",
+            Fault::Address => "restarts under another address",
+            Fault::Clock => "or another node has its clock set far off",
+            Fault::Starve => "stands still, as all nodes do",
+            Fault::Bucket => "is asked by an operator to change a bucket",
+            Fault::Removal => "is cut from a node, and soon asked to remove that node",
+            Fault::SlowLink => "has some slow links",
+            Fault::DiskLoss => "loses its disk for good",
+        }
+    }
+
     /// True if it is drawn apart from those before it, so that it changes nothing of what they do.
     fn is_apart(self) -> bool {
         matches!(
@@ -155,6 +182,16 @@ impl Faults {
     /// True if `fault` is selected.
     pub fn contains(self, fault: Fault) -> bool {
         self.0 & 1 << fault as u16 != 0
+    }
+
+    /// These without `others`.
+    pub fn without(self, others: Faults) -> Faults {
+        Faults(self.0 & !others.0)
+    }
+
+    /// True if none is selected.
+    pub fn is_empty(self) -> bool {
+        self.0 == 0
     }
 
     /// The selected ones.
@@ -285,6 +322,34 @@ impl Plan {
         plan
     }
 
+    /// Takes `faults` out of force, as if they had been drawn so.
+    pub fn leave_out(&mut self, faults: Faults) {
+        for fault in faults.iter() {
+            match fault {
+                Fault::Delay => (self.delay_per_mille, self.delay_us_max) = (0, 0),
+                Fault::Loss => self.loss_per_mille = 0,
+                Fault::Duplicate => self.duplicate_per_mille = 0,
+                Fault::Reorder => self.reorder_per_mille = 0,
+                Fault::SlowLink => self.slow_link_us = 0,
+                timed => drop(self.timed.remove(&timed)),
+            }
+        }
+    }
+
+    /// The faults in force.
+    pub fn in_force(&self) -> Faults {
+        let by_message = [
+            (Fault::Delay, self.delay_per_mille),
+            (Fault::Loss, self.loss_per_mille),
+            (Fault::Duplicate, self.duplicate_per_mille),
+            (Fault::Reorder, self.reorder_per_mille),
+            (Fault::SlowLink, self.slow_link_us),
+        ];
+        let single = by_message.iter().filter(|(_, share)| *share > 0).map(|(fault, _)| *fault);
+        let faults: Vec<Fault> = single.chain(self.timed.keys().copied()).collect();
+        Faults::of(&faults)
+    }
+
     /// True if nothing can go wrong.
     pub fn is_calm(&self) -> bool {
         self.timed.is_empty()
@@ -352,6 +417,22 @@ mod tests {
         for text in ["all", "none", "crash", "loss,split,disk-full"] {
             assert_eq!(text.parse::<Faults>().unwrap().to_string(), text);
         }
+        assert!("".parse::<Faults>().is_err());
         assert_eq!("crash,fire".parse::<Faults>(), Err(UnknownFault { name: "fire".into() }));
+    }
+
+    #[test]
+    fn a_fault_left_out_is_out_of_force_and_changes_no_other() {
+        for fault in Fault::ALL {
+            let mut plan = Plan::draw(Faults::of(&[fault]), &mut Rng::new(1));
+            assert_eq!(plan.in_force(), Faults::of(&[fault]));
+            plan.leave_out(Faults::of(&[fault]));
+            assert!(plan.is_calm() && plan.in_force().is_empty(), "{plan:?}");
+        }
+        let whole = Plan::draw(Faults::all(), &mut Rng::new(5));
+        let mut part = whole.clone();
+        part.leave_out(Faults::of(&[Fault::Loss, Fault::Crash]));
+        assert_eq!(part.in_force(), whole.in_force().without(Faults::of(&[Fault::Loss, Fault::Crash])));
+        assert_eq!(part.delay_per_mille, whole.delay_per_mille);
     }
 }

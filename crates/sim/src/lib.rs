@@ -6,7 +6,8 @@
 //! `docs/simulation.md` says what is simulated and what is not.
 //!
 //! Reading order: what is recorded (`trace`, `history`), the world (`disk`, `faults`, `network`, `workload`), what is
-//! demanded of it (`check`), the event loop (`machine`, `cluster`), the command line (`cli`). Beside them stands
+//! demanded of it (`check`), how a failure is told (`chronicle`), the event loop (`machine`, `cluster`), failures kept
+//! (`story`), made smaller (`shrink`) and looked for all night (`soak`), the command line (`cli`). Beside them stands
 //! `balance`: how evenly rings spread load, without running anything, and `detection`: how fast crashes are noticed.
 //! `linear` and `regular` judge what clients saw of any cluster, of real processes too.
 //!
@@ -17,11 +18,18 @@ pub mod trace;
 pub mod history;
 pub mod disk;
 pub mod faults;
+pub mod skips;
 pub mod network;
 pub mod workload;
 pub mod check;
+pub mod chronicle;
 pub mod machine;
+pub mod panics;
 pub mod cluster;
+pub mod story;
+pub mod parallel;
+pub mod shrink;
+pub mod soak;
 pub mod cli;
 pub mod balance;
 pub mod detection;

@@ -15,6 +15,11 @@ use oort_core::types::{ObjectKey, Position, Rng};
 
 use crate::history::{mark, number_mark};
 
+/// The version of what a seed means. Raised by one whenever the same seed no longer draws the same world: a fault, an
+/// operation or a draw more, or another order of draws. Replay commands and story files carry it, so that an old story
+/// is refused rather than replayed as something else. `tests/version.rs` notices most changes.
+pub const WORKLOAD_VERSION: u32 = 1;
+
 /// What a key is used for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Role {
@@ -228,7 +233,7 @@ impl Workload {
         self.has_active
     }
 
-    /// `client` has written `key`. One time in two it looks at once whether that can be read, of keys that must show it.
+    /// `client` has written `key`. One time in two it looks at once whether it can be read, of keys that must show it.
     pub fn wrote(&mut self, client: usize, key: &ObjectKey, rng: &mut Rng) {
         let is_strict = |spec: &KeySpec| spec.key == *key && self.is_strict(spec);
         if self.keys.iter().any(is_strict) && rng.chance(1, 2) {

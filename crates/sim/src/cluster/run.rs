@@ -1,8 +1,6 @@
 //! One run from the first start to the verdict: form, prepare, load under faults, calm, converge, look, judge.
 
-use std::any::Any;
 use std::collections::{BTreeMap, BTreeSet};
-use std::panic::{catch_unwind, AssertUnwindSafe};
 
 use bytes::Bytes;
 use oort_core::bucket::{ActiveDurability, Conflict};
@@ -18,12 +16,17 @@ use oort_core::vivaldi::Coordinate;
 
 use super::{Cluster, Event, OPERATOR};
 use crate::check::{judge, FinalState};
+use crate::chronicle::{Chronicle, Subject};
 use crate::faults::{Fault, Faults, Plan};
 use crate::history::{dots_of, History, Outcome, Violation};
 use crate::machine::Machine;
 use crate::network::Network;
+use crate::panics::caught;
+use crate::skips::Skips;
 use crate::trace::{show_object, Trace};
-use crate::workload::{get_operation, Planned, Role, Workload, ACTIVE_BUCKET, TALLY_BUCKET};
+use crate::workload::{
+    get_operation, Planned, Role, Workload, ACTIVE_BUCKET, TALLY_BUCKET, WORKLOAD_VERSION,
+};
 
 /// How long all must have held a deleted object alike before it is forgotten: more than an operation may take then, a
 /// message (1 s, and what is before it), and two standstills of an eighth.
@@ -50,6 +53,10 @@ pub struct Setup {
     pub strategy: Option<u8>,
     /// Print every event.
     pub trace: bool,
+    /// Left out of the seed's history.
+    pub skips: Skips,
+    /// Tell broken promises as stories, which takes notes of every copy.
+    pub tells: bool,
     /// Changes every node's configuration: tests break the core with it.
     pub tweak: Option<fn(&mut NodeConfig)>,
 }
@@ -65,6 +72,8 @@ impl Setup {
             active: false,
             strategy: None,
             trace: false,
+            skips: Skips::default(),
+            tells: false,
             tweak: None,
         }
     }
@@ -75,7 +84,26 @@ impl Setup {
         let strategy = self.strategy.map_or(String::new(), |number| format!(" --strategy {number}"));
         let active = if self.active { " --active" } else { "" };
         let Setup { seed, ops, faults, .. } = self;
-        format!("oort sim --seed {seed}{nodes} --ops {ops} --faults {faults}{strategy}{active}")
+        let skips = self.skips_flags();
+        format!(
+            "oort sim --seed {seed}{nodes} --ops {ops} --faults {faults}{strategy}{active}{skips} \
+             --workload-version {WORKLOAD_VERSION}"
+        )
+    }
+
+    fn skips_flags(&self) -> String {
+        let Skips { operations, strikes, faults } = &self.skips;
+        let mut text = String::new();
+        if !faults.is_empty() {
+            text += &format!(" --skip-faults {faults}");
+        }
+        if !operations.is_empty() {
+            text += &format!(" --skip-ops {operations}");
+        }
+        if !strikes.is_empty() {
+            text += &format!(" --skip-strikes {strikes}");
+        }
+        text
     }
 }
 
@@ -102,29 +130,30 @@ pub struct Report {
     pub violations: Vec<Violation>,
     /// The histories of the first keys that violations name.
     pub stories: Vec<String>,
+    /// The same in words, if the setup tells.
+    pub told: Vec<String>,
+    /// Strikes drawn, those that found nothing to strike and skipped ones too.
+    pub strikes_drawn: u64,
+    /// The faults that were in force.
+    pub in_force: Option<Faults>,
 }
 
-/// Runs one simulation.
+/// Runs one simulation. A panic anywhere in it is a broken promise.
 pub fn run(setup: &Setup) -> Report {
-    let mut cluster = Cluster::new(setup);
-    let outcome = catch_unwind(AssertUnwindSafe(|| cluster.live(setup)));
-    let converged_us = match outcome {
-        Ok(converged_us) => converged_us,
-        Err(panic) => {
-            let text = panic_text(&*panic);
-            cluster.history.blame("panic", None, text);
-            0
-        }
-    };
-    cluster.report(setup, converged_us)
+    caught(|| simulate(setup)).unwrap_or_else(|text| Report {
+        seed: setup.seed,
+        violations: vec![Violation { checker: "panic", key: None, detail: text }],
+        ..Report::default()
+    })
 }
 
-fn panic_text(panic: &(dyn Any + Send)) -> String {
-    match (panic.downcast_ref::<&str>(), panic.downcast_ref::<String>()) {
-        (Some(text), _) => (*text).to_string(),
-        (_, Some(text)) => text.clone(),
-        _ => "a panic without a text".to_string(),
-    }
+fn simulate(setup: &Setup) -> Report {
+    let mut cluster = Cluster::new(setup);
+    let converged_us = caught(|| cluster.live(setup)).unwrap_or_else(|text| {
+        cluster.history.blame("panic", None, text);
+        0
+    });
+    cluster.report(setup, converged_us)
 }
 
 impl Cluster {
@@ -192,6 +221,10 @@ impl Cluster {
             next_removal_us: 0,
             lost: None,
             encoded: Vec::new(),
+            skips: setup.skips.clone(),
+            operations_drawn: 0,
+            strikes_drawn: 0,
+            chronicle: Chronicle::new(setup.tells),
         }
     }
 
@@ -211,13 +244,17 @@ impl Cluster {
             self.history.blame("formation", None, detail);
             return 0;
         }
-        let plan = Plan::draw(setup.faults, &mut self.rng);
+        let drawn = Plan::draw(setup.faults, &mut self.rng);
+        let mut plan = drawn.clone();
+        plan.leave_out(setup.skips.faults);
+        self.chronicle.plan = Some(plan.clone());
         let (is_faultless, is_harmless, only_starves) =
             (plan.is_calm(), plan.is_harmless(), plan.only_starves());
         self.links_stay_open = plan.keeps_links();
         self.keeps_memory = plan.keeps_memory();
         self.trace.line(self.now_us, || format!("{plan:?} {:?}", self.config));
-        self.unleash(plan);
+        // Strikes that are left out come due all the same, so that the others keep their times and ordinals.
+        self.unleash(Plan { timed: drawn.timed, ..plan });
         self.load(is_faultless);
         self.calm_down();
         let calm_since_us = self.now_us;
@@ -617,6 +654,27 @@ impl Cluster {
         }
     }
 
+    /// The stories of `keys` in words; the story of the cluster if there is none.
+    fn told(&self, keys: &[ObjectKey]) -> Vec<String> {
+        let keys: Vec<Option<&ObjectKey>> = match keys.is_empty() {
+            true => vec![None],
+            false => keys.iter().map(Some).collect(),
+        };
+        let tell = |key: Option<&ObjectKey>| {
+            let held = |key: &ObjectKey| {
+                self.machines.iter().map(|machine| machine.disk.row(Space::Data, key.row())).collect()
+            };
+            self.chronicle.tell(&Subject {
+                history: &self.history,
+                key,
+                primaries: key.map_or(Vec::new(), |key| self.primaries(key)),
+                rows: key.map_or(Vec::new(), held),
+                operator: OPERATOR,
+            })
+        };
+        keys.into_iter().map(tell).collect()
+    }
+
     fn report(self, setup: &Setup, converged_us: u64) -> Report {
         let clients = self.history.operations.iter().filter(|op| op.client != OPERATOR);
         let outcomes: Vec<Outcome> = clients.map(|op| op.outcome).collect();
@@ -627,6 +685,7 @@ impl Cluster {
                 keys.push(key);
             }
         }
+        let told = if setup.tells { self.told(&keys) } else { Vec::new() };
         Report {
             seed: setup.seed,
             nodes: self.machines.len(),
@@ -640,6 +699,9 @@ impl Cluster {
             strikes: self.strikes,
             converged_us,
             hash: self.trace.hash(),
+            told,
+            strikes_drawn: self.strikes_drawn,
+            in_force: self.chronicle.plan.as_ref().map(Plan::in_force),
             stories: keys.iter().map(|key| self.history.tell(key)).collect(),
             violations: self.history.violations,
         }

@@ -14,6 +14,7 @@ use oort_core::store::Space;
 use oort_core::types::{NodeId, ObjectKey, Rng};
 
 use super::{Cluster, Ending, Event, Lost};
+use crate::chronicle::Incident;
 use crate::disk::Disk;
 use crate::faults::{Fault, Plan, Timing};
 use crate::machine::Clock;
@@ -39,6 +40,7 @@ impl Cluster {
     pub(super) fn calm_down(&mut self) {
         self.plan = Plan::calm();
         self.trace.line(self.now_us, || "the faults end".to_string());
+        self.chronicle.note(self.now_us, Incident::Calm);
         // Whoever has not noticed a broken connection notices now.
         let closings: Vec<(u64, u64)> = self
             .queue
@@ -73,6 +75,10 @@ impl Cluster {
         let next_us = self.now_us + lasts_us + self.rng.below(2 * timing.gap_us_mean);
         self.at(next_us, Event::Strike { fault });
         let machine = self.rng.below(self.machines.len() as u64) as usize;
+        if self.skips_strike(fault) {
+            return;
+        }
+        let place = self.chronicle.place();
         let has_struck = match fault {
             Fault::Split | Fault::OneWay => self.split(machine, fault, lasts_us),
             Fault::Skew => self.skew(machine),
@@ -93,6 +99,9 @@ impl Cluster {
         };
         if has_struck {
             *self.strikes.entry(fault.name()).or_default() += 1;
+            let ordinal = self.strikes_drawn;
+            let incident = Incident::Strike { fault, machine, lasts_us, ordinal };
+            self.chronicle.note_before(place, self.now_us, incident);
             self.trace.event(self.now_us, b'!', machine);
             self.trace.line(self.now_us, || {
                 format!("{} strikes n{machine} for {} ms", fault.name(), lasts_us / 1000)
@@ -102,6 +111,9 @@ impl Cluster {
 
     fn split(&mut self, machine: usize, fault: Fault, lasts_us: u64) -> bool {
         let machines = self.machines.len();
+        if machines < 2 {
+            return false;
+        }
         // One link, or everything between a side and the rest.
         let mut cuts = Vec::new();
         if self.rng.chance(1, 4) {
@@ -123,6 +135,7 @@ impl Cluster {
             cuts.extend(back);
         }
         let is_noticed = self.rng.chance(1, 2);
+        self.chronicle.note(self.now_us, Incident::Cut { links: cuts.clone() });
         for (a, b) in cuts.clone() {
             self.network.end(a, b).cuts += 1;
             if is_noticed && self.rng.chance(2, 3) {
@@ -140,6 +153,7 @@ impl Cluster {
         }
         self.trouble_until(self.now_us);
         self.trace.line(self.now_us, || format!("healed: {cuts:?}"));
+        self.chronicle.note(self.now_us, Incident::Heal { links: cuts.to_vec() });
     }
 
     fn skew(&mut self, machine: usize) -> bool {
@@ -320,7 +334,7 @@ impl Cluster {
             return;
         }
         let (key, timeout_us) = (key.clone(), record.timeout_ms * 1000);
-        if !self.rng.chance(1, 12) {
+        if !self.rng.chance(1, 12) || self.skips.faults.contains(Fault::Slow) {
             return;
         }
         let Some(home) = self.primaries(&key).first().copied() else { return };
@@ -334,10 +348,10 @@ impl Cluster {
         let Some(old) = self.machines[machine].id else { return false };
         let is_known = |node: &Node| node.ring().is_some_and(|ring| ring.state().contains(old));
         // It may hold the only copy of a row that cannot be read elsewhere.
-        if self.machines.iter().any(|machine| machine.disk.has_corrupt_rows()) {
-            return false;
-        }
-        if self.lost.is_some() || !self.machines[machine].is_up() || !self.nodes().all(is_known) {
+        let is_needed = self.machines.iter().any(|machine| machine.disk.has_corrupt_rows());
+        // Somebody must be left who can have it replaced.
+        let is_alone = self.machines.len() < 2 || self.lost.is_some();
+        if is_alone || is_needed || !self.machines[machine].is_up() || !self.nodes().all(is_known) {
             return false;
         }
         self.end(machine, Ending::Killed);
@@ -438,6 +452,9 @@ impl Cluster {
     /// Cuts one link, and has an operator ask the one end to remove the other.
     fn try_removal(&mut self, asked: usize) -> bool {
         let machines = self.machines.len();
+        if machines < 2 {
+            return false;
+        }
         let target = (asked + 1 + self.rng.below(machines as u64 - 1) as usize) % machines;
         let force = self.rng.chance(1, 2);
         if !self.plan.is_orderly() || machines < 3 || self.now_us < self.next_removal_us {
@@ -446,6 +463,7 @@ impl Cluster {
         // All must have found each other again, else the target may really be out of reach for most.
         self.next_removal_us = self.now_us + 12_000_000;
         let cuts = vec![(asked, target), (target, asked)];
+        self.chronicle.note(self.now_us, Incident::Cut { links: cuts.clone() });
         cuts.iter().for_each(|(a, b)| self.network.end(*a, *b).cuts += 1);
         self.reset_link(asked, target, 1_000);
         self.at(self.now_us + 1_000_000, Event::Remove { asked, target, force });
