@@ -27,6 +27,7 @@ use oort_core::message::Message;
 use oort_core::node::{Event as NodeEvent, Input, Node, Output};
 use oort_core::object::Object;
 use oort_core::ring::Ring;
+use oort_core::store::Space;
 use oort_core::types::{NodeId, Rng};
 
 use crate::chronicle::{Chronicle, Incident};
@@ -265,6 +266,10 @@ impl Cluster {
     fn start(&mut self, index: usize) {
         if self.machines[index].is_up() {
             return;
+        }
+        if self.machines[index].disk.is_full() && self.machines[index].disk.count(Space::Meta) == 0 {
+            // A node that cannot write down who it is does not start.
+            return self.at(self.now_us + 50_000, Event::Start { machine: index });
         }
         let seed = self.rng.next_u64();
         self.trouble_until(self.now_us);

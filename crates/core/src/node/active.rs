@@ -444,7 +444,7 @@ impl Node {
             return self.finish(job.origin, Err(refused(ActiveError::Replaced)), out);
         };
         // What the handler itself has put stays, and would count twice.
-        let may_run_again = !resident.has_put;
+        let has_put = resident.has_put;
         let report = &mut resident.report;
         report.instructions_last = done.instructions;
         report.instructions_max = report.instructions_max.max(done.instructions);
@@ -464,7 +464,7 @@ impl Node {
         };
         let Job { origin, what, deadline_us } = job;
         let (quorum, asked) = match what {
-            What::Call(asked) => (asked.quorum, Some(asked).filter(|_| may_run_again)),
+            What::Call(asked) => (asked.quorum, Some(asked).filter(|_| !has_put)),
             What::Timer(_) | What::Place | What::Update(_) => (Quorum::default(), None),
         };
         if done.is_deleted {
@@ -485,6 +485,7 @@ impl Node {
                         true => self.put_away(now, key),
                         false => self.load_saved(now, key),
                     }
+                    let error = if has_put { ClientError::OutcomeUnknown } else { error };
                     return self.finish(origin, Err(error), out);
                 }
                 let reply = Reply::Called(Called { value, is_kept: true });
