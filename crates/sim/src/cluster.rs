@@ -7,6 +7,7 @@
 //! pages, `strikes` makes things go wrong, `run` is the story from the first start to the verdict.
 
 mod copies;
+mod forgetting;
 mod links;
 mod listings;
 mod run;
@@ -496,6 +497,7 @@ impl Cluster {
                     let now = machine.now(self.now_us);
                     let wall_ms = machine.node.as_ref().map_or(now, |node| node.time(now)).wall_ms;
                     self.forgotten += 1;
+                    self.check_forgotten(index, &key, &object);
                     self.history.forgot(index, self.now_us, wall_ms, &key, &object);
                 }
                 Output::Disconnect { peer } => self.dial_no_more(index, peer),

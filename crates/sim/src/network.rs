@@ -74,6 +74,12 @@ impl Network {
         self.ends.iter().any(|end| end.cuts > 0)
     }
 
+    /// True if `machine` has that connection to anybody.
+    pub fn is_open(&self, machine: usize, connection: Connection) -> bool {
+        let ends = &self.ends[machine * self.machines..(machine + 1) * self.machines];
+        ends.iter().any(|end| end.open == Some(connection))
+    }
+
     /// Opens a connection; both ends know of it. The caller has seen to the ends' old one.
     pub fn open(&mut self, machine: usize, peer: usize, now_us: u64) -> Connection {
         let connection = self.next;
