@@ -19,9 +19,10 @@ use crate::history::{dots_of, History, KeyHistory, OpRecord, Outcome};
 use crate::trace::get_quorum;
 
 /// Every checker's name, the promise it guards (by its number in DESIGN §1) and what it demands.
-pub const CHECKERS: [(&str, u8, &str); 26] = [
+pub const CHECKERS: [(&str, u8, &str); 27] = [
     ("lost-write", 2, "an acknowledged write is a sibling, was superseded by one, expired or lost by lww"),
     ("copies", 2, "an acknowledged write is on the disks of w owners, or of nodes that owe it to them"),
+    ("moved", 2, "when others begin to answer reads, every read quorum of them meets what was acknowledged"),
     ("superseded", 3, "no sibling was superseded by another; lww keeps one"),
     ("resurrected", 5, "only what nobody could see is forgotten, and nothing that it superseded comes back"),
     ("convergence", 4, "all replicas of a key are byte-identical within a bound after the faults stop"),

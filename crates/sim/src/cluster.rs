@@ -10,6 +10,7 @@ mod copies;
 mod forgetting;
 mod links;
 mod listings;
+mod moved;
 mod run;
 mod skipping;
 mod strikes;
@@ -185,6 +186,10 @@ pub struct Cluster {
     strikes: BTreeMap<&'static str, u64>,
     /// When an operator may next ask for the removal of a node that is alive.
     next_removal_us: u64,
+    /// The stamp of the newest ring that was looked at.
+    moved_stamp: u64,
+    /// An operator has forced a removal.
+    has_forced: bool,
     /// The node whose disk was lost for good.
     lost: Option<Lost>,
     encoded: Vec<u8>,
@@ -503,8 +508,10 @@ impl Cluster {
                 Output::Disconnect { peer } => self.dial_no_more(index, peer),
                 Output::Refuse { peer, .. } => self.refuse(index, peer),
                 Output::Event(event) => {
-                    if let NodeEvent::HealthChanged { .. } = event {
-                        self.trouble_until(self.now_us);
+                    match event {
+                        NodeEvent::HealthChanged { .. } => self.trouble_until(self.now_us),
+                        NodeEvent::RingFormed { .. } => self.check_moved(),
+                        _ => {}
                     }
                     self.trace.line(self.now_us, || format!("n{index} notes {event:?}"))
                 }
@@ -546,7 +553,7 @@ impl Cluster {
     fn submit(&mut self, client: usize, planned: Planned) -> RequestId {
         let Planned { machine, operation, timeout_ms, seen } = planned;
         let nodes = self.newest_ring().map_or(self.machines.len(), |ring| ring.nodes().len()) as u8;
-        let mut is_usual = false;
+        let (mut is_usual, mut is_firm) = (false, false);
         let (n, r, w, scan_r) = match key_of(&operation) {
             Some(key) => {
                 let (serving, other) = self.replication(key.bucket());
@@ -557,7 +564,9 @@ impl Cluster {
                     _ => unreachable!("operations with a key have a quorum"),
                 };
                 let overlap = |it: Replication| it.r + it.w > it.n;
-                is_usual = quorum == Quorum::default() && overlap(serving) && overlap(other);
+                let overlaps = overlap(serving) && overlap(other);
+                is_usual = quorum == Quorum::default() && overlaps;
+                is_firm = overlaps && quorum.w.is_none_or(|w| w >= serving.w.max(other.w));
                 let n = serving.n.max(other.n).min(nodes);
                 let (r, w) = (quorum.r.unwrap_or(serving.r), quorum.w.unwrap_or(serving.w));
                 (n, r.min(n), w.min(n), serving.r.min(n))
@@ -575,6 +584,8 @@ impl Cluster {
             w,
             scan_r,
             is_usual,
+            is_firm,
+            is_kept: false,
             start_us: self.now_us,
             end_us: 0,
             outcome: Outcome::Pending,
@@ -693,6 +704,7 @@ impl Cluster {
         self.trace.line(now_us, || format!("n{index} → client o{id} {outcome:?} {error}"));
         let record = self.history.operation(id);
         (record.outcome, record.end_us, record.error) = (outcome, now_us, error);
+        record.is_kept = is_kept;
         self.history.operation(id).calm_since_us = self.calm_since_us();
         if outcome == Outcome::Acked {
             self.check_copies(id, is_kept);

@@ -102,7 +102,7 @@ impl Cluster {
     }
 
     /// True if `owner` holds the write, or a holder owes it to that owner.
-    fn is_covered(&self, owner: NodeId, key: &ObjectKey, holders: &[usize]) -> bool {
+    pub(super) fn is_covered(&self, owner: NodeId, key: &ObjectKey, holders: &[usize]) -> bool {
         let hint = hint_row(owner, key);
         let owes = |index: &usize| self.machines[*index].disk.row(Space::Hints, &hint).is_some();
         self.by_id.get(&owner).is_some_and(|index| holders.contains(index)) || holders.iter().any(owes)
@@ -141,7 +141,7 @@ impl Cluster {
         }
     }
 
-    fn is_placed(&self, key: &ObjectKey) -> bool {
+    pub(super) fn is_placed(&self, key: &ObjectKey) -> bool {
         self.workload
             .keys
             .iter()

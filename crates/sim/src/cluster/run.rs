@@ -219,6 +219,8 @@ impl Cluster {
             next_address: nodes as u64,
             strikes: BTreeMap::new(),
             next_removal_us: 0,
+            moved_stamp: 0,
+            has_forced: false,
             lost: None,
             encoded: Vec::new(),
             skips: setup.skips.clone(),

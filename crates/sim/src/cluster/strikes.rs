@@ -474,6 +474,7 @@ impl Cluster {
     pub(super) fn ask_removal(&mut self, asked: usize, target: usize, force: bool) {
         let Some(node) = self.machines[target].id else { return };
         let change = RingChange::Remove { node };
+        self.has_forced |= force;
         self.operator(asked, Operation::ChangeRing { change, plan_only: false, force });
     }
 
