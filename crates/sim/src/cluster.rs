@@ -39,7 +39,7 @@ use crate::machine::Machine;
 use crate::network::{Connection, Network};
 use crate::skips::Skips;
 use crate::trace::{key_of, show_message, show_object, show_operation, Trace};
-use crate::workload::{Planned, Screen, Workload};
+use crate::workload::{Planned, Screen, Workload, DELETES};
 
 /// The client of the operations that prepare and inspect the cluster.
 const OPERATOR: usize = usize::MAX;
@@ -527,6 +527,9 @@ impl Cluster {
             return;
         }
         self.workload.left -= 1;
+        if self.rest.is_some_and(|(left, _)| self.workload.left == left + DELETES) {
+            self.take_away();
+        }
         let id = self.history.operations.len() as RequestId;
         let wall_ms = crate::trace::EPOCH_MS + self.now_us / 1000;
         let planned = self.workload.plan(client, id, wall_ms, &mut self.rng);

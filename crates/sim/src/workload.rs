@@ -145,7 +145,7 @@ const TALLY_KEYS: usize = 2;
 const ACTIVE_KEYS: usize = CONVERGENT_KEYS + TALLY_KEYS;
 
 /// So many operations before the rest are mostly deletes.
-const DELETES: usize = 40;
+pub const DELETES: usize = 40;
 
 impl Workload {
     /// Draws a seed's clients, buckets and keys.

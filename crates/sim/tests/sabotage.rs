@@ -113,6 +113,27 @@ fn giving_silent_replicas_up_fails_requests_before_their_time() {
 }
 
 #[test]
+fn one_copy_less_than_acknowledged_is_missed_at_once() {
+    caught(|config| config.sabotage = Sabotage::CountOneCopyLess, "none", &["copies"]);
+}
+
+#[test]
+fn one_answer_less_than_asked_for_misses_writes() {
+    // Anti-entropy and hints would bring the third copy soon.
+    caught(|config| config.sabotage = Sabotage::CountOneAnswerLess, "slow-link,loss", &["reads"]);
+}
+
+#[test]
+fn what_is_forgotten_unasked_is_still_held_elsewhere() {
+    caught(|config| config.sabotage = Sabotage::ForgetUnasked, "loss,delay", &["resurrected"]);
+}
+
+#[test]
+fn a_ring_that_settles_early_leaves_new_owners_without_what_was_acknowledged() {
+    caught(|config| config.sabotage = Sabotage::SettleEarly, "ring", &["moved"]);
+}
+
+#[test]
 fn versions_of_two_homes_that_are_not_joined_lose_calls() {
     caught_among(true, |config| config.sabotage = Sabotage::KeepOneHome, "split", &["active"]);
 }

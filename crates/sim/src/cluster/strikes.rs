@@ -389,6 +389,37 @@ impl Cluster {
         }
     }
 
+    /// The clients begin to delete. One time in two a machine misses that: it is down, cut off or stands still, often for
+    /// longer than the others wait before they forget.
+    pub(super) fn take_away(&mut self) {
+        let machine = self.rng.below(self.machines.len() as u64) as usize;
+        let lasts_us = 500_000 + self.rng.below(12_000_000);
+        let faults: Vec<Fault> = [Fault::Restart, Fault::Split, Fault::Slow]
+            .into_iter()
+            .filter(|fault| self.plan.timed.contains_key(fault))
+            .collect();
+        if faults.is_empty() || self.rng.chance(1, 2) || !self.machines[machine].is_up() {
+            return;
+        }
+        match faults[self.rng.below(faults.len() as u64) as usize] {
+            Fault::Restart => {
+                self.end(machine, Ending::Killed);
+                self.at(self.now_us + lasts_us, Event::Start { machine });
+            }
+            Fault::Split => {
+                let others = (0..self.machines.len()).filter(|other| *other != machine);
+                let cuts: Vec<(usize, usize)> =
+                    others.flat_map(|other| [(machine, other), (other, machine)]).collect();
+                cuts.iter().for_each(|(a, b)| self.network.end(*a, *b).cuts += 1);
+                self.at(self.now_us + lasts_us, Event::Heal { cuts });
+            }
+            _ => {
+                self.stand_still(machine, lasts_us);
+            }
+        }
+        self.trace.line(self.now_us, || format!("n{machine} is away for {} ms", lasts_us / 1000));
+    }
+
     fn fill_disk(&mut self, machine: usize, lasts_us: u64) -> bool {
         self.machines[machine].disk.set_full(true);
         self.at(self.now_us + lasts_us, Event::FreeDisk { machine });
