@@ -232,7 +232,9 @@ impl Judge<'_> {
             expiry.is_some_and(|expiry| expiry <= self.state.wall_ms_max)
         });
         let may_lose = self.state.is_interval || self.state.has_lost_disk;
-        is_expired || may_lose && self.copies_lost(op) >= op.w as u32
+        // A bucket that was given a smaller n holds no more copies than that.
+        let n_min = self.properties.iter().map(|properties| properties.n).min().unwrap_or(op.w);
+        is_expired || may_lose && self.copies_lost(op) >= op.w.min(n_min) as u32
     }
 
     /// Copies of `op`'s write, and of what had superseded it, that power failures took.

@@ -188,6 +188,10 @@ fn marked(value: &[u8]) -> Option<RequestId> {
     std::str::from_utf8(&digits[start..]).ok()?.parse().ok()
 }
 
+fn ends_in(value: &Value, id: RequestId) -> bool {
+    matches!(value, Value::Bytes(bytes) if marked(bytes) == Some(id))
+}
+
 impl History {
     /// Records a violation.
     pub fn blame(&mut self, checker: &'static str, key: Option<&ObjectKey>, detail: String) {
@@ -257,8 +261,8 @@ impl History {
         });
         // Nor does the mark name its write if it stands in what its maker only changed in front of it.
         let is_inherited = |id: &RequestId| {
-            let known = history.births.iter().filter(|known| known.operation == Some(*id));
-            known.into_iter().any(|known| before.contains(&known.dot) || shown.contains(&known.dot))
+            let mut known = history.births.iter().filter(|known| ends_in(&known.version.value, *id));
+            known.any(|known| before.contains(&known.dot) || shown.contains(&known.dot))
         };
         let operation = match &version.value {
             Value::Bytes(bytes) if !is_kept => marked(bytes).filter(|id| !is_inherited(id)),
