@@ -85,6 +85,8 @@ pub enum Sabotage {
     CountStandIns,
     /// What an operator wants of a bucket's replication is in force at once.
     AdoptAtOnce,
+    /// A range of a value is overwritten one byte further on.
+    ShiftRange,
     /// A put is acknowledged with one copy less than asked for.
     CountOneCopyLess,
     /// A get is answered with one answer less than asked for.

@@ -8,18 +8,19 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use oort_core::active::{self, Active, Ask, Facts, Failure, Sandbox};
-use oort_core::bucket::ActiveProperties;
+use oort_core::bucket::{ActiveProperties, BucketProperties, DEFAULT_BUCKET};
 use oort_core::causality::Dot;
 use oort_core::client::Operation;
 use oort_core::mutation::{Expiry, Mutation};
-use oort_core::object::{Object, Value};
+use oort_core::object::{Object, Value, Version};
 use oort_core::types::ObjectKey;
 
+use crate::evaluation::{self, Wishes};
 use crate::history::{dots_of, History, KeyHistory, OpRecord, Outcome};
-use crate::trace::get_quorum;
+use crate::trace::{get_quorum, EPOCH_MS};
 
 /// Every checker's name, the promise it guards (by its number in DESIGN §1) and what it demands.
-pub const CHECKERS: [(&str, u8, &str); 27] = [
+pub const CHECKERS: [(&str, u8, &str); 28] = [
     ("lost-write", 2, "an acknowledged write is a sibling, was superseded by one, expired or lost by lww"),
     ("copies", 2, "an acknowledged write is on the disks of w owners, or of nodes that owe it to them"),
     ("moved", 2, "when others begin to answer reads, every read quorum of them meets what was acknowledged"),
@@ -50,7 +51,12 @@ pub const CHECKERS: [(&str, u8, &str); 27] = [
         2,
         "a get whose quorum of primaries overlaps that of an earlier put sees it, or what superseded it",
     ),
-    ("listing", 2, "a listing names every key that was there from its beginning to its end"),
+    (
+        "listing",
+        2,
+        "a listing names every key that was there from its beginning to its end, none twice, and none that was gone",
+    ),
+    ("evaluation", 2, "a mutation makes of what its maker saw what is documented, and reads show what was stored"),
     ("errors", 7, "an operation that failed saying that nothing was changed, changed nothing"),
     ("answers", 7, "every request is answered once, within its time limit and a margin"),
     ("availability", 1, "without faults no request fails for want of a quorum"),
@@ -64,6 +70,9 @@ pub const CHECKERS: [(&str, u8, &str); 27] = [
     ("rest", 7, "no node keeps itself busy for nothing"),
     ("encoding", 7, "whatever a node stores or sends can be read back"),
 ];
+
+/// Two wall clocks differ by less than this, in milliseconds.
+const SKEW_MS_MAX: u64 = 60_000;
 
 /// What the replicas hold at the end, and what excuses a loss.
 #[derive(Clone, Debug, Default)]
@@ -90,6 +99,7 @@ pub struct FinalState {
 /// Judges a finished run; what it finds is added to the history's violations.
 pub fn judge(history: &mut History, state: &FinalState) {
     let mut found = Vec::new();
+    let wishes = wishes(history);
     for (key, past) in &history.keys {
         let object = state.objects.get(key).cloned().flatten();
         let mut judge = Judge {
@@ -99,6 +109,7 @@ pub fn judge(history: &mut History, state: &FinalState) {
             past,
             edges: past.edges(&history.operations),
             is_lww: state.lww_buckets.contains(key.bucket()),
+            properties: wishes.get(key.bucket()).map_or(&[], |properties| properties),
             found: &mut found,
         };
         if state.active.contains(key) {
@@ -110,6 +121,7 @@ pub fn judge(history: &mut History, state: &FinalState) {
             continue;
         }
         judge.siblings(object.as_ref());
+        judge.evaluation();
         judge.reads();
         judge.listings();
         judge.resurrected(object.as_ref());
@@ -123,6 +135,17 @@ pub fn judge(history: &mut History, state: &FinalState) {
     }
 }
 
+/// The properties that operators gave buckets, in order.
+fn wishes(history: &History) -> Wishes {
+    let mut wishes = Wishes::from([(DEFAULT_BUCKET.to_vec(), vec![BucketProperties::default()])]);
+    for op in &history.operations {
+        if let Operation::SetBucket { bucket, properties } = &op.operation {
+            wishes.entry(bucket.to_vec()).or_default().push(properties.clone());
+        }
+    }
+    wishes
+}
+
 struct Judge<'a> {
     history: &'a History,
     state: &'a FinalState,
@@ -130,6 +153,8 @@ struct Judge<'a> {
     past: &'a KeyHistory,
     edges: Vec<Vec<usize>>,
     is_lww: bool,
+    /// What the bucket's properties were at any time.
+    properties: &'a [BucketProperties],
     found: &'a mut Vec<(&'static str, ObjectKey, String)>,
 }
 
@@ -163,7 +188,12 @@ impl Judge<'_> {
                 verdicts.push(("lost-write", detail));
             }
         }
-        if self.is_lww && left.len() > 1 {
+        // Concurrent states of one counter are one value.
+        let is_of_counter = |(_, version): &(Dot, Version)| matches!(version.value, Value::Counter(_));
+        let is_one_counter = object.is_some_and(|object| {
+            object.0.values().iter().all(is_of_counter) && object.siblings(0).len() <= 1
+        });
+        if self.is_lww && left.len() > 1 && !is_one_counter {
             let detail = format!("{} siblings under lww", left.len());
             verdicts.push(("superseded", detail));
         }
@@ -202,13 +232,22 @@ impl Judge<'_> {
             expiry.is_some_and(|expiry| expiry <= self.state.wall_ms_max)
         });
         let may_lose = self.state.is_interval || self.state.has_lost_disk;
-        is_expired || may_lose && self.copies_lost(op) >= op.w as u32
+        // A bucket that was given a smaller n holds no more copies than that.
+        let n_min = self.properties.iter().map(|properties| properties.n).min().unwrap_or(op.w);
+        is_expired || may_lose && self.copies_lost(op) >= op.w.min(n_min) as u32
     }
 
     /// Copies of `op`'s write, and of what had superseded it, that power failures took.
     fn copies_lost(&self, op: &OpRecord) -> u32 {
         let births = self.past.births.iter().filter(|birth| birth.copies_lost > 0);
         births.filter(|birth| self.accounts_for(&[birth.dot], op)).map(|birth| birth.copies_lost).sum()
+    }
+
+    /// Promise 2 of mutations: they do what they say, on what their maker saw.
+    fn evaluation(&mut self) {
+        for detail in evaluation::judge(self.history, self.past, self.is_lww, self.properties) {
+            self.blame("evaluation", detail);
+        }
     }
 
     /// Promise 2 at any moment: overlapping quorums of primaries.
@@ -276,6 +315,14 @@ impl Judge<'_> {
             let pages: Vec<&OpRecord> = pages.collect();
             let Some((first, last)) = pages.first().zip(pages.last()) else { continue };
             let is_whole = last.page.as_ref().is_some_and(|page| page.next.is_none());
+            for op in pages.iter().filter(|op| self.may_not_name(op)) {
+                let page = op.page.as_ref().map_or(&[][..], |page| &page.keys);
+                if page.iter().any(|key| key == self.key.key()) {
+                    let node = op.machine;
+                    verdicts
+                        .push(format!("a page of n{node} names the key, which was gone before it was asked"));
+                }
+            }
             if !is_whole || !self.is_there(first.start_us, last.end_us) {
                 continue;
             }
@@ -293,10 +340,41 @@ impl Judge<'_> {
         }
     }
 
+    /// True if nothing of the key can have been live for whoever answered this page.
+    fn may_not_name(&self, page: &OpRecord) -> bool {
+        if self.history.bucket_changes.get(self.key.bucket()).is_some_and(|at_us| *at_us <= page.end_us) {
+            return false;
+        }
+        let is_known = |op: &OpRecord| {
+            let Operation::Update { quorum, .. } = &op.operation else { return false };
+            let overlaps =
+                quorum.primary_w + op.scan_r > op.n || self.state.is_faultless && op.w + op.scan_r > op.n;
+            let is_safe = !self.state.has_lost_disk || !self.is_excused(op);
+            op.outcome == Outcome::Acked && op.end_us <= page.start_us && overlaps && is_safe
+        };
+        let known = self.operations().filter(|(_, op)| is_known(op)).flat_map(|(_, op)| &op.dots);
+        let known: Vec<Dot> = known.copied().collect();
+        let reached = self.past.reached(&self.edges, &known);
+        let newest = known.iter().max().copied();
+        let asked_ms = EPOCH_MS + page.start_us / 1000;
+        self.past.births.iter().zip(&reached.is_superseded).all(|(birth, is_superseded)| {
+            let is_expired = birth.version.expires_ms.is_some_and(|at_ms| at_ms + SKEW_MS_MAX < asked_ms);
+            let is_older = self.is_lww && newest.is_some_and(|newest| birth.dot < newest);
+            birth.at_us > page.end_us
+                || birth.version.value == Value::Tombstone
+                || is_expired
+                || is_older
+                || *is_superseded
+        })
+    }
+
     /// True if the key was live from `start_us` to `end_us`, as far as every listing must know.
     fn is_there(&self, start_us: u64, end_us: u64) -> bool {
         // Numbers of before say nothing about the owners of a bucket that was changed.
         if self.history.bucket_changes.get(self.key.bucket()).is_some_and(|at_us| *at_us <= end_us) {
+            return false;
+        }
+        if self.properties.iter().any(|properties| properties.default_ttl_ms.is_some()) {
             return false;
         }
         let writes: Vec<&OpRecord> =
@@ -312,7 +390,8 @@ impl Judge<'_> {
                 && overlaps
                 && is_safe
         });
-        let mut stored = stored.filter(|op| !may_end(op));
+        let fades = |dot| self.past.birth(dot).is_none_or(|birth| birth.version.expires_ms.is_some());
+        let mut stored = stored.filter(|op| !may_end(op) && !op.dots.iter().any(|dot| fades(*dot)));
         stored.any(|stored| {
             // One that failed without an answer may still happen, whenever it was begun.
             writes.iter().filter(|op| may_end(op)).all(|op| {

@@ -30,7 +30,7 @@ use oort_core::node::{Event as NodeEvent, Input, Node, Output};
 use oort_core::object::Object;
 use oort_core::ring::Ring;
 use oort_core::store::Space;
-use oort_core::types::{NodeId, Rng};
+use oort_core::types::{NodeId, ObjectKey, Rng};
 
 use crate::chronicle::{Chronicle, Incident};
 use crate::faults::{Fault, Plan};
@@ -38,7 +38,7 @@ use crate::history::{dots_of, History, Moment, OpRecord, Outcome};
 use crate::machine::Machine;
 use crate::network::{Connection, Network};
 use crate::skips::Skips;
-use crate::trace::{key_of, show_message, show_object, show_operation, Trace};
+use crate::trace::{key_of, show_message, show_object, show_operation, show_version, Trace};
 use crate::workload::{Planned, Screen, Workload, DELETES};
 
 /// The client of the operations that prepare and inspect the cluster.
@@ -595,6 +595,7 @@ impl Cluster {
             error: String::new(),
             dots: Vec::new(),
             read: Vec::new(),
+            before: None,
             shown: None,
             page: None,
             taken_us: 0,
@@ -675,6 +676,9 @@ impl Cluster {
         match result {
             Ok(Reply::Object(object)) => self.answered_get(id, &object),
             Ok(Reply::Updated(updated)) => {
+                if let Some(before) = &updated.before {
+                    self.told_before(id, before);
+                }
                 if updated.applied {
                     self.answered_update(id, updated.after.as_ref());
                 } else {
@@ -796,10 +800,20 @@ impl Cluster {
         let Some(key) = key_of(&record.operation).cloned() else {
             return;
         };
-        self.check_born(&siblings, &key, "a get's answer");
+        self.check_born(object, &key, "a get's answer");
         if let Some(client) = self.workload.clients.get_mut(client) {
             let context = object.context().clone();
             client.screens.insert(key, Screen { context, siblings });
+        }
+    }
+
+    /// An update says what was there before it.
+    fn told_before(&mut self, id: RequestId, before: &Object) {
+        self.trace.mix(&before.encode());
+        let record = self.history.operation(id);
+        record.before = Some(dots_of(before));
+        if let Some(key) = key_of(&record.operation).cloned() {
+            self.check_born(before, &key, "an update's state before");
         }
     }
 
@@ -816,20 +830,19 @@ impl Cluster {
             return;
         };
         self.history.claim(id, dot, &key);
-        self.check_born(&[dot], &key, "an update's answer");
+        self.check_born(after, &key, "an update's answer");
     }
 
-    /// Whatever leaves a node must have been stored durably before.
-    fn check_born(
-        &mut self,
-        dots: &[oort_core::causality::Dot],
-        key: &oort_core::types::ObjectKey,
-        place: &str,
-    ) {
-        for dot in dots {
+    /// Whatever leaves a node must have been stored durably before, and as it was stored.
+    fn check_born(&mut self, object: &Object, key: &ObjectKey, place: &str) {
+        for (dot, version) in object.0.values() {
             if !self.history.is_born(*dot) {
                 let detail = format!("{} in {place} was never stored", self.history.name(*dot));
                 self.history.blame("durability", Some(key), detail);
+            } else if !self.history.is_as_born(*dot, version) {
+                let (name, found) = (self.history.name(*dot), show_version(version));
+                let detail = format!("{name} in {place} is {found}, which is not what was stored");
+                self.history.blame("evaluation", Some(key), detail);
             }
         }
     }

@@ -48,7 +48,7 @@ pub struct OpRecord {
     pub machine: usize,
     pub operation: Operation,
     pub timeout_ms: u64,
-    /// The siblings that were on the client's screen when it wrote with a context.
+    /// The siblings that were on the client's screen when it wrote with a context, or with its tag.
     pub seen: Vec<Dot>,
     /// Replicas, answers and copies in force.
     pub n: u8,
@@ -71,6 +71,8 @@ pub struct OpRecord {
     pub dots: Vec<Dot>,
     /// The siblings a get returned, dead ones too.
     pub read: Vec<Dot>,
+    /// The siblings an update says were there before it, if it was asked to.
+    pub before: Option<Vec<Dot>>,
     /// The sum a counter showed after the addition.
     pub shown: Option<i64>,
     /// The page that a scan was answered.
@@ -186,6 +188,10 @@ fn marked(value: &[u8]) -> Option<RequestId> {
     std::str::from_utf8(&digits[start..]).ok()?.parse().ok()
 }
 
+fn ends_in(value: &Value, id: RequestId) -> bool {
+    matches!(value, Value::Bytes(bytes) if marked(bytes) == Some(id))
+}
+
 impl History {
     /// Records a violation.
     pub fn blame(&mut self, checker: &'static str, key: Option<&ObjectKey>, detail: String) {
@@ -253,8 +259,13 @@ impl History {
             known.version.value == version.value
                 && (before.contains(&known.dot) || shown.contains(&known.dot))
         });
+        // Nor does the mark name its write if it stands in what its maker only changed in front of it.
+        let is_inherited = |id: &RequestId| {
+            let mut known = history.births.iter().filter(|known| ends_in(&known.version.value, *id));
+            known.any(|known| before.contains(&known.dot) || shown.contains(&known.dot))
+        };
         let operation = match &version.value {
-            Value::Bytes(bytes) if !is_kept => marked(bytes),
+            Value::Bytes(bytes) if !is_kept => marked(bytes).filter(|id| !is_inherited(id)),
             _ => None,
         };
         let birth = Birth {
@@ -313,6 +324,14 @@ impl History {
             let birth = &mut self.keys.get_mut(key).expect("a born dot has a key").births[*index];
             birth.operation = Some(id);
         }
+    }
+
+    /// True if `dot` was born with this very value, or is not known, or is that of an active object.
+    pub fn is_as_born(&self, dot: Dot, version: &Version) -> bool {
+        let Some((key, index)) = self.dots.get(&dot) else { return true };
+        let born = &self.keys[key].births[*index].version;
+        let is_plain = |version: &Version| !version.value.carries_code();
+        born == version || !is_plain(born) && !is_plain(version)
     }
 
     /// True if some store held `dot` durably.

@@ -21,6 +21,7 @@ pub mod faults;
 pub mod skips;
 pub mod network;
 pub mod workload;
+pub mod evaluation;
 pub mod check;
 pub mod chronicle;
 pub mod machine;

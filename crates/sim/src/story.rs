@@ -2,14 +2,14 @@
 //!
 //! ```text
 //! oort sim story, format 1
-//! workload-version: 1
+//! workload-version: 2
 //! seed: 17
 //! ops: 400
 //! faults: all
 //! active: no
 //! checker: lost-write
 //! hash: 0123456789abcdef
-//! replay: oort sim --seed 17 --ops 400 --faults all --workload-version 1
+//! replay: oort sim --seed 17 --ops 400 --faults all --workload-version 2
 //!
 //! The story of the key default/hot
 //! ...
@@ -314,11 +314,13 @@ mod tests {
             assert!(text.contains(from), "{from}");
             Story::decode(&text.replacen(from, to, 1)).unwrap_err().to_string()
         };
+        let version = format!("workload-version: {WORKLOAD_VERSION}\n");
+        let other = format!("version 777 is not that of this program, {WORKLOAD_VERSION}");
         for (from, to, part) in [
             ("format 1", "format 9", "format '9'"),
             ("oort sim story", "a shopping list", "no story file"),
-            ("workload-version: 1", "workload-version: 7", "version 7 is not that of this program, 1"),
-            ("workload-version: 1\n", "", "lacks 'workload-version'"),
+            (&version, "workload-version: 777\n", &other),
+            (&version, "", "lacks 'workload-version'"),
             ("seed: 18446744073709551615", "seed: 18446744073709551616", "line 3: bad 'seed'"),
             ("seed: ", "seed: -", "bad 'seed'"),
             ("seed: ", "sead: ", "unknown field 'sead': known are workload-version, seed"),

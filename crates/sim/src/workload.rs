@@ -10,7 +10,8 @@ use oort_core::active::{Ask, Call, Value};
 use oort_core::bucket::{ActiveDurability, ActiveProperties, BucketProperties, Conflict, DEFAULT_BUCKET};
 use oort_core::causality::{Dot, VersionVector};
 use oort_core::client::{Operation, Quorum, RequestId, Scan, Want};
-use oort_core::mutation::{Basis, Condition, Expiry, ExpiryCondition, Mutation};
+use oort_core::mutation::{Basis, Condition, Expiry, ExpiryCondition, FloatText, Mutation};
+use oort_core::object::Object;
 use oort_core::types::{ObjectKey, Position, Rng};
 
 use crate::history::{mark, number_mark};
@@ -18,7 +19,7 @@ use crate::history::{mark, number_mark};
 /// The version of what a seed means. Raised by one whenever the same seed no longer draws the same world: a fault, an
 /// operation or a draw more, or another order of draws. Replay commands and story files carry it, so that an old story
 /// is refused rather than replayed as something else. `tests/version.rs` notices most changes.
-pub const WORKLOAD_VERSION: u32 = 1;
+pub const WORKLOAD_VERSION: u32 = 2;
 
 /// What a key is used for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -78,7 +79,7 @@ pub struct Planned {
     pub machine: usize,
     pub operation: Operation,
     pub timeout_ms: Option<u32>,
-    /// The siblings on the screen that its context comes from.
+    /// The siblings on the screen that its context or its tag comes from.
     pub seen: Vec<Dot>,
 }
 
@@ -144,6 +145,9 @@ const TALLY_KEYS: usize = 2;
 /// How many active objects there are.
 const ACTIVE_KEYS: usize = CONVERGENT_KEYS + TALLY_KEYS;
 
+/// Two keys that share a cursor, so that no page of a listing may end between them.
+pub const CROWDED_KEYS: [&str; 2] = ["{oort}143284", "{oort}760024"];
+
 /// So many operations before the rest are mostly deletes.
 pub const DELETES: usize = 40;
 
@@ -163,10 +167,15 @@ impl Workload {
             for i in 0..rng.below(12) {
                 add(&bucket.name, format!("cold{i}"), Role::Plain);
             }
-            if bucket.properties.conflict == Conflict::Siblings {
+            if bucket.properties.default_ttl_ms.is_none() {
                 add(&bucket.name, "count".into(), Role::Counter);
-                add(&bucket.name, "mixed".into(), Role::Mixed);
-                add(&bucket.name, "text".into(), Role::Text);
+            }
+            add(&bucket.name, "mixed".into(), Role::Mixed);
+            add(&bucket.name, "text".into(), Role::Text);
+            if bucket.name == DEFAULT_BUCKET {
+                for name in CROWDED_KEYS {
+                    add(&bucket.name, name.into(), Role::Plain);
+                }
             }
             add(&bucket.name, "expiring".into(), Role::Expiring);
         }
@@ -320,17 +329,18 @@ impl Workload {
             return (get_operation(spec.key.clone(), quorum, rng), Vec::new());
         }
         let mutation = self.mutation(spec, screen, id, wall_ms, rng);
-        let seen = match (mutation.seen(), screen) {
-            (Some(_), Some(screen)) => screen.siblings.clone(),
+        let seen = match (mutation.seen().is_some() || has_tag(&mutation), screen) {
+            (true, Some(screen)) => screen.siblings.clone(),
             _ => Vec::new(),
         };
         // What a plain value does not tell, the state afterwards does: which dot the write became.
         let is_plain = matches!(mutation, Mutation::Store { .. } | Mutation::Append { .. });
+        let before = rng.chance(1, if mutation.needs_read() { 3 } else { 10 });
         let operation = Operation::Update {
             key: spec.key.clone(),
             mutation,
             quorum,
-            want: Want { before: rng.chance(1, 8), after: !is_plain || rng.chance(1, 8) },
+            want: Want { before, after: !is_plain || rng.chance(1, 8) },
             caller: None,
         };
         (operation, seen)
@@ -365,7 +375,14 @@ impl Workload {
             (Role::Counter, _) => return Mutation::Add { delta: rng.below(1000) as i64 - 200 },
             (Role::Text, 0..=6) => return Mutation::Append { suffix: suffix() },
             (Role::Mixed, 0..=2) => return Mutation::Add { delta: rng.below(1000) as i64 },
-            (Role::Mixed, 3) => return Mutation::Append { suffix: suffix() },
+            (Role::Mixed, 3) | (Role::Expiring, 1) => return Mutation::Append { suffix: suffix() },
+            // Never whole, lest the sum pass for the number that another operation stores.
+            (Role::Mixed, 4) => {
+                return Mutation::AddFloat { delta: FloatText(rng.below(1000) as f64 + 0.25) };
+            }
+            (Role::Text, 7) | (Role::Expiring, 2) => {
+                return Mutation::SetRange { offset: rng.below(60), patch: suffix() };
+            }
             (Role::Expiring, 0) => {
                 return Mutation::SetExpiry {
                     at_ms: rng.chance(1, 2).then(|| wall_ms + rng.below(20_000)),
@@ -383,9 +400,10 @@ impl Workload {
             _ if rng.chance(1, 6) => Basis::Unseen,
             _ => Basis::Local,
         };
-        let condition = match rng.below(12) {
-            0 => Condition::IfAbsent,
-            1 => Condition::IfPresent,
+        let condition = match (rng.below(12), screen) {
+            (0, _) => Condition::IfAbsent,
+            (1, _) => Condition::IfPresent,
+            (2, Some(screen)) => Condition::IfTag(Object::forgotten(screen.context.clone()).etag()),
             _ => Condition::Always,
         };
         if spec.role != Role::Text && rng.chance(1, 6) {
@@ -393,10 +411,12 @@ impl Workload {
                 Basis::Unseen => Basis::Local,
                 basis => basis,
             };
-            return Mutation::Delete { basis, condition: Condition::Always };
+            return Mutation::Delete { basis, condition };
         }
+        let fades = self.properties(&spec.key).default_ttl_ms.is_some();
         let expiry = match (spec.role, rng.below(3)) {
             (Role::Expiring, 0) => Expiry::Keep,
+            (_, 0) if fades => [Expiry::Keep, Expiry::Never][rng.below(2) as usize],
             (Role::Expiring, 1) => Expiry::At(wall_ms + rng.below(20_000)),
             _ => Expiry::Default,
         };
@@ -405,7 +425,10 @@ impl Workload {
                 true => number_mark(id).into(),
                 false => self.value(id, rng),
             },
-            headers: Vec::new(),
+            headers: match rng.chance(1, 4) {
+                true => vec![(Bytes::from_static(b"x-mark"), suffix())],
+                false => Vec::new(),
+            },
             basis,
             expiry,
             condition,
@@ -492,6 +515,14 @@ fn tally_operation(key: ObjectKey, id: RequestId, rng: &mut Rng) -> Operation {
     }
 }
 
+/// True if it goes ahead only on what its client has read.
+fn has_tag(mutation: &Mutation) -> bool {
+    let (Mutation::Store { condition, .. } | Mutation::Delete { condition, .. }) = mutation else {
+        return false;
+    };
+    matches!(condition, Condition::IfTag(_))
+}
+
 fn draw_buckets(rng: &mut Rng) -> Vec<BucketSpec> {
     let mut buckets = vec![BucketSpec {
         name: Bytes::from_static(DEFAULT_BUCKET),
@@ -510,6 +541,14 @@ fn draw_buckets(rng: &mut Rng) -> Vec<BucketSpec> {
             ..BucketProperties::default()
         };
         buckets.push(BucketSpec { name: Bytes::from_static(b"odd"), properties });
+    }
+    if rng.chance(1, 3) {
+        let properties = BucketProperties {
+            conflict: [Conflict::Siblings, Conflict::Lww][rng.below(2) as usize],
+            default_ttl_ms: Some(2_000 + rng.below(30_000)),
+            ..BucketProperties::default()
+        };
+        buckets.push(BucketSpec { name: Bytes::from_static(b"fading"), properties });
     }
     buckets
 }

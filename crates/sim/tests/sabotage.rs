@@ -48,6 +48,11 @@ fn ignoring_a_context_overwrites_what_was_never_read() {
 }
 
 #[test]
+fn a_range_written_in_the_wrong_place_is_not_what_was_asked_for() {
+    caught(|config| config.sabotage = Sabotage::ShiftRange, "none", &["evaluation"]);
+}
+
+#[test]
 fn forgetting_the_lease_uses_dots_twice() {
     caught(|config| config.sabotage = Sabotage::ForgetLease, "all", &["dots"]);
 }

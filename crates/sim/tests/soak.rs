@@ -176,7 +176,7 @@ fn a_state_that_cannot_be_used_is_named() {
         (String::new(), "it is empty"),
         (state[..state.len() / 2].to_string(), "no whole state"),
         (state.replacen("format 1", "format 3", 1), "format '3'"),
-        (state.replacen("workload-version: 1", "workload-version: 99", 1), "workload version 99"),
+        (state.replacen("workload-version: ", "workload-version: 99", 1), "workload version 99"),
         (state.replacen("base: 7", "base: 8", 1), "has base 8"),
     ] {
         fs::write(&path, &text).unwrap();

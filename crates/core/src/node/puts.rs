@@ -596,6 +596,11 @@ impl Node {
             {
                 Mutation::Store { value, headers, expiry, condition, basis: Basis::Local }
             }
+            Mutation::SetRange { offset, patch }
+                if self.config.sabotage == crate::config::Sabotage::ShiftRange =>
+            {
+                Mutation::SetRange { offset: offset + 1, patch }
+            }
             other => other,
         }
     }

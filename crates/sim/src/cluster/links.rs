@@ -8,7 +8,6 @@ use oort_core::object::Object;
 use oort_core::types::NodeId;
 
 use super::{Cluster, Ending, Event};
-use crate::history::dots_of;
 use crate::network::Connection;
 
 impl Cluster {
@@ -42,7 +41,7 @@ impl Cluster {
     fn check_spoken(&mut self, message: &Message) {
         if let Message::Write { key, object, .. } = message {
             if let Ok(object) = Object::decode(object) {
-                self.check_born(&dots_of(&object), key, "a message");
+                self.check_born(&object, key, "a message");
             }
         }
     }

@@ -20,7 +20,39 @@ impl Cluster {
     /// Takes a page of a listing.
     pub(super) fn answered_page(&mut self, id: RequestId, page: Page) {
         self.trace.mix_number(page.count);
+        self.check_page(id, &page);
         self.history.operation(id).page = Some(page);
+    }
+
+    /// A page names keys of its part of the ring, in order and each once, and ends where the next one begins.
+    fn check_page(&mut self, id: RequestId, page: &Page) {
+        let Operation::Scan(scan) = self.history.operation(id).operation.clone() else { return };
+        let mut faults = Vec::new();
+        if page.next.is_some_and(|next| next <= scan.from || next != next.cursor_start()) {
+            faults.push(format!("leads from {:?} to {:?}", scan.from, page.next));
+        }
+        if !scan.count_only && page.count != page.keys.len() as u64 {
+            faults.push(format!("counts {} keys and names {}", page.count, page.keys.len()));
+        }
+        if !scan.is_of_buckets() {
+            let keys = page.keys.iter().map(|key| ObjectKey::new(&scan.bucket, key));
+            let keys: Vec<ObjectKey> = keys.map(|key| key.expect("a listing names keys")).collect();
+            if keys.windows(2).any(|pair| pair[0] >= pair[1]) {
+                faults.push("names keys out of order".into());
+            }
+            for key in &keys {
+                let position = key.position();
+                if position < scan.from || page.next.is_some_and(|next| position >= next) {
+                    faults.push(format!("names {key:?}, which is no part of it"));
+                }
+                if self.history.keys.get(key).is_none_or(|past| past.births.is_empty()) {
+                    faults.push(format!("names {key:?}, which was never stored"));
+                }
+            }
+        }
+        for fault in faults {
+            self.history.blame("listing", None, format!("the page o{id} {fault}"));
+        }
     }
 
     /// Asks some node for the next page of a client's listing. False if `id` was none, or the last page.
@@ -47,6 +79,7 @@ impl Cluster {
 
     /// Lists and counts every bucket, each page at some node, and compares with what the replicas hold.
     pub(super) fn look_at_listings(&mut self) {
+        self.look_at_names();
         let buckets: Vec<Bytes> = self.workload.buckets.iter().map(|bucket| bucket.name.clone()).collect();
         for bucket in buckets {
             let (live, open) = self.live_keys(&bucket);
@@ -58,6 +91,30 @@ impl Cluster {
                     Err(detail) => self.history.blame("final-read", None, detail),
                 }
             }
+        }
+    }
+
+    /// The names of the buckets are listed once for each live key.
+    fn look_at_names(&mut self) {
+        let names: BTreeSet<Bytes> =
+            self.all_keys().iter().map(|key| Bytes::copy_from_slice(key.bucket())).collect();
+        let mut live = Vec::new();
+        for name in names {
+            let (keys, open) = self.live_keys(&name);
+            if !open.is_empty() {
+                return;
+            }
+            live.extend(keys.iter().map(|_| name.clone()));
+        }
+        match self.list(&Bytes::new(), false) {
+            Ok((mut listed, _)) => {
+                listed.sort();
+                if listed != live {
+                    let detail = format!("the names of buckets are {listed:?}, and should be {live:?}");
+                    self.history.blame("final-read", None, detail);
+                }
+            }
+            Err(detail) => self.history.blame("final-read", None, detail),
         }
     }
 

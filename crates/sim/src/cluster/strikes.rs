@@ -18,7 +18,7 @@ use crate::chronicle::Incident;
 use crate::disk::Disk;
 use crate::faults::{Fault, Plan, Timing};
 use crate::machine::Clock;
-use crate::workload::TALLY_BUCKET;
+use crate::workload::{ACTIVE_BUCKET, TALLY_BUCKET};
 
 /// Of machines that stood still at once the last goes on within so many times `suspect_ms` of the first: long enough to
 /// be suspect, too short to be down.
@@ -474,6 +474,15 @@ impl Cluster {
         let (n, r, w) = OVERLAPPING[self.rng.below(OVERLAPPING.len() as u64) as usize];
         let spec = &mut self.workload.buckets[bucket];
         spec.properties = BucketProperties { n, r, w, ..spec.properties.clone() };
+        if spec.properties.default_ttl_ms.is_some() {
+            spec.properties.default_ttl_ms = Some(1_000 + self.rng.below(30_000));
+        }
+        if ![ACTIVE_BUCKET, TALLY_BUCKET].contains(&&spec.name[..]) {
+            spec.properties.value_bytes_max = match self.rng.chance(1, 3) {
+                true => 20 + self.rng.below(100),
+                false => BucketProperties::default().value_bytes_max,
+            };
+        }
         let (name, properties) = (spec.name.clone(), spec.properties.clone());
         self.history.bucket_changes.entry(name.clone()).or_insert(self.now_us);
         self.operator(machine, Operation::SetBucket { bucket: name, properties });

@@ -195,14 +195,12 @@ mod tests {
     #[test]
     fn a_state_of_another_version_is_named() {
         let text = State { base: 1, next: 2, failed: 0 }.encode();
+        let version = format!("workload-version: {WORKLOAD_VERSION}");
+        let other = format!("workload version 999 is not that of this program, {WORKLOAD_VERSION}");
         for (from, to, part) in [
             ("format 1", "format 2", "format '2'"),
             ("oort", "tar", "does not begin with"),
-            (
-                "workload-version: 1",
-                "workload-version: 9",
-                "workload version 9 is not that of this program, 1",
-            ),
+            (&version, "workload-version: 999", &other),
             ("next: 2", "next: two", "'next: ' and a number"),
         ] {
             let refusal = State::decode(&text.replacen(from, to, 1)).unwrap_err().to_string();
