@@ -252,7 +252,7 @@ impl<'a> Model<'a> {
             Condition::IfAbsent => view.newest.is_none(),
             Condition::IfPresent => view.newest.is_some(),
             Condition::IfTag(_) if self.is_lww => view.newest.is_some(),
-            Condition::IfTag(_) => view.newest.is_some() && view.dots == op.seen,
+            Condition::IfTag(_) => view.newest.is_some() && has_same(&view.dots, &op.seen),
             Condition::UnlessTag(_) | Condition::Always => true,
         };
         match holds {
@@ -398,6 +398,11 @@ fn repeated_mark(bytes: &[u8]) -> Option<String> {
     marks.sort_unstable();
     let twice = marks.windows(2).find(|pair| pair[0] == pair[1])?;
     Some(twice[0].escape_ascii().to_string())
+}
+
+/// True if both are the same siblings, in whatever order.
+fn has_same(one: &[Dot], two: &[Dot]) -> bool {
+    one.len() == two.len() && one.iter().all(|dot| two.contains(dot))
 }
 
 #[cfg(test)]
