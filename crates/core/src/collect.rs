@@ -9,12 +9,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use crate::config::ROWS_ASKED_MAX;
 use crate::object::Object;
 use crate::replica::row_hash;
 use crate::types::{NodeId, Now, ObjectKey};
 
-/// The most dead objects in one question. The answer names those that not all may forget by their place in it.
-pub const ROWS_ASKED_MAX: usize = 512;
 /// Bytes of their names in one message, roughly.
 const NAME_BYTES_MAX: usize = 64 << 10;
 /// Dead objects that are waited for. More stay found until some of these are gone.

@@ -3,7 +3,6 @@
 use serde::{Deserialize, Serialize};
 
 use crate::bucket::BucketProperties;
-use crate::collect::ROWS_ASKED_MAX;
 use crate::placement::{Strategy, WEIGHT_DEFAULT};
 
 /// Where a node can be reached, as `host:port` texts.
@@ -92,6 +91,9 @@ pub enum Sabotage {
     /// A get is answered with one answer less than asked for.
     CountOneAnswerLess,
 }
+
+/// The most dead objects in one question. The answer names those that not all may forget by their place in it.
+pub const ROWS_ASKED_MAX: usize = 512;
 
 /// How much work is done at a time. Too little: more rounds; too much: clients wait for a turn that takes long. The
 /// results are the same, which the simulator tries with the smallest.

@@ -304,8 +304,8 @@ impl Node {
     /// The node a request was handed to is late, or silent for long, or lost: hands it to another if doing it twice
     /// does no harm. Otherwise it is waited for as long as its link is open.
     ///
-    /// An update is waited for too: a node that stands still runs it when it wakes, after the answer of another one, and
-    /// would replace what was written since.
+    /// An update is waited for too: a node that stands still runs it when it wakes, after the answer of another one,
+    /// and would replace what was written since.
     pub(super) fn reroute(&mut self, now: Now, id: TaskId, is_lost: bool, out: &mut Vec<Output>) {
         let Some(Task { work: Work::Forward { operation, to, .. }, .. }) = self.tasks.get_mut(id) else {
             return;

@@ -389,8 +389,8 @@ impl Cluster {
         }
     }
 
-    /// The clients begin to delete. One time in two a machine misses that: it is down, cut off or stands still, often for
-    /// longer than the others wait before they forget.
+    /// The clients begin to delete. One time in two a machine misses that: it is down, cut off or stands still, often
+    /// for longer than the others wait before they forget.
     pub(super) fn take_away(&mut self) {
         let machine = self.rng.below(self.machines.len() as u64) as usize;
         let lasts_us = 500_000 + self.rng.below(12_000_000);
