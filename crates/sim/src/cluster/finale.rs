@@ -12,6 +12,7 @@ use oort_core::types::ObjectKey;
 
 use super::{Cluster, Ending, Event};
 use crate::check::active::{intervals, is_rest};
+use crate::faults::{Fault, Faults, Plan};
 use crate::history::{dots_of, mark, Outcome};
 use crate::trace::EPOCH_MS;
 use crate::workload::active::{
@@ -21,10 +22,11 @@ use crate::workload::Role;
 
 /// The first rest of a caller lasts so long, in microseconds.
 const REST_US: u64 = 100_000;
-/// What a home may take to write what it answered under `async`, in microseconds: `aso_async_ms`, and a round trip.
-const FLUSH_US: u64 = 1_600_000;
+/// What a home may take to write what it answered under `async`, in microseconds: `aso_async_ms` of
+/// these buckets, and a round trip.
+const FLUSH_US: u64 = 600_000;
 /// For so long timers are watched, in microseconds.
-const WATCH_US: u64 = 2_600_000;
+const WATCH_US: u64 = 3_000_000;
 /// A run may be noted so late, in milliseconds.
 const LATE_MS: u64 = 400;
 /// Nodes take each other for down within this, in microseconds, or the two homes are left out.
@@ -55,17 +57,19 @@ impl Cluster {
         };
         let changing = of_role(self, |role| role == Role::Changing);
         let key = changing[self.rng.below(changing.len() as u64) as usize].clone();
-        self.make_tickers();
-        match self.rng.below(3) {
+        match self.rng.below(4) {
             0 => self.come_and_go(&key),
             1 => self.stop_and_burn(&key),
+            2 => {
+                self.make_tickers();
+                self.watch_timers(&of_role(self, |role| matches!(role, Role::Ticker { .. })));
+            }
             _ => {
                 for key in of_role(self, |role| role == Role::Twin) {
                     self.run_twice(&key);
                 }
             }
         }
-        self.watch_timers(&of_role(self, |role| matches!(role, Role::Ticker { .. })));
         self.count_timers();
         let is_placed = |role| role == Role::Active { is_placed: true };
         for key in of_role(self, is_placed) {
@@ -120,14 +124,14 @@ impl Cluster {
     }
 
     fn expect_made(&mut self, key: &ObjectKey, expiry: Expiry) {
-        self.expect(delete(key.clone()), Wanted::Done);
+        self.request(delete(key.clone()));
         self.expect(activate(key.clone(), CHANGING_SOURCE.into(), expiry, false), Wanted::Done);
         self.expect_call(key, "bump", Wanted::Shows(1));
     }
 
     /// An object is made, refuses to be overwritten, is given new code, replaced, made again, and goes by itself.
     fn come_and_go(&mut self, key: &ObjectKey) {
-        self.expect(delete(key.clone()), Wanted::Done);
+        self.request(delete(key.clone()));
         self.expect_call(key, "bump", MISSING);
         self.expect_made(key, Expiry::Never);
         self.expect(store(key.clone(), "no".into()), REFUSED);
@@ -236,20 +240,23 @@ impl Cluster {
             cuts.iter().all(|(a, b)| down(*a, *b))
         };
         let is_split = self.wait(NOTICE_US, is_noticed);
-        let mut counts = [0; 2];
-        for (machine, count) in [first, second].into_iter().zip(&mut counts) {
+        let (mut hits, mut sum) = (0, 0);
+        // Numbers that differ: what is equal needs no merging.
+        for (machine, step) in [(first, 1), (second, 20)] {
             for _ in 0..1 + self.rng.below(3) {
-                let id = self.request_at(machine, call(key.clone(), "hit", Vec::new()));
-                *count += i64::from(self.history.operations[id as usize].outcome == Outcome::Acked);
+                let id = self.request_at(machine, call(key.clone(), "hit", vec![step.into()]));
+                let counts = i64::from(self.history.operations[id as usize].outcome == Outcome::Acked);
+                hits += counts;
+                sum += counts * step;
             }
         }
+        self.run_to(self.now_us + FLUSH_US);
         self.heal(&cuts);
         let is_healed = self.wait(NOTICE_US, |cluster| cluster.is_healthy() && cluster.hints_are_gone());
         if !is_split || !is_healed {
             return;
         }
         self.expect_call(key, "spoil", ON_PURPOSE);
-        let sum = counts[0] + counts[1];
         self.run_to(self.now_us + FLUSH_US);
         // Whoever has the object next has only what is stored.
         if self.rng.chance(1, 2) {
@@ -266,7 +273,7 @@ impl Cluster {
                 format!("{left} versions are left of what two homes wrote"),
             );
         }
-        self.expect_call(key, "onGet", Wanted::Shows(sum * 1000 + sum));
+        self.expect_call(key, "onGet", Wanted::Shows(hits * 1000 + sum));
     }
 
     fn hints_are_gone(&self) -> bool {
@@ -287,22 +294,30 @@ impl Cluster {
         }
     }
 
-    /// Each timer runs once in each interval.
+    /// Each timer runs in each interval, even if its home dies meanwhile and others can take over.
     fn watch_timers(&mut self, keys: &[ObjectKey]) {
         let began: Vec<Option<(u64, u64)>> = keys.iter().map(|key| self.timer_of(key)).collect();
+        let victim = self.home_to_die(&keys[0]).filter(|_| self.rng.chance(1, 2));
+        if let Some((home, at_us)) = victim {
+            let boot = self.machines[home].boots;
+            self.at(at_us, Event::End { machine: home, boot, ending: Ending::Killed });
+        }
         self.run_to(self.now_us + WATCH_US);
+        // Nodes whose clocks were ahead look at their timers when they have caught up.
+        let faults = self.chronicle.plan.as_ref().map_or(Faults::none(), Plan::in_force);
+        let has_odd_clocks = faults.contains(Fault::Skew) || faults.contains(Fault::Clock);
         for (key, began) in keys.iter().zip(began) {
-            let Some((from, (object, wall_ms))) = began.zip(self.held(key).zip(self.home_ms(key))) else {
+            let Some(((last, interval_ms), now)) = began.zip(self.timer_of(key)) else {
                 let detail = "the object with a timer is gone".to_string();
                 self.history.blame("timers", Some(key), detail);
                 continue;
             };
-            let (last, interval_ms) = from;
-            let runs = intervals(&self.history.keys[key], &object).unwrap_or_default();
-            let now = interval_number(key, interval_ms, wall_ms - LATE_MS);
-            for number in last + 1..=now {
-                let is_missed = runs.iter().all(|(_, run)| *run != number);
-                if is_missed {
+            // The next home looks again in the middle of the interval.
+            let late_ms = LATE_MS + if victim.is_some() { interval_ms / 2 } else { 0 };
+            let runs = intervals(&self.history.keys[key], &self.newest_of(key)).unwrap_or_default();
+            let until = self.home_ms(key).map_or(0, |ms| interval_number(key, interval_ms, ms - late_ms));
+            for number in last + 1..=until.min(now.0) {
+                if !has_odd_clocks && runs.iter().all(|(_, run)| *run != number) {
                     let at_ms = interval_start(key, interval_ms, number) as i64 - EPOCH_MS as i64;
                     let detail =
                         format!("the timer did not run in the interval {number}, from {at_ms} ms on");
@@ -310,20 +325,45 @@ impl Cluster {
                 }
             }
         }
+        if let Some((home, _)) = victim {
+            self.at(self.now_us, Event::Start { machine: home });
+            self.run_to(self.now_us + 10_000);
+            self.wait(NOTICE_US, Cluster::is_healthy);
+        }
+    }
+
+    /// The home of an object whose other owners can run it, and a moment just before its timer is due.
+    fn home_to_die(&mut self, key: &ObjectKey) -> Option<(usize, u64)> {
+        let others = self.primaries(key).len() as u8 - 1;
+        let replication = self.replication(key.bucket()).0;
+        let home_ms = self.home_ms(key)?;
+        let (number, interval_ms) = self.timer_of(key)?;
+        let wait_ms = interval_start(key, interval_ms, number + 1).saturating_sub(home_ms);
+        let early_us = self.rng.below(4_000);
+        let home = self.primaries(key).first().copied()?;
+        (replication.r.max(replication.w) <= others && others > (others + 1) / 2)
+            .then(|| (home, (self.now_us + wait_ms * 1000).saturating_sub(early_us).max(self.now_us)))
     }
 
     /// The interval that is under way, or was the last to run if that is later, and the length of intervals.
     fn timer_of(&self, key: &ObjectKey) -> Option<(u64, u64)> {
-        let object = self.held(key)?;
-        let (last, interval_ms) = timer_in(&object)?;
+        let (last, interval_ms) = timer_in(&self.newest_of(key))?;
         Some((last.max(interval_number(key, interval_ms, self.home_ms(key)?)), interval_ms))
+    }
+
+    /// What the owners of `key` that are up hold.
+    fn newest_of(&self, key: &ObjectKey) -> Object {
+        let up = self.primaries(key).into_iter().filter(|index| self.machines[*index].is_up());
+        let rows = up.filter_map(|index| self.machines[index].disk.row(Space::Data, key.row()));
+        let mut newest = Object::default();
+        rows.filter_map(|row| Object::decode(&row).ok()).for_each(|object| newest.merge(&object));
+        newest
     }
 
     /// The time by which the object's home goes.
     fn home_ms(&self, key: &ObjectKey) -> Option<u64> {
-        let machine = &self.machines[*self.primaries(key).first()?];
-        let node = machine.node.as_ref()?;
-        Some(node.time(machine.now(self.now_us)).wall_ms)
+        let mut machines = self.primaries(key).into_iter().map(|index| &self.machines[index]);
+        machines.find_map(|machine| Some(machine.node.as_ref()?.time(machine.now(self.now_us)).wall_ms))
     }
 
     /// Nodes know the timers of just those objects that they hold.

@@ -63,11 +63,11 @@ function regret(mark) bump(mark) comet.get() error('on purpose') end
 function burn(mark) bump(mark) while true do end end
 function leave(mark) local n = bump(mark) comet.deleteSelf() return n end
 function aso:onUpdate(new, caller)
+  local text = type(new) == 'table' and new.says or new
+  if text ~= 'no' and text ~= 'fail' then return new end
   self.n = self.n + 1000
   self.seen['dirty!'] = self.n
-  local text = type(new) == 'table' and new.says or new
   if text == 'fail' then error('on purpose') end
-  return text ~= 'no' and new
 end
 function onGet() return self.n end";
 /// New code for it, that counts by tens and lets itself be overwritten.
@@ -80,8 +80,8 @@ function leave(mark) local n = bump(mark) comet.deleteSelf() return n end
 function onGet() return self.n end";
 /// Runs at two homes at once.
 pub const TWIN_SOURCE: &str = "aso.hits = comet.counter() aso.n = 0
-function hit() self.hits:add(1) self.n = self.n + 1 return self.n end
-function spoil() hit() error('on purpose') end
+function hit(n) self.hits:add(1) self.n = self.n + n return self.n end
+function spoil() hit(5) error('on purpose') end
 function aso:onMerge(other) self.n = self.n + other.n end
 function aso:onGet() return self.hits:value() * 1000 + self.n end";
 /// What an object of [`CHANGING_SOURCE`] notes when it refuses.
@@ -117,7 +117,8 @@ pub(super) fn active_specs(
     let usual = BucketProperties::default();
     let usual = (usual.n, usual.r, usual.w);
     let bucket = |name: &'static [u8], durability, (n, r, w)| {
-        let aso = ActiveProperties { durability, ..ActiveProperties::default() };
+        let async_ms = if name == CHANGING_BUCKET || name == TWIN_BUCKET { 200 } else { 1_000 };
+        let aso = ActiveProperties { durability, async_ms, ..ActiveProperties::default() };
         let properties = BucketProperties { aso, n, r, w, ..BucketProperties::default() };
         BucketSpec { name: Bytes::from_static(name), properties }
     };
