@@ -91,6 +91,10 @@ pub enum Sabotage {
     CountOneCopyLess,
     /// A get is answered with one answer less than asked for.
     CountOneAnswerLess,
+    /// A home runs a timer whenever it is due there, whoever has run it in that interval.
+    ForgetRuns,
+    /// What an object changes before it refuses to be overwritten stays.
+    KeepRefused,
 }
 
 /// How much work is done at a time. Too little: more rounds; too much: clients wait for a turn that takes long. The

@@ -380,6 +380,10 @@ impl Node {
             Turn::Waits(_) => ActiveError::CannotWait { handler },
             Turn::Failed(failure) => ActiveError::Failed(failure),
         };
+        #[cfg(feature = "sabotage")]
+        if self.config.sabotage == crate::config::Sabotage::KeepRefused {
+            return Err(refused(error));
+        }
         // A write that fails changes nothing: what the handler did before is undone.
         self.take_back(now, key, before);
         Err(refused(error))

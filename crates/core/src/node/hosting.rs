@@ -450,6 +450,11 @@ impl Node {
         // What is loaded may be behind another home's run, or not be written yet.
         let loaded = self.homes.get(&key).map_or(0, |resident| resident.active.last_interval);
         let last_interval = stored.max(loaded);
+        #[cfg(feature = "sabotage")]
+        let last_interval = match self.config.sabotage {
+            crate::config::Sabotage::ForgetRuns => 0,
+            _ => last_interval,
+        };
         if last_interval >= interval || !merged.is_active(now.wall_ms) {
             return;
         }
