@@ -314,7 +314,8 @@ fn hits(object: &Object) -> Result<(i64, BTreeSet<String>), Failure> {
     Ok((hits, marks.iter().map(text).collect()))
 }
 
-/// What the functions of [`crate::workload::active::TALLY_SOURCE`] have counted in the version that leads, and by which mark.
+/// What the functions of [`crate::workload::active::TALLY_SOURCE`] have counted in the version that leads, and
+/// by which mark.
 fn tally(object: &Object) -> Result<(i64, BTreeMap<String, i64>), Failure> {
     let Some(active) = object.active(0) else { return Ok((0, BTreeMap::new())) };
     let mut machine = oort_script::Machine::new(|| 0).expect("there is memory");
