@@ -56,7 +56,7 @@ impl Cluster {
             || self.history.keys.get(&key).is_some_and(|past| past.was_corrupted)
             || self.lost.as_ref().is_some_and(|lost| lost.at_us >= record.start_us)
             || self.is_placed(&key)
-            || self.may_be_gone(&key, &sign);
+            || matches!(sign, Sign::Mark(_)) && self.may_be_gone(&key);
         if is_excused {
             return;
         }
@@ -142,11 +142,9 @@ impl Cluster {
         }
     }
 
-    /// True if others may have deleted or overwritten the object meanwhile, and the call's mark with it.
-    fn may_be_gone(&self, key: &ObjectKey, sign: &Sign) -> bool {
-        let keys = &self.workload.keys;
-        matches!(sign, Sign::Mark(_))
-            && keys.iter().any(|spec| spec.key == *key && spec.role == Role::Changing)
+    /// True if others may delete or overwrite the object, and with it the marks of calls that it has noted.
+    pub(super) fn may_be_gone(&self, key: &ObjectKey) -> bool {
+        self.workload.keys.iter().any(|spec| spec.key == *key && spec.role == Role::Changing)
     }
 
     pub(super) fn is_placed(&self, key: &ObjectKey) -> bool {
