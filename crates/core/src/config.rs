@@ -90,6 +90,10 @@ pub enum Sabotage {
     CountOneCopyLess,
     /// A get is answered with one answer less than asked for.
     CountOneAnswerLess,
+    /// A home runs a timer whenever it is due there, whoever has run it in that interval.
+    ForgetRuns,
+    /// What an object changes before it refuses to be overwritten stays.
+    KeepRefused,
 }
 
 /// The most dead objects in one question. The answer names those that not all may forget by their place in it.

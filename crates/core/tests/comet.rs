@@ -391,6 +391,55 @@ fn timers_run_once_in_each_interval_at_the_home() {
     assert_eq!(cluster.total("active_timer_runs"), runs);
 }
 
+/// A home that stood still had the object loaded; its successor has run the timer in this interval by the time it goes
+/// on.
+#[test]
+fn a_home_that_stood_still_runs_no_interval_again() {
+    let ticking = "aso.ticks = 0 aso.interval = 10
+        function aso:onTimer() self.ticks = self.ticks + 1 end
+        function onGet() return self.ticks end";
+    // Wherever in the interval the standstill falls.
+    for late_ms in [0, 2_000, 4_000, 6_000, 8_000] {
+        let mut cluster = Cluster::new(3);
+        with_quorum(&mut cluster);
+        create(&mut cluster, 0, "clock", ticking).unwrap();
+        let list = cluster.list("clock");
+        cluster.advance(20_000 + late_ms);
+        let Value::Integer(before) = get(&mut cluster, list[1], "clock") else {
+            panic!("ticks are a number")
+        };
+        for _ in 0..2 {
+            cluster.pause(list[0]);
+            cluster.advance(4_000);
+            cluster.resume();
+            cluster.advance(6_000);
+        }
+        let Value::Integer(after) = get(&mut cluster, list[1], "clock") else { panic!("ticks are a number") };
+        assert_eq!(after - before, 2, "ticks in twenty seconds, {late_ms} ms later");
+    }
+}
+
+/// Both creations have read the replicas before either has stored anything.
+#[test]
+fn of_two_creations_at_once_the_second_is_asked_of_the_first() {
+    let guarded = "aso.n = 0 function onUpdate() return nil end function onGet() return self.n end";
+    let mut cluster = Cluster::new(3);
+    with_quorum(&mut cluster);
+    let list = cluster.list("guarded");
+    let operation = || Operation::Update {
+        key: key("guarded"),
+        mutation: activate(guarded),
+        quorum: Quorum::default(),
+        want: Want::default(),
+        caller: None,
+    };
+    let asked = [1, 2].map(|i| cluster.ask(list[i], operation()));
+    let answers = asked.map(|id| cluster.wait(id));
+    assert!(answers[0].is_ok(), "{answers:?}");
+    let refused = ActiveError::Refused { handler: Handler::OnUpdate };
+    assert_eq!(answers[1], Err(ClientError::Active(refused)));
+}
+
 /// Source: DESIGN §1, promise 6. Each object is within its limits, all together ask for more than the nodes have.
 #[test]
 fn timers_get_a_share_of_the_time_and_run_late_beyond_it() {

@@ -7,8 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use oort_core::active::{self, Active, Ask, Facts, Failure, Sandbox};
-use oort_core::bucket::{ActiveProperties, BucketProperties, DEFAULT_BUCKET};
+use oort_core::bucket::{BucketProperties, DEFAULT_BUCKET};
 use oort_core::causality::Dot;
 use oort_core::client::Operation;
 use oort_core::mutation::{Expiry, Mutation};
@@ -18,9 +17,12 @@ use oort_core::types::ObjectKey;
 use crate::evaluation::{self, Wishes};
 use crate::history::{dots_of, History, KeyHistory, OpRecord, Outcome};
 use crate::trace::{get_quorum, EPOCH_MS};
+use crate::workload::Role;
+
+pub(crate) mod active;
 
 /// Every checker's name, the promise it guards (by its number in DESIGN §1) and what it demands.
-pub const CHECKERS: [(&str, u8, &str); 28] = [
+pub const CHECKERS: [(&str, u8, &str); 32] = [
     ("lost-write", 2, "an acknowledged write is a sibling, was superseded by one, expired or lost by lww"),
     ("copies", 2, "an acknowledged write is on the disks of w owners, or of nodes that owe it to them"),
     ("moved", 2, "when others begin to answer reads, every read quorum of them meets what was acknowledged"),
@@ -44,6 +46,10 @@ pub const CHECKERS: [(&str, u8, &str); 28] = [
         2,
         "with quorum no answered call is undone: a plain field counts each once, and answers show all before them",
     ),
+    ("timers", 2, "no interval of a timer is run twice under quorum, and while nothing goes wrong none is missed"),
+    ("changes", 7, "what an active object refused, or failed at, is in none of its versions"),
+    ("rests", 1, "a caller rests only for what it did, and who burned all that a call may take rests"),
+    ("lives", 2, "while nothing goes wrong, active objects that come and go answer just as one server's would"),
     ("dots", 2, "a dot names one write for ever, and an actor's dots ascend, also across restarts"),
     ("durability", 2, "no message and no answer speaks of a write that its maker had not stored durably"),
     (
@@ -81,9 +87,8 @@ pub struct FinalState {
     pub objects: BTreeMap<ObjectKey, Option<Object>>,
     pub lww_buckets: BTreeSet<Vec<u8>>,
     pub counters: BTreeSet<ObjectKey>,
-    pub active: BTreeSet<ObjectKey>,
-    /// Active objects that count in a plain field.
-    pub tallies: BTreeSet<ObjectKey>,
+    /// Active objects, by what they do.
+    pub active: BTreeMap<ObjectKey, Role>,
     /// The latest time any node's wall clock ever showed, in milliseconds since 1970.
     pub wall_ms_max: u64,
     /// Active objects are written some time after they have answered, and machines may have stopped before that.
@@ -112,12 +117,8 @@ pub fn judge(history: &mut History, state: &FinalState) {
             properties: wishes.get(key.bucket()).map_or(&[], |properties| properties),
             found: &mut found,
         };
-        if state.active.contains(key) {
-            judge.active(object.as_ref());
-            continue;
-        }
-        if state.tallies.contains(key) {
-            judge.calls(object.as_ref());
+        if let Some(role) = state.active.get(key) {
+            judge.objects(*role, object.as_ref());
             continue;
         }
         judge.siblings(object.as_ref());
@@ -444,119 +445,6 @@ impl Judge<'_> {
         }
     }
 
-    /// Promise 2 for what active objects keep in convergent fields, whatever homes ran them.
-    fn active(&mut self, object: Option<&Object>) {
-        if object.is_some_and(Object::has_husk) {
-            self.blame("active", "none of the owners has the code and state of a version".into());
-        }
-        let (found, marks) = match object.map(hits).unwrap_or_else(|| Ok((0, BTreeSet::new()))) {
-            Ok(found) => found,
-            Err(failure) => return self.blame("active", format!("the object cannot be loaded: {failure}")),
-        };
-        // What may get lost may not get lost by halves.
-        let (mut sum, mut whole, mut open, mut verdicts) = (0, 0, Vec::new(), Vec::new());
-        let may_lose = self.state.is_interval || self.state.is_async;
-        for (id, op) in self.operations() {
-            let Operation::Call { call, .. } = &op.operation else { continue };
-            let [active::Value::Integer(number), _] = call.arguments[..] else { continue };
-            let is_marked = marks.contains(&crate::history::mark(id));
-            whole += if is_marked { number } else { 0 };
-            match op.outcome {
-                Outcome::Acked => {
-                    sum += number;
-                    if !is_marked && !may_lose {
-                        verdicts.push(format!("the set does not hold the acknowledged o{id}"));
-                    }
-                }
-                Outcome::Unknown | Outcome::Disconnected | Outcome::Pending => open.push(number),
-                Outcome::Refused | Outcome::NotApplied if is_marked => {
-                    verdicts.push(format!("the set holds o{id}, which was refused: {}", op.error));
-                }
-                Outcome::Refused | Outcome::NotApplied => {}
-            }
-        }
-        if whole != found {
-            verdicts.push(format!("the counter shows {found}, the calls in the set make {whole}"));
-        }
-        if !may_lose && !is_subset_sum(&open, found - sum) {
-            verdicts.push(format!(
-                "the field shows {found}: {sum} was acknowledged and no choice of {} open calls explains the rest",
-                open.len()
-            ));
-        }
-        for verdict in verdicts {
-            self.blame("active", verdict);
-        }
-    }
-
-    /// Promise 2 for what active objects keep in plain fields under `quorum`, whatever homes ran them: an answered call
-    /// is never undone.
-    fn calls(&mut self, object: Option<&Object>) {
-        let has_one_copy = |op: &OpRecord| op.w == 1;
-        let is_excused = self.state.has_lost_disk && self.operations().any(|(_, op)| has_one_copy(op));
-        if self.state.is_interval || self.past.was_corrupted || is_excused {
-            return;
-        }
-        let (found, seen) = match object.map_or(Ok((0, BTreeMap::new())), tally) {
-            Ok(found) => found,
-            Err(failure) => return self.blame("calls", format!("the object cannot be loaded: {failure}")),
-        };
-        let (mut bumps, mut answers, mut open, mut verdicts) = (Vec::new(), Vec::new(), 0, Vec::new());
-        for (id, op) in self.operations() {
-            let Operation::Call { call, .. } = &op.operation else { continue };
-            let is_bump = call.what != Ask::Get;
-            let noted = seen.get(&crate::history::mark(id));
-            match (op.outcome, noted) {
-                (Outcome::Acked, noted) if is_bump && noted != op.shown.as_ref() => {
-                    verdicts
-                        .push(format!("o{id} was answered {:?}, the object has noted {noted:?}", op.shown));
-                }
-                (Outcome::Refused | Outcome::NotApplied, Some(noted)) => {
-                    verdicts.push(format!("o{id} was refused ({}), the object has noted {noted}", op.error));
-                }
-                _ => {}
-            }
-            match (op.outcome, op.shown) {
-                (Outcome::Acked, Some(shown)) => {
-                    answers.push((id, op.start_us, shown));
-                    if is_bump {
-                        bumps.push((id, op.end_us, shown));
-                    }
-                }
-                (Outcome::Unknown | Outcome::Disconnected | Outcome::Pending, _) if is_bump => open += 1,
-                _ => {}
-            }
-        }
-        for (at, (id, _, shown)) in bumps.iter().enumerate() {
-            if let Some((other, ..)) = bumps[..at].iter().find(|(_, _, other)| other == shown) {
-                verdicts.push(format!("o{other} and o{id} were both answered {shown}"));
-            }
-            if *shown > found {
-                verdicts.push(format!("o{id} was answered {shown}, the object counts {found} at the end"));
-            }
-        }
-        for (id, start_us, shown) in &answers {
-            let before = bumps.iter().filter(|(_, end_us, _)| end_us < start_us);
-            if let Some((other, _, most)) = before.max_by_key(|(_, _, most)| *most) {
-                if most > shown {
-                    verdicts.push(format!("o{id} shows {shown}, after o{other} was answered {most}"));
-                }
-            }
-        }
-        if found != seen.len() as i64 {
-            verdicts.push(format!("the object counts {found} and has noted {} calls", seen.len()));
-        }
-        if found > (bumps.len() + open) as i64 {
-            verdicts.push(format!(
-                "the object counts {found}: {} calls were answered, {open} are open",
-                bumps.len()
-            ));
-        }
-        for verdict in verdicts {
-            self.blame("calls", verdict);
-        }
-    }
-
     /// Promise 2 for counters.
     fn counter(&mut self, object: Option<&Object>) {
         let may_lose = self.state.is_interval || self.state.has_lost_disk;
@@ -587,63 +475,6 @@ impl Judge<'_> {
                 ),
             );
         }
-    }
-}
-
-/// What the functions of [`crate::workload::ACTIVE_SOURCE`] have counted in all versions of an object together.
-fn hits(object: &Object) -> Result<(i64, BTreeSet<String>), Failure> {
-    let versions: Vec<&Active> = object
-        .0
-        .values()
-        .iter()
-        .filter_map(|(_, version)| match &version.value {
-            Value::Active(active) => Some(&**active),
-            _ => None,
-        })
-        .collect();
-    let Some((first, others)) = versions.split_first() else { return Ok((0, BTreeSet::new())) };
-    let mut machine = oort_script::Machine::new(|| 0).expect("there is memory");
-    let key = ObjectKey::new(b"b", b"k").expect("it is short");
-    let limits = ActiveProperties::default().limits();
-    machine.load(&key, &first.source, Some(&first.state), &limits, Facts::default())?;
-    for other in others {
-        machine.join(&key, &other.state)?;
-    }
-    let hits = number(&machine.field(&key, "hits"));
-    let marks = match machine.field(&key, "log") {
-        active::Value::Array(items) => items,
-        _ => Vec::new(),
-    };
-    Ok((hits, marks.iter().map(text).collect()))
-}
-
-/// What the functions of [`crate::workload::TALLY_SOURCE`] have counted in the version that leads, and by which mark.
-fn tally(object: &Object) -> Result<(i64, BTreeMap<String, i64>), Failure> {
-    let Some(active) = object.active(0) else { return Ok((0, BTreeMap::new())) };
-    let mut machine = oort_script::Machine::new(|| 0).expect("there is memory");
-    let key = ObjectKey::new(b"b", b"k").expect("it is short");
-    let limits = ActiveProperties::default().limits();
-    machine.load(&key, &active.source, Some(&active.state), &limits, Facts::default())?;
-    let entries = match machine.field(&key, "seen") {
-        active::Value::Map(entries) => entries,
-        _ => Vec::new(),
-    };
-    let seen = entries.iter().map(|(mark, n)| (text(mark), number(n)));
-    Ok((number(&machine.field(&key, "n")), seen.collect()))
-}
-
-fn number(value: &active::Value) -> i64 {
-    match value {
-        active::Value::Integer(found) => *found,
-        active::Value::Number(found) => *found as i64,
-        _ => i64::MIN,
-    }
-}
-
-fn text(value: &active::Value) -> String {
-    match value {
-        active::Value::Bytes(bytes) => String::from_utf8_lossy(bytes).into_owned(),
-        other => format!("{other:?}"),
     }
 }
 

@@ -7,6 +7,7 @@
 //! pages, `strikes` makes things go wrong, `run` is the story from the first start to the verdict.
 
 mod copies;
+mod finale;
 mod forgetting;
 mod links;
 mod listings;

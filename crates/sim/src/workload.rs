@@ -6,8 +6,8 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use oort_core::active::{Ask, Call, Value};
-use oort_core::bucket::{ActiveDurability, ActiveProperties, BucketProperties, Conflict, DEFAULT_BUCKET};
+use oort_core::active::{Ask, Call};
+use oort_core::bucket::{ActiveDurability, BucketProperties, Conflict, DEFAULT_BUCKET};
 use oort_core::causality::{Dot, VersionVector};
 use oort_core::client::{Operation, Quorum, RequestId, Scan, Want};
 use oort_core::mutation::{Basis, Condition, Expiry, ExpiryCondition, FloatText, Mutation};
@@ -16,10 +16,12 @@ use oort_core::types::{ObjectKey, Position, Rng};
 
 use crate::history::{mark, number_mark};
 
+pub mod active;
+
 /// The version of what a seed means. Raised by one whenever the same seed no longer draws the same world: a fault, an
 /// operation or a draw more, or another order of draws. Replay commands and story files carry it, so that an old story
 /// is refused rather than replayed as something else. `tests/version.rs` notices most changes.
-pub const WORKLOAD_VERSION: u32 = 2;
+pub const WORKLOAD_VERSION: u32 = 3;
 
 /// What a key is used for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -40,6 +42,19 @@ pub enum Role {
     Active { is_placed: bool },
     /// An active object that counts in a plain field, which no join of two homes' versions would save.
     Tally,
+    /// An active object that notes when its timer ran; that of a slow one waits.
+    Ticker { is_slow: bool },
+    /// An active object that is deleted, overwritten, made again and given new code.
+    Changing,
+    /// An active object that no client asks: two homes run it at once at the end.
+    Twin,
+}
+
+impl Role {
+    /// True if what is under the key is an active object.
+    pub fn is_active(self) -> bool {
+        matches!(self, Role::Active { .. } | Role::Tally | Role::Ticker { .. } | Role::Changing | Role::Twin)
+    }
 }
 
 /// One key of the workload.
@@ -111,40 +126,6 @@ pub struct Workload {
     timeout_ms_max: u32,
 }
 
-/// Counts in fields that converge: at once, after a wait for its node, and before one; or fails when it has counted, by
-/// an error or by never ending. Another creation leaves it as it is.
-pub const ACTIVE_SOURCE: &str = "aso.hits = comet.counter() aso.log = comet.set()
-function hit(n, mark) self.hits:add(n) self.log:add(mark) return self.hits:value() end
-function look(n, mark) comet.get() comet.lookup() return hit(n, mark) end
-function save(n, mark) hit(n, mark) comet.put(self) return self.hits:value() end
-function fail(n, mark) hit(n, mark) if n % 4 == 0 then while true do end end error('on purpose') end
-function aso:onUpdate(new, caller) return self end
-function onGet() return self.hits:value() end";
-/// Makes it have its copies at all owners but one, now this one and now another.
-const SELECT_REPLICAS: &str = "\nfunction selectReplicas(neighbors)
-  table.remove(neighbors, math.random(#neighbors))
-  return neighbors
-end";
-/// The bucket of the active objects.
-pub const ACTIVE_BUCKET: &[u8] = b"active";
-/// How many active objects there are that count in convergent fields.
-const CONVERGENT_KEYS: usize = 2;
-/// Counts in a plain field and notes who has counted: at once, after a wait for its node, and before one; or fails when
-/// it has counted.
-pub const TALLY_SOURCE: &str = "aso.n = 0 aso.seen = {}
-function bump(mark) self.n = self.n + 1 self.seen[mark] = self.n return self.n end
-function wait(mark) comet.lookup() return bump(mark) end
-function linger(mark) local n = bump(mark) comet.lookup() return n end
-function spoil(mark) bump(mark) error('on purpose') end
-function aso:onUpdate(new, caller) return self end
-function onGet() return self.n end";
-/// The bucket of the objects that count in plain fields: whatever is drawn for the others, `quorum`.
-pub const TALLY_BUCKET: &[u8] = b"tally";
-/// How many of these there are.
-const TALLY_KEYS: usize = 2;
-/// How many active objects there are.
-const ACTIVE_KEYS: usize = CONVERGENT_KEYS + TALLY_KEYS;
-
 /// Two keys that share a cursor, so that no page of a listing may end between them.
 pub const CROWDED_KEYS: [&str; 2] = ["{oort}143284", "{oort}760024"];
 
@@ -209,31 +190,11 @@ impl Workload {
         (self.rest_at, self.timeout_ms_max) = (Some(left), timeout_ms_max);
     }
 
-    /// Has a third of the operations go to active objects. Those that count in convergent fields are of this
-    /// durability, and the last of them `is_placed`: it chooses its holders. `quorum`: n, r and w of those that count
-    /// in plain ones.
-    pub fn add_active(&mut self, durability: ActiveDurability, is_placed: bool, (n, r, w): (u8, u8, u8)) {
-        let aso = ActiveProperties { durability, ..ActiveProperties::default() };
-        let name = Bytes::from_static(ACTIVE_BUCKET);
-        self.buckets.push(BucketSpec {
-            name: name.clone(),
-            properties: BucketProperties { aso, ..BucketProperties::default() },
-        });
-        for i in 0..CONVERGENT_KEYS {
-            let key = ObjectKey::new(&name, format!("object{i}").as_bytes()).expect("it is short");
-            let is_placed = is_placed && i == CONVERGENT_KEYS - 1;
-            self.keys.push(KeySpec { key, role: Role::Active { is_placed } });
-        }
-        let aso = ActiveProperties { durability: ActiveDurability::Quorum, ..ActiveProperties::default() };
-        let name = Bytes::from_static(TALLY_BUCKET);
-        self.buckets.push(BucketSpec {
-            name: name.clone(),
-            properties: BucketProperties { aso, n, r, w, ..BucketProperties::default() },
-        });
-        for i in 0..TALLY_KEYS {
-            let key = ObjectKey::new(&name, format!("tally{i}").as_bytes()).expect("it is short");
-            self.keys.push(KeySpec { key, role: Role::Tally });
-        }
+    /// Has a third of the operations go to active objects: see [`active::active_specs`].
+    pub fn add_active(&mut self, durability: ActiveDurability, is_placed: bool, quorum: (u8, u8, u8)) {
+        let (buckets, keys) = active::active_specs(durability, is_placed, quorum);
+        self.buckets.extend(buckets);
+        self.keys.extend(keys);
         self.has_active = true;
     }
 
@@ -251,8 +212,7 @@ impl Workload {
     }
 
     fn is_strict(&self, spec: &KeySpec) -> bool {
-        let is_active = matches!(spec.role, Role::Active { .. } | Role::Tally);
-        spec.role == Role::Strict || self.is_all_strict && !is_active
+        spec.role == Role::Strict || self.is_all_strict && !spec.role.is_active()
     }
 
     /// How long a client thinks before its next operation.
@@ -284,18 +244,21 @@ impl Workload {
             0 => Some([30, 300, 3000][rng.below(3) as usize].min(self.timeout_ms_max)),
             _ => None,
         };
-        let plain_keys = self.keys.len() - if self.has_active { ACTIVE_KEYS } else { 0 };
+        let plain_keys = self.keys.len() - if self.has_active { active::ACTIVE_KEYS } else { 0 };
         let index = match rng.chance(3, 4) {
-            _ if self.has_active && rng.chance(1, 3) => plain_keys as u64 + rng.below(ACTIVE_KEYS as u64),
+            _ if self.has_active && rng.chance(1, 3) => plain_keys as u64 + active::draw_active(rng),
             true => rng.below(self.hot_keys.min(plain_keys) as u64),
             false => rng.below(plain_keys as u64),
         };
         let spec = &self.keys[index as usize];
         let screen = state.screens.get(&spec.key);
-        let (operation, seen) = match rng.below(100) {
+        let (mut operation, seen) = match rng.below(100) {
             0 | 1 => (self.scan(spec, rng), Vec::new()),
             _ => self.operation(spec, screen, id, wall_ms, rng),
         };
+        if let (Operation::Call { call, .. }, true) = (&mut operation, spec.role.is_active()) {
+            call.caller = active::caller_of(client);
+        }
         Planned { machine, operation, timeout_ms, seen }
     }
 
@@ -318,11 +281,8 @@ impl Workload {
         wall_ms: u64,
         rng: &mut Rng,
     ) -> (Operation, Vec<Dot>) {
-        if let Role::Active { is_placed } = spec.role {
-            return (active_operation(spec.key.clone(), is_placed, id, rng), Vec::new());
-        }
-        if spec.role == Role::Tally {
-            return (tally_operation(spec.key.clone(), id, rng), Vec::new());
+        if spec.role.is_active() {
+            return (active::operation_of(spec, id, wall_ms, rng), Vec::new());
         }
         let quorum = self.quorum(spec, rng);
         if rng.below(10) < self.gets_of_ten {
@@ -460,58 +420,6 @@ pub fn get_operation(key: ObjectKey, quorum: Quorum, rng: &mut Rng) -> Operation
             Operation::Call { key, call, quorum }
         }
         false => Operation::Get { key, quorum },
-    }
-}
-
-fn active_operation(key: ObjectKey, is_placed: bool, id: RequestId, rng: &mut Rng) -> Operation {
-    let quorum = Quorum::default();
-    let call = |what, arguments| Call { what, arguments, caller: None };
-    match rng.below(10) {
-        0 | 1 => Operation::Update {
-            key,
-            mutation: Mutation::Activate {
-                source: [ACTIVE_SOURCE, if is_placed { SELECT_REPLICAS } else { "" }].concat().into(),
-                expiry: Expiry::Never,
-                keeps_state: false,
-            },
-            quorum,
-            want: Want::default(),
-            caller: None,
-        },
-        2 => Operation::Call { key, call: call(Ask::Get, Vec::new()), quorum },
-        _ => {
-            let arguments = vec![Value::Integer(1 + rng.below(1000) as i64), Value::from(mark(id).as_str())];
-            let names: [&[u8]; 5] = [b"hit", b"hit", b"look", b"save", b"fail"];
-            let function = Bytes::from_static(names[rng.below(5) as usize]);
-            Operation::Call { key, call: call(Ask::Function(function), arguments), quorum }
-        }
-    }
-}
-
-fn tally_operation(key: ObjectKey, id: RequestId, rng: &mut Rng) -> Operation {
-    let quorum = Quorum::default();
-    let call = |what| Call { what, arguments: Vec::new(), caller: None };
-    let function = |name| {
-        let what = Ask::Function(Bytes::from_static(name));
-        Call { what, arguments: vec![Value::from(mark(id).as_str())], caller: None }
-    };
-    match rng.below(10) {
-        0 => Operation::Update {
-            key,
-            mutation: Mutation::Activate {
-                source: Bytes::from_static(TALLY_SOURCE.as_bytes()),
-                expiry: Expiry::Never,
-                keeps_state: false,
-            },
-            quorum,
-            want: Want::default(),
-            caller: None,
-        },
-        1 | 2 => Operation::Call { key, call: call(Ask::Get), quorum },
-        3 => Operation::Call { key, call: function(b"wait"), quorum },
-        4 => Operation::Call { key, call: function(b"linger"), quorum },
-        5 => Operation::Call { key, call: function(b"spoil"), quorum },
-        _ => Operation::Call { key, call: function(b"bump"), quorum },
     }
 }
 

@@ -170,6 +170,16 @@ fn calls_acknowledged_before_they_are_durable_get_lost() {
 }
 
 #[test]
+fn homes_that_do_not_look_who_ran_a_timer_run_it_twice() {
+    caught_among(true, |config| config.sabotage = Sabotage::ForgetRuns, "restart,split", &["timers"]);
+}
+
+#[test]
+fn an_object_that_refuses_keeps_what_it_has_changed() {
+    caught_among(true, |config| config.sabotage = Sabotage::KeepRefused, "none", &["changes", "lives"]);
+}
+
+#[test]
 fn a_ring_of_another_cluster_takes_over() {
     caught(|config| config.sabotage = Sabotage::IgnoreFounding, "stranger", &["identity"]);
 }

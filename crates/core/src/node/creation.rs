@@ -235,6 +235,10 @@ impl Node {
         let (facts, limits) = (self.facts(now), self.limits(key));
         let nobody = Caller::default();
         let caller = update.caller.as_deref().unwrap_or(&nobody);
+        // Another may have been made here since the replicas were read: then it has its say.
+        if let Some((held, _)) = self.replica.load_object(key) {
+            merged.merge(&held);
+        }
         if merged.is_active(now.wall_ms) {
             self.make_resident(now, key, Some(merged.clone()))?;
             let sandbox = self.sandbox()?;
@@ -376,6 +380,10 @@ impl Node {
             Turn::Waits(_) => ActiveError::CannotWait { handler },
             Turn::Failed(failure) => ActiveError::Failed(failure),
         };
+        #[cfg(feature = "sabotage")]
+        if self.config.sabotage == crate::config::Sabotage::KeepRefused {
+            return Err(refused(error));
+        }
         // A write that fails changes nothing: what the handler did before is undone.
         self.take_back(now, key, before);
         Err(refused(error))

@@ -446,9 +446,14 @@ impl Node {
 
     /// Runs `onTimer` unless it ran in this interval already.
     fn run_timer(&mut self, now: Now, key: ObjectKey, interval: u64, merged: Object, out: &mut Vec<Output>) {
-        let last_interval = match self.homes.get(&key) {
-            Some(resident) => resident.active.last_interval,
-            None => merged.active(now.wall_ms).map_or(u64::MAX, |active| active.last_interval),
+        let stored = merged.active(now.wall_ms).map_or(u64::MAX, |active| active.last_interval);
+        // What is loaded may be behind another home's run, or not be written yet.
+        let loaded = self.homes.get(&key).map_or(0, |resident| resident.active.last_interval);
+        let last_interval = stored.max(loaded);
+        #[cfg(feature = "sabotage")]
+        let last_interval = match self.config.sabotage {
+            crate::config::Sabotage::ForgetRuns => 0,
+            _ => last_interval,
         };
         if last_interval >= interval || !merged.is_active(now.wall_ms) {
             return;

@@ -55,7 +55,8 @@ impl Cluster {
         let is_excused = self.is_interval() && self.machines.iter().any(|machine| machine.power_failures > 0)
             || self.history.keys.get(&key).is_some_and(|past| past.was_corrupted)
             || self.lost.as_ref().is_some_and(|lost| lost.at_us >= record.start_us)
-            || self.is_placed(&key);
+            || self.is_placed(&key)
+            || matches!(sign, Sign::Mark(_)) && self.may_be_gone(&key);
         if is_excused {
             return;
         }
@@ -139,6 +140,11 @@ impl Cluster {
         } else {
             self.now_us
         }
+    }
+
+    /// True if others may delete or overwrite the object, and with it the marks of calls that it has noted.
+    pub(super) fn may_be_gone(&self, key: &ObjectKey) -> bool {
+        self.workload.keys.iter().any(|spec| spec.key == *key && spec.role == Role::Changing)
     }
 
     pub(super) fn is_placed(&self, key: &ObjectKey) -> bool {

@@ -61,7 +61,8 @@ impl Cluster {
                 Operation::Call { .. } => holds(copy, &mark(id)),
                 _ => op.dots.iter().any(|dot| copy.object.context().covers(*dot)),
             };
-            if !leaves_something(op) || self.is_forgotten(key, op) {
+            let may_be_gone = matches!(op.operation, Operation::Call { .. }) && self.may_be_gone(key);
+            if !leaves_something(op) || may_be_gone || self.is_forgotten(key, op) {
                 continue;
             }
             let holders: Vec<usize> =

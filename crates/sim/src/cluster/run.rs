@@ -24,9 +24,8 @@ use crate::network::Network;
 use crate::panics::caught;
 use crate::skips::Skips;
 use crate::trace::{show_object, Trace};
-use crate::workload::{
-    get_operation, Planned, Role, Workload, ACTIVE_BUCKET, TALLY_BUCKET, WORKLOAD_VERSION,
-};
+use crate::workload::active::ACTIVE_BUCKET;
+use crate::workload::{get_operation, KeySpec, Planned, Role, Workload, WORKLOAD_VERSION};
 
 /// How long all must have held a deleted object alike before it is forgotten: more than an operation may take then, a
 /// message (1 s, and what is before it), and two standstills of an eighth.
@@ -188,7 +187,7 @@ impl Cluster {
             };
             let is_placed = choices.chance(1, 2);
             // They overlap, whatever is drawn.
-            let quorums = [(3, 2, 2), (3, 2, 2), (3, 2, 3), (3, 3, 1), (2, 1, 2), (5, 3, 3), (5, 4, 2)];
+            let quorums = [(3, 2, 2), (3, 2, 2), (3, 1, 3), (3, 3, 1), (2, 1, 2), (5, 3, 3), (5, 4, 2)];
             let quorum = quorums[Rng::new(setup.seed ^ 1 << 60).below(quorums.len() as u64) as usize];
             workload.add_active(durability, is_placed, quorum);
         }
@@ -275,6 +274,9 @@ impl Cluster {
         if has_converged && self.history.violations.is_empty() {
             self.look();
             self.look_at_listings();
+            if self.workload.has_active() {
+                self.finale();
+            }
         }
         self.blame_unanswered();
         self.check_foundings();
@@ -292,7 +294,7 @@ impl Cluster {
     }
 
     /// Runs until `is_done`, looked at every few milliseconds, or until `limit_us` have passed. True if it is done.
-    fn wait(&mut self, limit_us: u64, is_done: impl Fn(&Cluster) -> bool) -> bool {
+    pub(super) fn wait(&mut self, limit_us: u64, is_done: impl Fn(&Cluster) -> bool) -> bool {
         let end_us = self.now_us + limit_us;
         while self.now_us < end_us {
             let next_us = (self.now_us + 20_000).min(end_us);
@@ -304,7 +306,7 @@ impl Cluster {
         false
     }
 
-    fn run_to(&mut self, until_us: u64) {
+    pub(super) fn run_to(&mut self, until_us: u64) {
         while self.queue.first_key_value().is_some_and(|((at_us, _), _)| *at_us <= until_us) {
             self.advance();
             if self.trace.events() == EVENTS_MAX {
@@ -406,7 +408,7 @@ impl Cluster {
         stored.chain(self.history.keys.keys().cloned()).collect()
     }
 
-    fn differs(&self, key: &ObjectKey) -> bool {
+    pub(super) fn differs(&self, key: &ObjectKey) -> bool {
         let mut rows = self.primaries(key).into_iter().map(|index| {
             let disk = &self.machines[index].disk;
             disk.row(Space::Data, key.row()).map(|bytes| common_bytes(&bytes).to_vec())
@@ -551,7 +553,13 @@ impl Cluster {
             let machine = self.rng.below(self.machines.len() as u64) as usize;
             let n = self.replication(key.bucket()).0.n as u64;
             let quorum = Quorum { r: Some(1 + self.rng.below(n) as u8), ..Quorum::default() };
-            let operation = match [ACTIVE_BUCKET, TALLY_BUCKET].contains(&key.bucket()) {
+            let is_key = |spec: &KeySpec| spec.key == key;
+            let role = self.workload.keys.iter().find(|spec| is_key(spec)).map(|spec| spec.role);
+            if matches!(role, Some(Role::Ticker { .. })) {
+                // It changes by itself.
+                continue;
+            }
+            let operation = match role.is_some_and(Role::is_active) {
                 true => Operation::Get { key: key.clone(), quorum },
                 false => get_operation(key.clone(), quorum, &mut self.rng),
             };
@@ -635,13 +643,8 @@ impl Cluster {
                 .collect(),
             active: keys
                 .clone()
-                .filter(|spec| matches!(spec.role, Role::Active { .. }))
-                .map(|spec| spec.key.clone())
-                .collect(),
-            tallies: keys
-                .clone()
-                .filter(|spec| spec.role == Role::Tally)
-                .map(|spec| spec.key.clone())
+                .filter(|spec| spec.role.is_active())
+                .map(|spec| (spec.key.clone(), spec.role))
                 .collect(),
             counters: keys.filter(|spec| spec.role == Role::Counter).map(|spec| spec.key.clone()).collect(),
             wall_ms_max: self.wall_ms_max,

@@ -18,7 +18,7 @@ use crate::chronicle::Incident;
 use crate::disk::Disk;
 use crate::faults::{Fault, Plan, Timing};
 use crate::machine::Clock;
-use crate::workload::{ACTIVE_BUCKET, TALLY_BUCKET};
+use crate::workload::active::{ACTIVE_BUCKET, TALLY_BUCKET};
 
 /// Of machines that stood still at once the last goes on within so many times `suspect_ms` of the first: long enough to
 /// be suspect, too short to be down.
