@@ -252,7 +252,7 @@ impl<'a> Model<'a> {
             Condition::IfAbsent => view.newest.is_none(),
             Condition::IfPresent => view.newest.is_some(),
             Condition::IfTag(_) if self.is_lww => view.newest.is_some(),
-            Condition::IfTag(_) => view.newest.is_some() && has_same(&view.dots, &op.seen),
+            Condition::IfTag(_) => view.newest.is_some() && has_all(&view.dots, &op.seen),
             Condition::UnlessTag(_) | Condition::Always => true,
         };
         match holds {
@@ -400,9 +400,9 @@ fn repeated_mark(bytes: &[u8]) -> Option<String> {
     Some(twice[0].escape_ascii().to_string())
 }
 
-/// True if both are the same siblings, in whatever order.
-fn has_same(one: &[Dot], two: &[Dot]) -> bool {
-    one.len() == two.len() && one.iter().all(|dot| two.contains(dot))
+/// True if all of `some` are among `dots`. What else was seen may have been superseded already.
+fn has_all(dots: &[Dot], some: &[Dot]) -> bool {
+    some.iter().all(|dot| dots.contains(dot))
 }
 
 #[cfg(test)]

@@ -389,8 +389,8 @@ impl Node {
         }
     }
 
-    /// A put cannot succeed with the nodes that were asked: asks those that have been silent for long, but are linked.
-    /// True if there was one.
+    /// A put cannot succeed with the nodes that were asked: asks the owners that others stand in for, if they are linked,
+    /// however long they have been silent. True if there was one.
     fn ask_silent(&mut self, now: Now, id: TaskId, out: &mut Vec<Output>) -> bool {
         let Some(Task { work: Work::Put { put, reply: Some(_), .. }, .. }) = self.tasks.get_mut(id) else {
             return false;
@@ -399,7 +399,7 @@ impl Node {
         let (serving, others) = self.owners(&key);
         let owners = [serving, others.unwrap_or_default()].concat();
         let mut has_asked = false;
-        for owner in owners.into_iter().filter(|owner| self.is_silent(*owner)).collect::<Vec<_>>() {
+        for owner in owners.into_iter().filter(|owner| self.can_answer(*owner)).collect::<Vec<_>>() {
             let Some(Task { work: Work::Put { put, .. }, .. }) = self.tasks.get_mut(id) else { break };
             if put.involves(owner) {
                 continue;
