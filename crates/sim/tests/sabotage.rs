@@ -75,7 +75,7 @@ fn counting_an_acknowledgement_twice_acknowledges_too_early() {
 
 #[test]
 fn an_actor_that_forgot_supersedes_what_it_does_not_know() {
-    caught(|config| config.sabotage = Sabotage::KeepActor, "all", &["lost-write"]);
+    caught(|config| config.sabotage = Sabotage::KeepActor, "crash", &["lost-write"]);
 }
 
 #[test]
