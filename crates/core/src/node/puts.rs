@@ -389,8 +389,8 @@ impl Node {
         }
     }
 
-    /// A put cannot succeed with the nodes that were asked: asks the owners that others stand in for, if they are linked,
-    /// however long they have been silent. True if there was one.
+    /// A put cannot succeed with the nodes that were asked: asks the owners that others stand in for, if they are
+    /// linked, however long they have been silent. True if there was one.
     fn ask_silent(&mut self, now: Now, id: TaskId, out: &mut Vec<Output>) -> bool {
         let Some(Task { work: Work::Put { put, reply: Some(_), .. }, .. }) = self.tasks.get_mut(id) else {
             return false;

@@ -341,7 +341,7 @@ impl Cluster {
         let wait_ms = interval_start(key, interval_ms, number + 1).saturating_sub(home_ms);
         let early_us = self.rng.below(4_000);
         let home = self.primaries(key).first().copied()?;
-        (replication.r.max(replication.w) <= others && others > (others + 1) / 2)
+        (replication.r.max(replication.w) <= others && others > others.div_ceil(2))
             .then(|| (home, (self.now_us + wait_ms * 1000).saturating_sub(early_us).max(self.now_us)))
     }
 
