@@ -233,7 +233,14 @@ impl Node {
             let has_put = self.homes.get(key).is_some_and(|resident| resident.has_put);
             // What the handler itself has put stays.
             let error = if has_put { ClientError::OutcomeUnknown } else { error };
-            return self.fail_run(now, key, origin, error, out);
+            self.fail_run(now, key, origin, error, out);
+            // The run may have ended before its term was claimed: what it did is only in memory, like all of it.
+            if self.is_kept_by_quorum(key)
+                && self.homes.get(key).is_some_and(|resident| resident.run.is_none())
+            {
+                self.load_saved(now, key);
+            }
+            return;
         }
         if self.must_claim(key) {
             return self.claim(now, key, origin, (quorum, Then::Keep), reply, again, deadline_us, out);
