@@ -325,7 +325,7 @@ pub enum FailureKind {
     Syntax,
     /// The code raised an error, or left a state that cannot be kept. All changes of the call are undone.
     Error,
-    /// A limit on work was reached: time, instructions, memory or messages. All changes of the call are undone, and its
+    /// A limit on work was reached: time, instructions or memory. All changes of the call are undone, and its
     /// caller rests.
     Limit,
     /// The object has no such function.

@@ -201,6 +201,15 @@ impl Replication {
         let is_quorum = |quorum: u8| (1..=self.n).contains(&quorum);
         self.n <= N_MAX && is_quorum(self.r) && is_quorum(self.w)
     }
+
+    /// How many of `owners` owners hold an acknowledged write at least, whenever it was acknowledged: 1 to `owners`.
+    ///
+    /// Not W: a write may be older than this W, and all that has held since then is that R owners do not all lack it.
+    /// Where quorums need not overlap, older writes are promised nothing and newer ones have W copies.
+    pub fn copies_at_least(&self, owners: usize) -> usize {
+        let (r, w) = (owners.min(self.r as usize), owners.min(self.w as usize));
+        w.min(owners + 1 - r)
+    }
 }
 
 impl Default for Replication {

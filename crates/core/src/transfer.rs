@@ -106,8 +106,8 @@ impl Shape {
         }
         let staying = before.iter().filter(|node| after.contains(node)).count();
         let leaving = before.len() - staying;
-        let (w, r) = (before.len().min(self.before.w as usize), after.len().min(self.after.r as usize));
-        staying.saturating_sub(w.saturating_sub(leaving)) >= r
+        let copies = self.before.copies_at_least(before.len());
+        staying.saturating_sub(copies.saturating_sub(leaving)) >= after.len().min(self.after.r as usize)
     }
 
     /// Whether `node` must fetch something in a segment.
@@ -394,6 +394,9 @@ mod tests {
             ((3, 1, 3), (1, 1, 1), &[]),
             ((3, 2, 2), (2, 2, 1), &[]),
             ((5, 3, 3), (3, 2, 2), &[1, 2, 3]),
+            // W was raised, and a write that is older has fewer copies.
+            ((3, 2, 3), (3, 1, 3), &[1, 2, 3]),
+            ((4, 2, 4), (2, 1, 2), &[1, 2]),
         ] {
             let shape = Shape { before: replication(before), after: replication(after) };
             let fetching = list.iter().copied().filter(|node| shape.must_fetch(*node, &list, &list));

@@ -276,7 +276,9 @@ fn failure(error: ScriptError) -> Failure {
         | ScriptError::Unkeepable { .. }
         | ScriptError::BadState { .. }
         | ScriptError::Machine { .. }
-        | ScriptError::Limit { limit: LimitError::Memory { .. }, .. } => FailureKind::Error,
+        | ScriptError::Limit { limit: LimitError::Memory { .. }, .. }
+        // All callers of an object share its messages: whoever finds none left has not used them up.
+        | ScriptError::Limit { limit: LimitError::Messages { .. }, .. } => FailureKind::Error,
         ScriptError::Limit { .. } => FailureKind::Limit,
     };
     Failure { kind, message: error.to_string(), trace: error.trace().to_string() }

@@ -136,7 +136,7 @@ fn after_any_failure_the_object_can_be_called_and_its_run_is_gone() {
         ("wait", FailureKind::Error),
         ("wait_and_loop", FailureKind::Limit),
         ("late", FailureKind::Error),
-        ("flood", FailureKind::Limit),
+        ("flood", FailureKind::Error),
     ];
     let mut machine = machine();
     let key = load(&mut machine, "a", source);

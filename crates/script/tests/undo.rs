@@ -154,7 +154,7 @@ fn whatever_a_call_did_before_it_failed_is_undone() {
         }
         let Turn::Failed(failure) = turn else { panic!("{what}: {turn:?}") };
         assert!(failure.message.contains(text), "{what}: {failure}");
-        let is_work = ["loop", "heap", "flood"].contains(&what);
+        let is_work = ["loop", "heap"].contains(&what);
         assert_eq!(failure.kind == FailureKind::Limit, is_work, "{what}");
         assert_eq!(
             machine.save(&key).as_ref(),

@@ -336,6 +336,11 @@ impl Node {
         let Some(resident) = self.homes.get(key) else {
             return self.finish(job.origin, Err(refused(ActiveError::Replaced)), out);
         };
+        // What was read while the run waited may be the run of another home.
+        let is_over = |interval: &u64| resident.active.last_interval >= *interval;
+        if matches!(&job.what, What::Timer(interval) if is_over(interval)) {
+            return self.finish(job.origin, Err(refused(ActiveError::TimedOut)), out);
+        }
         resident.used_us = now.mono_us;
         resident.has_put = false;
         let place = resident.place;

@@ -270,10 +270,9 @@ impl Node {
             return false;
         }
         shapes.iter().all(|shape| {
-            let (n, w) = (shape.before.n as usize, shape.before.w as usize);
-            let old = &range.old[..n.min(range.old.len())];
+            let old = &range.old[..range.old.len().min(shape.before.n as usize)];
             let available = old.iter().filter(may_come_back).count();
-            let needed = (old.len() + 1).saturating_sub(w).min(available);
+            let needed = (old.len() + 1 - shape.before.copies_at_least(old.len())).min(available);
             old.iter().filter(|node| range.done.contains(node)).count() >= needed
         })
     }

@@ -407,10 +407,14 @@ impl Cluster {
         }
         machines.iter().zip(&owners).find_map(|(index, owner)| {
             let row = self.machines[*index].disk.row(Space::Data, key.row())?;
-            let is_holder = placement.holders.contains(owner);
-            let is_husk = Object::decode(&row).ok()?.has_husk();
-            (is_holder == is_husk)
-                .then(|| format!("n{index} has a husk: {is_husk}; it was chosen: {is_holder}"))
+            let object = Object::decode(&row).ok()?;
+            // Each of several versions has been placed by whoever wrote it.
+            object.0.values().iter().find_map(|(_, version)| {
+                let is_holder = version.value.placement()?.holders.contains(owner);
+                let is_husk = matches!(version.value, Value::Husk(_));
+                (is_holder == is_husk)
+                    .then(|| format!("n{index} has a husk: {is_husk}; it was chosen: {is_holder}"))
+            })
         })
     }
 }

@@ -573,10 +573,12 @@ impl Cluster {
             let past = self.history.keys.get(&key);
             let forgotten: Vec<_> = past.map_or(Vec::new(), |past| past.forgotten_until(u64::MAX).collect());
             held.retain(|dot| !forgotten.contains(dot));
+            // The only copy was damaged, and nobody can mend it.
+            let is_lost = past.is_some_and(|past| past.was_corrupted) && self.primaries(&key).len() == 1;
             let record = self.history.operation(id);
             let mut read = record.read.clone();
             read.retain(|dot| !forgotten.contains(dot));
-            if record.outcome != Outcome::Acked || read != held {
+            if (record.outcome != Outcome::Acked && !is_lost) || read != held {
                 let (outcome, read, error) = (record.outcome, record.read.clone(), record.error.clone());
                 let detail = format!(
                     "n{} answered {outcome:?} {} {error}; the replicas hold {}",
