@@ -146,9 +146,10 @@ enum Event {
     SpeedUpDisk {
         machine: usize,
     },
-    /// A machine stands still from now on, for so long.
-    StandStill {
+    /// Something befalls a machine that is just asked for something.
+    Befall {
         machine: usize,
+        fault: Fault,
         lasts_us: u64,
     },
 }
@@ -249,9 +250,7 @@ impl Cluster {
                 self.machines[machine].disk.set_full(false);
                 self.trouble_until(self.now_us);
             }
-            Event::StandStill { machine, lasts_us } => {
-                self.stand_still(machine, lasts_us);
-            }
+            Event::Befall { machine, fault, lasts_us } => self.befall(machine, fault, lasts_us),
             Event::SpeedUpDisk { machine } => self.machines[machine].disk_slowness = 1,
         }
         true
@@ -622,7 +621,7 @@ impl Cluster {
         }
         self.check_clock(index);
         self.machines[index].waiting.insert(id);
-        self.stop_home(id);
+        self.trouble_owner(id);
         self.deliver(index, Input::Request { id, request });
     }
 

@@ -120,6 +120,8 @@ pub struct Workload {
     large_values: bool,
     /// The last keys are active objects.
     has_active: bool,
+    /// Which of them are asked, and how much.
+    crowd: active::Crowd,
     /// When so many operations are left the clients rest, and before that they delete.
     rest_at: Option<usize>,
     /// The longest time limit of an operation.
@@ -179,6 +181,7 @@ impl Workload {
             is_all_strict: rng.chance(1, 3),
             large_values: rng.chance(1, 8),
             has_active: false,
+            crowd: active::Crowd::default(),
             rest_at: None,
             timeout_ms_max: u32::MAX,
         }
@@ -190,12 +193,24 @@ impl Workload {
         (self.rest_at, self.timeout_ms_max) = (Some(left), timeout_ms_max);
     }
 
-    /// Has a third of the operations go to active objects: see [`active::active_specs`].
-    pub fn add_active(&mut self, durability: ActiveDurability, is_placed: bool, quorum: (u8, u8, u8)) {
+    /// Has a third of the operations or more go to active objects: see [`active::active_specs`].
+    pub fn add_active(
+        &mut self,
+        durability: ActiveDurability,
+        is_placed: bool,
+        quorum: (u8, u8, u8),
+        rng: &mut Rng,
+    ) {
         let (buckets, keys) = active::active_specs(durability, is_placed, quorum);
         self.buckets.extend(buckets);
         self.keys.extend(keys);
         self.has_active = true;
+        self.crowd = active::Crowd::draw(rng);
+    }
+
+    /// True if the key is that of an active object.
+    pub fn is_active(&self, key: &ObjectKey) -> bool {
+        self.has_active && self.keys.iter().any(|spec| spec.key == *key && spec.role.is_active())
     }
 
     /// True if there are active objects.
@@ -245,10 +260,12 @@ impl Workload {
             _ => None,
         };
         let plain_keys = self.keys.len() - if self.has_active { active::ACTIVE_KEYS } else { 0 };
-        let index = match rng.chance(3, 4) {
-            _ if self.has_active && rng.chance(1, 3) => plain_keys as u64 + active::draw_active(rng),
-            true => rng.below(self.hot_keys.min(plain_keys) as u64),
-            false => rng.below(plain_keys as u64),
+        let is_hot = rng.chance(3, 4);
+        let active = if self.has_active { self.crowd.pick(rng) } else { None };
+        let index = match active {
+            Some(active) => plain_keys as u64 + active,
+            None if is_hot => rng.below(self.hot_keys.min(plain_keys) as u64),
+            None => rng.below(plain_keys as u64),
         };
         let spec = &self.keys[index as usize];
         let screen = state.screens.get(&spec.key);
@@ -282,7 +299,8 @@ impl Workload {
         rng: &mut Rng,
     ) -> (Operation, Vec<Dot>) {
         if spec.role.is_active() {
-            return (active::operation_of(spec, id, wall_ms, rng), Vec::new());
+            let properties = self.properties(&spec.key);
+            return (active::operation_of(spec, properties, id, wall_ms, rng), Vec::new());
         }
         let quorum = self.quorum(spec, rng);
         if rng.below(10) < self.gets_of_ten {

@@ -18,7 +18,7 @@ fn seeds_mean_what_their_version_says() {
         workload.rest_at(200, 300);
         if seed % 2 == 0 {
             let durability = oort_core::bucket::ActiveDurability::Quorum;
-            workload.add_active(durability, seed % 4 == 0, (3, 2, 2));
+            workload.add_active(durability, seed % 4 == 0, (3, 2, 2), rng);
         }
         text += &format!("{:?} {:?} {:?}\n", workload.keys, workload.buckets, Plan::draw(Faults::all(), rng));
         for id in 0..200 {

@@ -74,16 +74,20 @@ impl Cluster {
                 .filter(|id| self.by_id.get(id).is_some_and(|index| holders.contains(index)))
                 .count();
             let kept = owners.iter().filter(|id| self.is_covered(**id, &key, &holders)).count();
+            // A call is kept by a majority of the owners themselves: nobody stands in for them.
+            let is_call = matches!(sign, Sign::Mark(_));
+            let majority = if is_call { owners.len() / 2 + 1 } else { 0 };
             let w = needed.w.unwrap_or(replication.w).min(owners.len() as u8) as usize;
+            let w = w.max(majority);
+            let by_owners = if is_call { w } else { owners.len().min(needed.primary_w as usize) };
             let is_enough = match is_steady {
-                true => kept >= w && own >= owners.len().min(needed.primary_w as usize),
+                true => kept >= w && own >= by_owners,
                 // Whose copies counted, only those know who counted them.
                 false => holders.len().max(kept) >= w.min(asked_w as usize),
             };
             if !is_enough {
                 verdict = Some(format!(
-                    "o{id} was acknowledged with {w} copies wanted (of them {} by owners), {kept} there, {own} at owners",
-                    needed.primary_w
+                    "o{id} was acknowledged with {w} copies wanted (of them {by_owners} by owners), {kept} there, {own} at owners"
                 ));
             }
         }

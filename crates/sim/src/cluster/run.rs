@@ -189,7 +189,7 @@ impl Cluster {
             // They overlap, whatever is drawn.
             let quorums = [(3, 2, 2), (3, 2, 2), (3, 1, 3), (3, 3, 1), (2, 1, 2), (5, 3, 3), (5, 4, 2)];
             let quorum = quorums[Rng::new(setup.seed ^ 1 << 60).below(quorums.len() as u64) as usize];
-            workload.add_active(durability, is_placed, quorum);
+            workload.add_active(durability, is_placed, quorum, &mut choices);
         }
         if let Some((left, _)) = rest {
             workload.rest_at(left, SHORT_TIMEOUT_MS);

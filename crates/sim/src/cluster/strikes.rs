@@ -18,11 +18,15 @@ use crate::chronicle::Incident;
 use crate::disk::Disk;
 use crate::faults::{Fault, Plan, Timing};
 use crate::machine::Clock;
+use crate::trace::key_of;
 use crate::workload::active::{ACTIVE_BUCKET, TALLY_BUCKET};
 
 /// Of machines that stood still at once the last goes on within so many times `suspect_ms` of the first: long enough to
 /// be suspect, too short to be down.
 const STAGGER_FACTOR: u64 = 4;
+/// What may befall an owner while it is asked for something.
+const BEFALLING: [Fault; 6] =
+    [Fault::Slow, Fault::Split, Fault::OneWay, Fault::Restart, Fault::Crash, Fault::DiskFull];
 
 impl Cluster {
     /// Starts the faults of this seed's plan.
@@ -325,22 +329,77 @@ impl Cluster {
         true
     }
 
-    /// A call of an object with a plain field goes out. Now and then its home stands still just after, for longer than
-    /// the call may take, and finds it when others have long gone on.
-    pub(super) fn stop_home(&mut self, id: RequestId) {
+    /// A request goes out. Now and then something befalls an owner of its key just then, mostly the home, of what is in
+    /// force: while the request is under way, and perhaps for longer than that may be.
+    pub(super) fn trouble_owner(&mut self, id: RequestId) {
         let record = self.history.operation(id);
-        let Operation::Call { key, .. } = &record.operation else { return };
-        if !self.plan.timed.contains_key(&Fault::Slow) || key.bucket() != TALLY_BUCKET {
+        let Some(key) = key_of(&record.operation).cloned() else { return };
+        let timeout_us = record.timeout_ms * 1000;
+        let faults: Vec<Fault> =
+            BEFALLING.into_iter().filter(|fault| self.plan.timed.contains_key(fault)).collect();
+        let one_in = if self.workload.is_active(&key) { 12 } else { 40 };
+        if faults.is_empty() || !self.rng.chance(1, one_in) {
             return;
         }
-        let (key, timeout_us) = (key.clone(), record.timeout_ms * 1000);
-        if !self.rng.chance(1, 12) || self.skips.faults.contains(Fault::Slow) {
+        let fault = faults[self.rng.below(faults.len() as u64) as usize];
+        let owners = self.primaries(&key);
+        let at = if self.rng.chance(2, 3) { 0 } else { self.rng.below(owners.len().max(1) as u64) as usize };
+        let delay_us = [1_000, 5_000, 30_000][self.rng.below(3) as usize];
+        let at_us = self.now_us + self.rng.below(delay_us);
+        let lasts_us = self.rng.below(2 * timeout_us) + if fault == Fault::Slow { timeout_us } else { 1 };
+        let Some(machine) = owners.get(at).copied().filter(|_| !self.skips.faults.contains(fault)) else {
+            return;
+        };
+        self.at(at_us, Event::Befall { machine, fault, lasts_us });
+    }
+
+    /// What [`Cluster::trouble_owner`] has drawn happens.
+    pub(super) fn befall(&mut self, machine: usize, fault: Fault, lasts_us: u64) {
+        if !self.plan.timed.contains_key(&fault) {
             return;
         }
-        let Some(home) = self.primaries(&key).first().copied() else { return };
-        let lasts_us = timeout_us + self.rng.below(2 * timeout_us);
-        let at_us = self.now_us + self.rng.below(3_000);
-        self.at(at_us, Event::StandStill { machine: home, lasts_us });
+        let is_free = self.machines[machine].is_up() && !self.machines[machine].is_stopping;
+        match fault {
+            Fault::Slow => {
+                self.stand_still(machine, lasts_us);
+            }
+            Fault::DiskFull => {
+                self.fill_disk(machine, lasts_us);
+            }
+            Fault::Split | Fault::OneWay => self.cut_off(machine, fault, lasts_us),
+            Fault::Restart | Fault::Crash if is_free => {
+                let ending = if fault == Fault::Crash { Ending::PowerLoss } else { Ending::Killed };
+                self.end(machine, ending);
+                self.at(self.now_us + 5_000 + lasts_us, Event::Start { machine });
+            }
+            _ => {}
+        }
+        self.trace.line(self.now_us, || format!("{} befalls n{machine} for {} ms", fault.name(), lasts_us / 1000));
+    }
+
+    /// A machine is not heard any more by another or by all others, and with `split` does not hear them: nobody notices
+    /// at once. Where processes end, its own may end meanwhile, before it can make good what it began.
+    fn cut_off(&mut self, machine: usize, fault: Fault, lasts_us: u64) {
+        let machines = self.machines.len();
+        let mut others: Vec<usize> = (0..machines).filter(|other| *other != machine).collect();
+        if self.rng.chance(1, 3) && !others.is_empty() {
+            others = vec![others[self.rng.below(others.len() as u64) as usize]];
+        }
+        let mut cuts: Vec<(usize, usize)> = others.iter().map(|other| (machine, *other)).collect();
+        if fault == Fault::Split {
+            cuts.extend(others.iter().map(|other| (*other, machine)));
+        }
+        self.chronicle.note(self.now_us, Incident::Cut { links: cuts.clone() });
+        cuts.iter().for_each(|(a, b)| self.network.end(*a, *b).cuts += 1);
+        self.at(self.now_us + lasts_us, Event::Heal { cuts });
+        let ends = self.plan.timed.contains_key(&Fault::Restart) && self.rng.chance(1, 2);
+        if ends && self.machines[machine].is_up() && !self.skips.faults.contains(Fault::Restart) {
+            let boot = self.machines[machine].boots;
+            let end_us = self.now_us + self.rng.below(lasts_us);
+            self.at(end_us, Event::End { machine, boot, ending: Ending::Killed });
+            let start_us = end_us + 5_000 + self.rng.below(lasts_us);
+            self.at(start_us, Event::Start { machine });
+        }
     }
 
     /// A machine's disk is gone, with the node that it was. An operator sees to it a little later.

@@ -21,9 +21,11 @@ function save(n, mark) hit(n, mark) comet.put(self) return self.hits:value() end
 function fail(n, mark) hit(n, mark) if n % 4 == 0 then while true do end end error('on purpose') end
 function aso:onUpdate(new, caller) return self end
 function onGet() return self.hits:value() end";
-/// Makes it have its copies at all owners but one, now this one and now another.
+/// Makes it have its copies at all owners but one or two, now these and now others.
 const SELECT_REPLICAS: &str = "\nfunction selectReplicas(neighbors)
-  table.remove(neighbors, math.random(#neighbors))
+  for i = 1, math.random(2) do
+    if #neighbors > 1 then table.remove(neighbors, math.random(#neighbors)) end
+  end
   return neighbors
 end";
 /// Counts in a plain field and notes who has counted: at once, after a wait for its node, and before one; or fails when
@@ -145,8 +147,37 @@ pub(super) fn active_specs(
     (buckets, keys)
 }
 
-/// Which of the active objects a client asks next, counted from the first. Those that count are asked most.
-pub(super) fn draw_active(rng: &mut Rng) -> u64 {
+/// Which active objects clients ask, and how much: in most seeds one or two of them are asked far more than the others,
+/// so that calls meet each other and whatever befalls the object.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Crowd {
+    /// How many of twelve operations go to active objects.
+    share_of_twelve: u64,
+    /// Counted from the first.
+    favourites: Vec<u64>,
+}
+
+impl Crowd {
+    pub fn draw(rng: &mut Rng) -> Crowd {
+        let favourites: Vec<u64> = (0..rng.below(3)).map(|_| draw_active(rng)).collect();
+        let share_of_twelve = if favourites.is_empty() { 4 } else { 4 + rng.below(5) };
+        Crowd { share_of_twelve, favourites }
+    }
+
+    /// The active object that the next operation goes to, if it goes to one.
+    pub fn pick(&self, rng: &mut Rng) -> Option<u64> {
+        if !rng.chance(self.share_of_twelve, 12) {
+            return None;
+        }
+        match self.favourites.is_empty() || rng.chance(1, 4) {
+            true => Some(draw_active(rng)),
+            false => Some(self.favourites[rng.below(self.favourites.len() as u64) as usize]),
+        }
+    }
+}
+
+/// One of the active objects, counted from the first. Those that count are drawn most.
+fn draw_active(rng: &mut Rng) -> u64 {
     match rng.below(3) {
         0 => 2 * KEYS as u64 + rng.below(2 * KEYS as u64),
         _ => rng.below(2 * KEYS as u64),
@@ -159,13 +190,37 @@ pub(crate) fn caller_of(client: usize) -> Option<Arc<Caller>> {
 }
 
 /// A client's operation `id` on an active object. `wall_ms`: the true time.
-pub(super) fn operation_of(spec: &KeySpec, id: RequestId, wall_ms: u64, rng: &mut Rng) -> Operation {
+pub(super) fn operation_of(
+    spec: &KeySpec,
+    properties: &BucketProperties,
+    id: RequestId,
+    wall_ms: u64,
+    rng: &mut Rng,
+) -> Operation {
     let key = spec.key.clone();
-    match spec.role {
+    let mut operation = match spec.role {
         Role::Active { is_placed } => convergent(key, is_placed, id, rng),
         Role::Ticker { is_slow } => ticker(key, is_slow, rng),
         Role::Changing => changing(key, id, wall_ms, rng),
         _ => tally(key, id, rng),
+    };
+    let own = own_numbers(properties, rng);
+    if let Operation::Call { quorum, .. } | Operation::Update { quorum, .. } = &mut operation {
+        *quorum = own;
+    }
+    operation
+}
+
+/// The numbers that a request brings: now and then its own, of which `r` is no less than what its bucket has.
+fn own_numbers(properties: &BucketProperties, rng: &mut Rng) -> Quorum {
+    let (n, r) = (u64::from(properties.n), u64::from(properties.r));
+    let own_r = (r + rng.below(n.saturating_sub(r) + 1)) as u8;
+    let own_w = (1 + rng.below(n)) as u8;
+    match rng.below(8) {
+        0 => Quorum { r: Some(own_r), ..Quorum::default() },
+        1 => Quorum { w: Some(own_w), ..Quorum::default() },
+        2 => Quorum { r: Some(own_r), w: Some(own_w), ..Quorum::default() },
+        _ => Quorum::default(),
     }
 }
 
