@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use oort_core::bucket::{BucketProperties, DEFAULT_BUCKET};
 use oort_core::causality::Dot;
-use oort_core::client::Operation;
+use oort_core::client::{Operation, Quorum};
 use oort_core::mutation::{Expiry, Mutation};
 use oort_core::object::{Object, Value, Version};
 use oort_core::types::ObjectKey;
@@ -50,6 +50,7 @@ pub const CHECKERS: [(&str, u8, &str); 33] = [
     ("changes", 7, "what an active object refused, or failed at, is in none of its versions"),
     ("rests", 1, "a caller rests only for what it did, and who burned all that a call may take rests"),
     ("lives", 2, "while nothing goes wrong, active objects that come and go answer just as one server's would"),
+    ("husks", 2, "no version of an object that chose its holders is left with husks alone"),
     ("dots", 2, "a dot names one write for ever, and an actor's dots ascend, also across restarts"),
     ("durability", 2, "no message and no answer speaks of a write that its maker had not stored durably"),
     (
@@ -262,13 +263,8 @@ impl Judge<'_> {
         }
         let changed_us = self.history.bucket_changes.get(self.key.bucket());
         let mut verdicts = Vec::new();
-        for (get_id, get) in self.operations() {
-            let Some(asked) = get_quorum(&get.operation) else { continue };
-            if get.outcome != Outcome::Acked {
-                continue;
-            }
-            let mut known = get.read.clone();
-            known.extend(self.past.forgotten_until(get.end_us));
+        for (get_id, asked, known) in self.looks() {
+            let get = &self.history.operations[get_id as usize];
             let reached = self.past.reached(&self.edges, &known);
             for (put_id, put) in self.operations() {
                 let Operation::Update { quorum: given, .. } = &put.operation else {
@@ -297,8 +293,8 @@ impl Judge<'_> {
                 };
                 if !sees {
                     verdicts.push(format!(
-                        "get o{get_id} read {}, without the write o{put_id} acknowledged before as {}",
-                        self.history.names(&get.read),
+                        "o{get_id} read {}, without the write o{put_id} acknowledged before as {}",
+                        self.history.names(&known),
                         self.history.names(&put.dots)
                     ));
                 }
@@ -307,6 +303,32 @@ impl Judge<'_> {
         for detail in verdicts {
             self.blame("reads", detail);
         }
+    }
+
+    /// Each operation that looked at the key, the numbers it asked for, and what it has seen of the key or what was
+    /// forgotten by then: gets, and updates that depend on what is stored.
+    fn looks(&self) -> Vec<(u64, Quorum, Vec<Dot>)> {
+        let mut looks = Vec::new();
+        let is_told = |op: &OpRecord| matches!(op.outcome, Outcome::Acked | Outcome::NotApplied);
+        for (id, op) in self.operations().filter(|(_, op)| is_told(op)) {
+            let (quorum, mut known, at_us) = match (&op.operation, &op.before) {
+                (Operation::Update { quorum, .. }, Some(before)) => (*quorum, before.clone(), op.end_us),
+                (Operation::Update { quorum, .. }, None) if op.operation.reads_first() => {
+                    let Some(birth) = op.dots.first().and_then(|dot| self.past.birth(*dot)) else { continue };
+                    let others = self.past.births.iter().map(|other| other.dot);
+                    let seen = others.filter(|dot| *dot != birth.dot && birth.context.covers(*dot));
+                    (*quorum, seen.collect(), birth.at_us)
+                }
+                (Operation::Update { .. }, None) => continue,
+                (operation, _) => match get_quorum(operation) {
+                    Some(quorum) => (quorum, op.read.clone(), op.end_us),
+                    None => continue,
+                },
+            };
+            known.extend(self.past.forgotten_until(at_us));
+            looks.push((id, quorum, known));
+        }
+        looks
     }
 
     /// Promise 2 of listings, as Redis has it: a key that is there all the time is named.

@@ -9,11 +9,13 @@
 mod copies;
 mod finale;
 mod forgetting;
+mod husks;
 mod links;
 mod listings;
 mod moved;
 mod run;
 mod skipping;
+mod strife;
 mod strikes;
 
 pub use run::{run, Report, Setup};
@@ -422,15 +424,17 @@ impl Cluster {
         node.stage(&mut outputs);
         let (late, early): (Vec<Output>, Vec<Output>) = outputs.into_iter().partition(Output::waits_for_disk);
         let stored = machine.disk.take_staged();
-        for dropped in machine.disk.take_dropped() {
-            if let Ok(object) = Object::decode(&dropped) {
-                self.history.show(index, self.now_us, &object);
-            }
-        }
+        let all_dropped = machine.disk.take_dropped();
         let staged_us = self.now_us + machine.step_us * (1 + take);
         let syncs = machine.disk.is_dirty() && self.config.sync == SyncMode::Batch;
         let committed_us = staged_us + if syncs { machine.sync_us * machine.disk_slowness } else { 0 };
         machine.busy_until_us = committed_us;
+        for dropped in all_dropped {
+            self.check_dropped(index, &dropped);
+            if let Ok(object) = Object::decode(&dropped) {
+                self.history.show(index, self.now_us, &object);
+            }
+        }
         self.trace.mix_number(take << 32 | stored.len() as u64);
         for stored in stored {
             self.trace.mix(&stored.after);
@@ -439,6 +443,7 @@ impl Cluster {
             let is_at_home = self.primaries(&key).contains(&index);
             let when = Moment { machine: index, at_us: self.now_us, wall_ms, is_at_home };
             self.chronicle.stored(self.now_us, index, &stored);
+            self.check_husk(index, &stored);
             self.history.stored(when, stored);
             if let Some(object) = prints.and_then(|bytes| Object::decode(&bytes).ok()) {
                 let text = show_object(&object, &|dot| self.history.name(dot));

@@ -208,6 +208,12 @@ impl Workload {
         self.crowd = active::Crowd::draw(rng);
     }
 
+    /// A request to an active object, which will be operation `id`.
+    pub fn operation_on(&self, key: &ObjectKey, id: RequestId, rng: &mut Rng) -> Operation {
+        let spec = self.keys.iter().find(|spec| spec.key == *key).expect("it is a key of the workload");
+        active::operation_of(spec, self.properties(key), id, 0, rng)
+    }
+
     /// True if the key is that of an active object.
     pub fn is_active(&self, key: &ObjectKey) -> bool {
         self.has_active && self.keys.iter().any(|spec| spec.key == *key && spec.role.is_active())

@@ -71,15 +71,51 @@ impl Judge<'_> {
                 open.len()
             ));
         }
+        verdicts.extend(self.missed());
         for verdict in verdicts {
             self.blame("active", verdict);
         }
     }
 
+    /// Answers of a counter that only grows which show less than what a quorum had kept before they were asked for, or
+    /// more than was asked for.
+    fn missed(&self) -> Vec<String> {
+        let may_lose = self.state.is_interval || self.past.was_corrupted || self.state.has_lost_disk;
+        let number = |op: &OpRecord| match &op.operation {
+            Operation::Call { call, .. } => match call.arguments.first() {
+                Some(active::Value::Integer(number)) => *number,
+                _ => 0,
+            },
+            _ => 0,
+        };
+        let mut verdicts = Vec::new();
+        for (id, op) in self.operations().filter(|(_, op)| op.outcome == Outcome::Acked) {
+            let Some(shown) = op.shown.filter(|_| !may_lose && self.reads_enough(op)) else { continue };
+            let (mut least, mut most) = (0, 0);
+            for (_, other) in self.operations().filter(|(_, other)| other.start_us < op.end_us) {
+                let is_before = other.outcome == Outcome::Acked && other.end_us < op.start_us;
+                least += if is_before && other.is_kept { number(other) } else { 0 };
+                let may_count = !matches!(other.outcome, Outcome::Refused | Outcome::NotApplied);
+                most += if may_count { number(other) } else { 0 };
+            }
+            if !(least..=most).contains(&shown) {
+                verdicts.push(format!("o{id} shows {shown}: {least} was kept before, {most} was asked for"));
+            }
+        }
+        verdicts
+    }
+
+    /// True if so many answers were waited for that they meet whatever a majority or `w` keeps: a request's own number
+    /// says nothing about owners that others became meanwhile.
+    fn reads_enough(&self, op: &OpRecord) -> bool {
+        let Operation::Call { quorum, .. } = &op.operation else { return true };
+        quorum.r.is_none() || !self.history.bucket_changes.contains_key(self.key.bucket())
+    }
+
     /// Promise 2 for what active objects keep in plain fields under `quorum`, whatever homes ran them: an answered call
     /// is never undone.
     fn calls(&mut self, object: Option<&Object>) {
-        let has_one_copy = |op: &OpRecord| op.w == 1;
+        let has_one_copy = |op: &OpRecord| op.w.max(op.n / 2 + 1) == 1;
         let is_excused = self.state.has_lost_disk && self.operations().any(|(_, op)| has_one_copy(op));
         if self.state.is_interval || self.past.was_corrupted || is_excused {
             return;
@@ -116,7 +152,9 @@ impl Judge<'_> {
                     unnoted += usize::from(noted.is_none());
                 }
                 (Outcome::Acked, Some(shown)) => {
-                    answers.push((id, op.start_us, shown));
+                    if self.reads_enough(op) {
+                        answers.push((id, op.start_us, shown));
+                    }
                     if is_bump {
                         bumps.push((id, op.end_us, shown));
                     }
@@ -163,7 +201,7 @@ impl Judge<'_> {
 
     /// No interval of a timer is run twice in the state that survives.
     fn timers(&mut self, object: Option<&Object>) {
-        let has_one_copy = |op: &OpRecord| op.w == 1;
+        let has_one_copy = |op: &OpRecord| op.w.max(op.n / 2 + 1) == 1;
         let is_excused = self.state.has_lost_disk && self.operations().any(|(_, op)| has_one_copy(op));
         if self.state.is_interval || self.past.was_corrupted || is_excused {
             return;

@@ -386,7 +386,7 @@ impl Cluster {
         }
     }
 
-    fn convergence_bound_us(&self) -> u64 {
+    pub(super) fn convergence_bound_us(&self) -> u64 {
         // Each pair of owners compares a partition about once in this time; silent peers are probed every 32 rounds.
         let cut_into = |node: &oort_core::node::Node| node.ring().map_or(0, |ring| ring.partitions() as u64);
         let partitions = self.nodes().map(cut_into).max().unwrap_or(0);
@@ -471,7 +471,7 @@ impl Cluster {
         tables.all(|table| Some(&table) == first.as_ref())
     }
 
-    fn has_converged(&self) -> bool {
+    pub(super) fn has_converged(&self) -> bool {
         self.nodes().count() == self.machines.len()
             && self.is_healthy()
             && self.is_settled()
@@ -495,7 +495,7 @@ impl Cluster {
         }
     }
 
-    fn blame_differences(&mut self) {
+    pub(super) fn blame_differences(&mut self) {
         for (index, machine) in self.machines.iter().enumerate() {
             if machine.node.is_none() {
                 let detail = format!("n{index} is not up at the end");

@@ -374,7 +374,8 @@ impl Cluster {
             }
             _ => {}
         }
-        self.trace.line(self.now_us, || format!("{} befalls n{machine} for {} ms", fault.name(), lasts_us / 1000));
+        self.trace
+            .line(self.now_us, || format!("{} befalls n{machine} for {} ms", fault.name(), lasts_us / 1000));
     }
 
     /// A machine is not heard any more by another or by all others, and with `split` does not hear them: nobody notices
