@@ -15,21 +15,22 @@ use oort_core::object::{Object, Value, Version};
 use oort_core::types::ObjectKey;
 
 use crate::evaluation::{self, Wishes};
-use crate::history::{dots_of, History, KeyHistory, OpRecord, Outcome};
+use crate::history::{dots_of, Birth, History, KeyHistory, OpRecord, Outcome};
 use crate::trace::{get_quorum, EPOCH_MS};
 use crate::workload::Role;
 
 pub(crate) mod active;
 
 /// Every checker's name, the promise it guards (by its number in DESIGN §1) and what it demands.
-pub const CHECKERS: [(&str, u8, &str); 33] = [
+pub const CHECKERS: [(&str, u8, &str); 34] = [
     ("lost-write", 2, "an acknowledged write is a sibling, was superseded by one, expired or lost by lww"),
     ("copies", 2, "an acknowledged write is on the disks of w owners, or of nodes that owe it to them"),
     ("moved", 2, "when others begin to answer reads, every read quorum of them meets what was acknowledged"),
     ("superseded", 3, "no sibling was superseded by another; lww keeps one"),
     ("resurrected", 5, "only what nobody could see is forgotten, and nothing that it superseded comes back"),
     ("convergence", 4, "all replicas of a key are byte-identical within a bound after the faults stop"),
-    ("hints", 4, "hints drain to zero"),
+    ("hints", 4, "hints drain to zero, and nodes know how many they keep"),
+    ("owed", 4, "when a write's time is up, each owner has it or is owed it"),
     ("strays", 4, "a node that stood in for a replica keeps no copy once its hints are delivered"),
     (
         "counters",
@@ -266,6 +267,15 @@ impl Judge<'_> {
         for (get_id, asked, known) in self.looks() {
             let get = &self.history.operations[get_id as usize];
             let reached = self.past.reached(&self.edges, &known);
+            let mut births = self.past.births.iter().zip(&reached.is_reached);
+            let is_missed = |(birth, is_reached): &(&Birth, &bool)| {
+                let is_older = self.is_lww && known.iter().any(|dot| *dot >= birth.dot);
+                get.must_see.contains(&birth.dot) && !**is_reached && !is_older
+            };
+            if let Some((birth, _)) = births.find(is_missed) {
+                let (name, known) = (self.history.name(birth.dot), self.history.names(&known));
+                verdicts.push(format!("o{get_id} read {known}, without {name}, which too many owners held"));
+            }
             for (put_id, put) in self.operations() {
                 let Operation::Update { quorum: given, .. } = &put.operation else {
                     continue;

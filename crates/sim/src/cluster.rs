@@ -13,6 +13,8 @@ mod husks;
 mod links;
 mod listings;
 mod moved;
+mod owed;
+mod quorums;
 mod run;
 mod skipping;
 mod strife;
@@ -148,6 +150,8 @@ enum Event {
     SpeedUpDisk {
         machine: usize,
     },
+    /// Nobody waits any more for copies of a version.
+    LookFor(Box<owed::Watched>),
     /// Something befalls a machine that is just asked for something.
     Befall {
         machine: usize,
@@ -203,6 +207,8 @@ pub struct Cluster {
     strikes_drawn: u64,
     /// What a told story needs besides the history.
     chronicle: Chronicle,
+    /// How things were when the gets under way were asked.
+    scenes: BTreeMap<RequestId, quorums::Scene>,
 }
 
 /// A node that is no more.
@@ -250,8 +256,10 @@ impl Cluster {
             Event::Heal { cuts } => self.heal(&cuts),
             Event::FreeDisk { machine } => {
                 self.machines[machine].disk.set_full(false);
+                self.machines[machine].trouble_until(self.now_us);
                 self.trouble_until(self.now_us);
             }
+            Event::LookFor(watched) => self.look_for(&watched),
             Event::Befall { machine, fault, lasts_us } => self.befall(machine, fault, lasts_us),
             Event::SpeedUpDisk { machine } => self.machines[machine].disk_slowness = 1,
         }
@@ -444,7 +452,8 @@ impl Cluster {
             let when = Moment { machine: index, at_us: self.now_us, wall_ms, is_at_home };
             self.chronicle.stored(self.now_us, index, &stored);
             self.check_husk(index, &stored);
-            self.history.stored(when, stored);
+            let born = self.history.stored(when, stored);
+            self.watch_copies(index, &key, born);
             if let Some(object) = prints.and_then(|bytes| Object::decode(&bytes).ok()) {
                 let text = show_object(&object, &|dot| self.history.name(dot));
                 self.trace.line(self.now_us, || format!("n{index} stores {key:?} {text}"));
@@ -607,6 +616,7 @@ impl Cluster {
             stalled_us: 0,
             ring_stamp: self.common_stamp(),
             calm_since_us: 0,
+            must_see: Vec::new(),
         });
         self.unanswered += 1;
         let request = Box::new(Request { operation, timeout_ms });
@@ -626,6 +636,7 @@ impl Cluster {
         }
         self.check_clock(index);
         self.machines[index].waiting.insert(id);
+        self.note_scene(index, id);
         self.trouble_owner(id);
         self.deliver(index, Input::Request { id, request });
     }
@@ -720,6 +731,7 @@ impl Cluster {
         self.history.operation(id).calm_since_us = self.calm_since_us();
         if outcome == Outcome::Acked {
             self.check_copies(id, is_kept);
+            self.settle_scene(index, id);
         }
         self.done(id);
     }

@@ -84,6 +84,8 @@ pub struct OpRecord {
     pub ring_stamp: u64,
     /// Since when nothing had kept owners from their part, at its end.
     pub calm_since_us: u64,
+    /// What a get must show, or what superseded it: more owners held that all the time than it can have left out.
+    pub must_see: Vec<Dot>,
 }
 
 /// Where and when something was stored.
@@ -213,12 +215,12 @@ impl History {
         &mut self.operations[id as usize]
     }
 
-    /// Takes note of an object that became part of `machine`'s store. Reports dots used twice.
-    pub fn stored(&mut self, when: Moment, stored: Stored) {
+    /// Takes note of an object that became part of `machine`'s store. Reports dots used twice. Returns the new ones.
+    pub fn stored(&mut self, when: Moment, stored: Stored) -> Vec<Dot> {
         let machine = when.machine;
         let Ok(after) = Object::decode(&stored.after) else {
             self.blame("encoding", Some(&stored.key), format!("n{machine} stored bytes that are no object"));
-            return;
+            return Vec::new();
         };
         let mut fresh = Vec::new();
         for (dot, version) in after.0.values() {
@@ -238,9 +240,11 @@ impl History {
                 }
             }
         }
+        let born = fresh.iter().map(|(dot, _)| *dot).collect();
         for (dot, version) in fresh {
             self.born(when, &stored, &after, (dot, version));
         }
+        born
     }
 
     fn born(&mut self, when: Moment, stored: &Stored, after: &Object, (dot, version): (Dot, Version)) {

@@ -64,6 +64,8 @@ pub struct Machine {
     pub stalled_until_us: u64,
     /// How long it has stood still in all.
     pub stalled_us: u64,
+    /// Until when it stood still, or its disk was slow or full.
+    pub troubled_until_us: u64,
     /// It was asked to stop.
     pub is_stopping: bool,
     /// How long its disk takes to sync.
@@ -96,6 +98,7 @@ impl Machine {
             busy_until_us: 0,
             stalled_until_us: 0,
             stalled_us: 0,
+            troubled_until_us: 0,
             is_stopping: false,
             sync_us: [20, 100, 500, 3000][rng.below(4) as usize],
             disk_slowness: 1,
@@ -112,6 +115,11 @@ impl Machine {
     /// True if it does nothing at the moment.
     pub fn is_stalled(&self, now_us: u64) -> bool {
         now_us < self.stalled_until_us
+    }
+
+    /// It does less than it should until then.
+    pub fn trouble_until(&mut self, until_us: u64) {
+        self.troubled_until_us = self.troubled_until_us.max(until_us);
     }
 
     /// The clocks as the node reads them.

@@ -69,6 +69,13 @@ impl Network {
         self.ends[machine * self.machines + peer].cuts == 0
     }
 
+    /// The connection that is open from `machine` to `peer`, if messages pass there and back.
+    pub fn way(&self, machine: usize, peer: usize) -> Option<Connection> {
+        let [there, back] =
+            [(machine, peer), (peer, machine)].map(|(a, b)| &self.ends[a * self.machines + b]);
+        there.open.filter(|_| there.cuts == 0 && back.cuts == 0)
+    }
+
     /// True if some message would not pass.
     pub fn is_cut(&self) -> bool {
         self.ends.iter().any(|end| end.cuts > 0)

@@ -76,8 +76,11 @@ impl Node {
             self.metrics.puts_failed += 1;
             return self.finish(origin, Err(error), out);
         }
-        let Needed { total, primaries } = needed_read.at_most(self.replicas_of(&update.key));
-        if !update.reads_first() || total.max(primaries) == 1 {
+        let copies = self.replicas_of(&update.key);
+        let Needed { total, primaries } = needed_read.at_most(copies);
+        let serving = &self.placed_ring().preference_at(update.key.position())[..copies];
+        // What a node holds that only stands in says nothing of what the owners hold.
+        if !update.reads_first() || total.max(primaries) == 1 && serving.contains(&self.id()) {
             return self.apply_update(now, origin, update, None, deadline_us, out);
         }
         self.read_then_apply(now, origin, update, needed_read, deadline_us, out);

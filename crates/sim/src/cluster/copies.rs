@@ -26,12 +26,15 @@ enum Sign {
 impl Sign {
     fn is_in(&self, row: &Bytes) -> bool {
         match self {
-            Sign::Dots(dots) => {
-                Object::decode(row).is_ok_and(|object| dots.iter().any(|dot| object.context().covers(*dot)))
-            }
+            Sign::Dots(dots) => dots.iter().any(|dot| covers(row, *dot)),
             Sign::Mark(mark) => row.windows(mark.len()).any(|part| part == mark.as_bytes()),
         }
     }
+}
+
+/// True if a row has a write, or has seen it.
+pub(super) fn covers(row: &Bytes, dot: Dot) -> bool {
+    Object::decode(row).is_ok_and(|object| object.context().covers(dot))
 }
 
 impl Cluster {

@@ -226,6 +226,7 @@ impl Cluster {
             operations_drawn: 0,
             strikes_drawn: 0,
             chronicle: Chronicle::new(setup.tells),
+            scenes: BTreeMap::new(),
         }
     }
 
@@ -265,8 +266,9 @@ impl Cluster {
         self.run_to(self.now_us + 2_000_000);
         has_converged &= self.wait(self.convergence_bound_us(), Cluster::has_converged);
         self.check_trees();
-        if !has_converged {
-            self.blame_differences();
+        match has_converged {
+            true => self.count_hints(),
+            false => self.blame_differences(),
         }
         if only_starves {
             self.check_suspicions();
@@ -283,6 +285,11 @@ impl Cluster {
         let state = self.final_state(is_harmless);
         judge(&mut self.history, &state);
         converged_us
+    }
+
+    /// Clients never wait long for an answer, since deleted objects are forgotten soon.
+    pub(super) fn has_short_limits(&self) -> bool {
+        self.config.collect_after_ms > 0
     }
 
     pub(super) fn is_interval(&self) -> bool {

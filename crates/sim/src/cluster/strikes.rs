@@ -297,6 +297,8 @@ impl Cluster {
             self.machines[machine].disk_slowness = 2 + self.rng.below(100);
             // The last slow turn may begin at the very end.
             self.machines[machine].slow_disk_until_us = until_us + 102 * self.machines[machine].sync_us;
+            let slow_until_us = self.machines[machine].slow_disk_until_us;
+            self.machines[machine].trouble_until(slow_until_us);
             self.at(until_us, Event::SpeedUpDisk { machine });
             return true;
         }
@@ -311,6 +313,7 @@ impl Cluster {
         }
         machine.stalled_until_us = until_us;
         machine.stalled_us += lasts_us;
+        machine.trouble_until(until_us);
         self.trouble_until(until_us);
         true
     }
@@ -323,6 +326,7 @@ impl Cluster {
             let from_us = self.now_us.max(machine.stalled_until_us);
             machine.stalled_us += until_us.saturating_sub(from_us);
             machine.stalled_until_us = from_us.max(until_us);
+            machine.trouble_until(until_us);
         }
         let latest_us = self.machines.iter().map(|machine| machine.stalled_until_us).max();
         self.trouble_until(latest_us.unwrap_or(0));
@@ -482,6 +486,7 @@ impl Cluster {
 
     fn fill_disk(&mut self, machine: usize, lasts_us: u64) -> bool {
         self.machines[machine].disk.set_full(true);
+        self.machines[machine].trouble_until(self.now_us + lasts_us);
         self.at(self.now_us + lasts_us, Event::FreeDisk { machine });
         true
     }

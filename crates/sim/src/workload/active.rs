@@ -120,7 +120,9 @@ pub(super) fn active_specs(
     let usual = (usual.n, usual.r, usual.w);
     let bucket = |name: &'static [u8], durability, (n, r, w)| {
         let async_ms = if name == CHANGING_BUCKET || name == TWIN_BUCKET { 200 } else { 1_000 };
-        let aso = ActiveProperties { durability, async_ms, ..ActiveProperties::default() };
+        // Enough for all calls that are meant to wait.
+        let messages = if name == TALLY_BUCKET { 500 } else { ActiveProperties::default().messages };
+        let aso = ActiveProperties { durability, async_ms, messages, ..ActiveProperties::default() };
         let properties = BucketProperties { aso, n, r, w, ..BucketProperties::default() };
         BucketSpec { name: Bytes::from_static(name), properties }
     };
