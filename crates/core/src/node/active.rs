@@ -310,18 +310,10 @@ impl Node {
             What::Call(_) | What::Timer(_) | What::Place => self.make_resident(now, key, merged),
         };
         match result {
-            // While its replicas were read, or it waited for its turn, another home's run may have come.
-            Ok(()) if self.has_run(key, &what) => {}
             Ok(()) if matches!(what, What::Place) => self.write_placed(now, key, deadline_us, out),
             Ok(()) => self.run_handler(now, key, Job { origin, what, deadline_us }, out),
             Err(error) => self.finish(origin, Err(error), out),
         }
-    }
-
-    /// True if the job is a timer's, of an interval in which the loaded object has run already.
-    fn has_run(&mut self, key: &ObjectKey, what: &What) -> bool {
-        let What::Timer(interval) = what else { return false };
-        self.homes.get(key).is_some_and(|resident| resident.active.last_interval >= *interval)
     }
 
     /// Calls the function that a job is about, on a loaded object.

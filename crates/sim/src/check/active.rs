@@ -18,8 +18,6 @@ use crate::workload::Role;
 const REST_US_MAX: u64 = 60_000_000;
 /// A function that so many calls have driven to a limit rests for all.
 const BURNS_MAX: usize = 8;
-/// The functions that ask their node for something.
-const SENDING: [&str; 6] = ["wait", "linger", "brood", "save", "regret", "look"];
 
 impl Judge<'_> {
     /// All that is demanded of an active object.
@@ -288,8 +286,7 @@ fn is_call_of(call: &active::Call, function: &[u8]) -> bool {
     matches!(&call.what, Ask::Function(name) if name == function)
 }
 
-/// True if the call may have run and reached a limit: it never ends by itself, or it sends a message, of which an object
-/// has only so many in an interval.
+/// True if the call never ends by itself, and may have run.
 fn may_have_burned(op: &OpRecord) -> bool {
     let Operation::Call { call, .. } = &op.operation else { return false };
     let Ask::Function(name) = &call.what else { return false };
@@ -297,10 +294,7 @@ fn may_have_burned(op: &OpRecord) -> bool {
         Some(active::Value::Integer(number)) => name == "fail" && number % 4 == 0,
         _ => name == "burn",
     };
-    let is_open = matches!(op.outcome, Outcome::Unknown | Outcome::Disconnected | Outcome::Pending);
-    let may_lack_messages = op.error.contains("messages in one timer interval")
-        || is_open && SENDING.iter().any(|sending| name == sending.as_bytes());
-    (is_endless || may_lack_messages) && !is_rest(op)
+    is_endless && !is_rest(op)
 }
 
 /// When an object's timer ran, in milliseconds since 1970 by its home's clock, and in which interval: the number of it
