@@ -583,7 +583,13 @@ impl Cluster {
                 let overlap = |it: Replication| it.r + it.w > it.n;
                 let overlaps = overlap(serving) && overlap(other);
                 is_usual = quorum == Quorum::default() && overlaps;
-                is_firm = overlaps && quorum.w.is_none_or(|w| w >= serving.w.max(other.w));
+                // Who has not heard yet that quorums overlap now does not see to it.
+                let bucket = key.bucket();
+                let rings = self.nodes().filter_map(|node| node.ring());
+                let mut numbers =
+                    rings.flat_map(|ring| [ring.replication(bucket), ring.state().other(bucket)]);
+                is_firm =
+                    overlaps && numbers.all(overlap) && quorum.w.is_none_or(|w| w >= serving.w.max(other.w));
                 let n = serving.n.max(other.n).min(nodes);
                 let (r, w) = (quorum.r.unwrap_or(serving.r), quorum.w.unwrap_or(serving.w));
                 (n, r.min(n), w.min(n), serving.r.min(n))
