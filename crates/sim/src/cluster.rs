@@ -174,6 +174,8 @@ pub struct Cluster {
     links_stay_open: bool,
     /// No machine stops or stands still.
     keeps_memory: bool,
+    /// Machines were at odds after the faults had ended.
+    has_striven: bool,
     config: NodeConfig,
     pub workload: Workload,
     pub history: History,

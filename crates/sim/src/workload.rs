@@ -208,10 +208,22 @@ impl Workload {
         self.crowd = active::Crowd::draw(rng);
     }
 
-    /// A request to an active object, which will be operation `id`.
-    pub fn operation_on(&self, key: &ObjectKey, id: RequestId, rng: &mut Rng) -> Operation {
+    /// A request of `client` to a key, which will be operation `id`. `wall_ms`: the true time.
+    pub fn plan_on(
+        &self,
+        key: &ObjectKey,
+        client: usize,
+        id: RequestId,
+        wall_ms: u64,
+        rng: &mut Rng,
+    ) -> (Operation, Vec<Dot>) {
         let spec = self.keys.iter().find(|spec| spec.key == *key).expect("it is a key of the workload");
-        active::operation_of(spec, self.properties(key), id, 0, rng)
+        let screen = self.clients[client].screens.get(key);
+        let (mut operation, seen) = self.operation(spec, screen, id, wall_ms, rng);
+        if let (Operation::Call { call, .. }, true) = (&mut operation, spec.role.is_active()) {
+            call.caller = active::caller_of(client);
+        }
+        (operation, seen)
     }
 
     /// True if the key is that of an active object.
@@ -274,14 +286,10 @@ impl Workload {
             None => rng.below(plain_keys as u64),
         };
         let spec = &self.keys[index as usize];
-        let screen = state.screens.get(&spec.key);
-        let (mut operation, seen) = match rng.below(100) {
+        let (operation, seen) = match rng.below(100) {
             0 | 1 => (self.scan(spec, rng), Vec::new()),
-            _ => self.operation(spec, screen, id, wall_ms, rng),
+            _ => self.plan_on(&spec.key, client, id, wall_ms, rng),
         };
-        if let (Operation::Call { call, .. }, true) = (&mut operation, spec.role.is_active()) {
-            call.caller = active::caller_of(client);
-        }
         Planned { machine, operation, timeout_ms, seen }
     }
 

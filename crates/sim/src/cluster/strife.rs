@@ -1,28 +1,30 @@
-//! Strife around one object at the end of a run: its owners lose sight of each other, stand still and die, while it is
-//! asked on all sides. Nothing else goes wrong by then, and all of it is about this object, so that what needs two rare
-//! things at once happens here.
+//! Strife around one key at the end of a run: its owners lose sight of each other, stand still and die, while it is asked
+//! on all sides. Nothing else goes wrong by then, and all of it is about this key, so that what needs two rare things at
+//! once happens here.
 
 use oort_core::detector::Health;
 use oort_core::types::ObjectKey;
 
-use super::{Cluster, Ending, Event, OPERATOR};
+use super::{Cluster, Ending, Event};
 use crate::faults::Plan;
+use crate::trace::EPOCH_MS;
 use crate::workload::Planned;
 
-/// So many requests go to the object.
+/// So many requests go to the key.
 const REQUESTS: u64 = 60;
 /// Their time limit, in milliseconds: short, so that what is given up is given up while others go on.
-const TIMEOUT_MS: u32 = 400;
+const TIMEOUT_MS: u32 = 300;
 /// Nodes take each other for down within this, in microseconds.
 const NOTICE_US: u64 = 8_000_000;
 
 impl Cluster {
-    /// Clients ask an object while its owners are at odds on who is there. The checkers of its calls judge them.
+    /// Clients ask for a key while its owners are at odds on who is there. The answers are judged with all others.
     pub(super) fn strive(&mut self, key: &ObjectKey) {
         let owners = self.primaries(key);
         if owners.len() < 2 {
             return;
         }
+        (self.links_stay_open, self.keeps_memory, self.has_striven) = (false, false, true);
         let slow = [300, 3_000, 30_000, 100_000][self.rng.below(4) as usize];
         let slow_links = self.rng.next_u64();
         self.plan =
@@ -38,9 +40,10 @@ impl Cluster {
                 false => self.rng.below(self.machines.len() as u64) as usize,
             };
             let id = self.history.operations.len() as u64;
-            let operation = self.workload.operation_on(key, id, &mut self.rng);
-            let timeout_ms = Some(TIMEOUT_MS);
-            self.submit(OPERATOR, Planned { machine, operation, timeout_ms, seen: Vec::new() });
+            let client = self.rng.below(self.workload.clients.len() as u64) as usize;
+            let wall_ms = EPOCH_MS + self.now_us / 1000;
+            let (operation, seen) = self.workload.plan_on(key, client, id, wall_ms, &mut self.rng);
+            self.submit(client, Planned { machine, operation, timeout_ms: Some(TIMEOUT_MS), seen });
             if self.rng.chance(1, 10) {
                 let healed = std::mem::take(&mut cuts);
                 self.heal(&healed);
