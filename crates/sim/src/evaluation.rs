@@ -103,12 +103,16 @@ impl<'a> Model<'a> {
         let op = &history.operations[birth.operation? as usize];
         let Operation::Update { mutation, .. } = &op.operation else { return None };
         let told = op.before.as_ref().filter(|_| op.dots.len() == 1 && op.outcome == Outcome::Acked);
+        // Another node may have run it again, and answered.
+        let told = told.filter(|dots| dots.iter().all(|dot| birth.context.covers(*dot)));
         let view = match told {
             Some(dots) => self.view(dots, birth.wall_ms),
             None if mutation.seen().is_some() => None,
             None => self.dots_seen(birth).and_then(|dots| self.view(&dots, birth.wall_ms)),
         };
-        self.check(op, mutation, birth, view.as_ref()).err()
+        let detail = self.check(op, mutation, birth, view.as_ref()).err()?;
+        let dots = view.map(|view| history.names(&view.dots));
+        Some(format!("{detail}; it was told what it saw: {}, which was {dots:?}", told.is_some()))
     }
 
     /// The siblings on which `birth` was evaluated, if there is no doubt.
