@@ -58,7 +58,8 @@ pub struct OpRecord {
     pub scan_r: u8,
     /// It counts by the bucket's own numbers, and quorums of these overlap, before and after a change of them too.
     pub is_usual: bool,
-    /// So many copies make it acknowledged that a usual read meets it, before and after a change of the bucket too.
+    /// So many owners' copies make it acknowledged that a usual read meets it, before and after a change of the bucket
+    /// too.
     pub is_firm: bool,
     /// A call whose changes a quorum holds.
     pub is_kept: bool,

@@ -69,7 +69,7 @@ impl Cluster {
         let (position, bucket) = (key.position(), key.bucket());
         let mut groups = vec![(ring.preference_at(position), ring.replication(bucket))];
         groups.extend(ring.other_at(position).map(|list| (list, ring.state().other(bucket))));
-        let mut verdict = None;
+        let (mut verdict, mut is_with_owners) = (None, true);
         for (list, replication) in groups {
             let owners = &list[..list.len().min(replication.n as usize)];
             let own = owners
@@ -83,6 +83,7 @@ impl Cluster {
             let w = needed.w.unwrap_or(replication.w).min(owners.len() as u8) as usize;
             let w = w.max(majority);
             let by_owners = if is_call { w } else { owners.len().min(needed.primary_w as usize) };
+            is_with_owners &= own >= w;
             let is_enough = match is_steady {
                 true => kept >= w && own >= by_owners,
                 // Whose copies counted, only those know who counted them.
@@ -94,6 +95,8 @@ impl Cluster {
                 ));
             }
         }
+        // What a stand-in still keeps for an owner, others may not find with that owner yet.
+        self.history.operation(id).is_firm &= is_with_owners;
         if let Some(detail) = verdict {
             self.history.blame("copies", Some(&key), detail);
         }

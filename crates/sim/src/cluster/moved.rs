@@ -69,9 +69,9 @@ impl Cluster {
                 copies.iter().filter(|(_, copy)| is_there(copy)).map(|(index, _)| *index).collect();
             let count = owners.iter().filter(|id| self.is_covered(**id, key, &holders)).count();
             if count < owners.len() + 1 - r {
+                let owners: Vec<_> = owners.iter().map(|id| self.by_id.get(id)).collect();
                 return Some(format!(
-                    "o{id} was acknowledged, and {count} of {} new owners have it or are owed it: a read of {r} may miss it",
-                    owners.len()
+                    "o{id} was acknowledged and is with {holders:?}; {count} of the new owners {owners:?} have it or are owed it: a read of {r} may miss it"
                 ));
             }
         }
