@@ -22,7 +22,7 @@ use crate::workload::Role;
 pub(crate) mod active;
 
 /// Every checker's name, the promise it guards (by its number in DESIGN §1) and what it demands.
-pub const CHECKERS: [(&str, u8, &str); 34] = [
+pub const CHECKERS: [(&str, u8, &str); 35] = [
     ("lost-write", 2, "an acknowledged write is a sibling, was superseded by one, expired or lost by lww"),
     ("copies", 2, "an acknowledged write is on the disks of w owners, or of nodes that owe it to them"),
     ("moved", 2, "when others begin to answer reads, every read quorum of them meets what was acknowledged"),

@@ -91,7 +91,8 @@ impl Cluster {
             };
             if !is_enough {
                 verdict = Some(format!(
-                    "o{id} was acknowledged with {w} copies wanted (of them {by_owners} by owners), {kept} there, {own} at owners"
+                    "o{id} was acknowledged with {w} copies wanted (of them {by_owners} by owners), \
+                     {kept} there, {own} at owners"
                 ));
             }
         }

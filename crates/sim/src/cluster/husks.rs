@@ -1,7 +1,7 @@
 //! Where the code and the state of an object are that chose its holders: no version may be left with husks alone.
 //!
-//! Looked at in the moment in which a node lets go what it had: a copy that is somewhere else by chance, or comes later,
-//! hides much.
+//! Looked at in the moment in which a node lets go what it had: a copy that is somewhere else by chance, or comes
+//! later, hides much.
 
 use bytes::Bytes;
 use oort_core::causality::Dot;

@@ -71,7 +71,8 @@ impl Cluster {
             if count < owners.len() + 1 - r {
                 let owners: Vec<_> = owners.iter().map(|id| self.by_id.get(id)).collect();
                 return Some(format!(
-                    "o{id} was acknowledged and is with {holders:?}; {count} of the new owners {owners:?} have it or are owed it: a read of {r} may miss it"
+                    "o{id} was acknowledged and is with {holders:?}; {count} of the new owners {owners:?} \
+                     have it or are owed it: a read of {r} may miss it"
                 ));
             }
         }

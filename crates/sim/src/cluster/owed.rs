@@ -1,5 +1,5 @@
-//! What becomes of the copies that a write could not make in time: whoever of the owners misses it when its time is up is
-//! owed it by somebody. Anti-entropy would bring it some day too, so it is looked at soon.
+//! What becomes of the copies that a write could not make in time: whoever of the owners misses it when its time is up
+//! is owed it by somebody. Anti-entropy would bring it some day too, so it is looked at soon.
 
 use oort_core::causality::Dot;
 use oort_core::store::Space;

@@ -1,5 +1,5 @@
-//! What a get must see of the disks: whatever more than `n - r` owners held when it was asked, if these were there all the
-//! time. Whether any write of it was acknowledged does not matter, nor who else was away.
+//! What a get must see of the disks: whatever more than `n - r` owners held when it was asked, if these were there all
+//! the time. Whether any write of it was acknowledged does not matter, nor who else was away.
 
 use oort_core::causality::VersionVector;
 use oort_core::client::RequestId;

@@ -1,6 +1,6 @@
-//! Strife around one key at the end of a run: its owners lose sight of each other, stand still and die, while it is asked
-//! on all sides. Nothing else goes wrong by then, and all of it is about this key, so that what needs two rare things at
-//! once happens here.
+//! Strife around one key at the end of a run: its owners lose sight of each other, stand still and die, while it is
+//! asked on all sides. Nothing else goes wrong by then, and all of it is about this key, so that what needs two rare
+//! things at once happens here.
 
 use oort_core::detector::Health;
 use oort_core::types::ObjectKey;
