@@ -370,7 +370,7 @@ impl Cluster {
             }
             Ending::Killed => Vec::new(),
         };
-        self.history.crashed(index, &lost);
+        self.history.crashed(index, self.now_us, &lost);
         for id in std::mem::take(&mut self.machines[index].waiting) {
             self.disconnect(id);
         }

@@ -150,6 +150,8 @@ pub struct History {
     pub violations: Vec<Violation>,
     /// The clients' listings.
     pub walks: Vec<Walk>,
+    /// When machines ended, lost their power or their disk, in order.
+    pub ends_us: Vec<u64>,
     /// When an operator first changed a bucket under its data.
     pub bucket_changes: BTreeMap<Bytes, u64>,
     dots: BTreeMap<Dot, (ObjectKey, usize)>,
@@ -361,7 +363,8 @@ impl History {
     }
 
     /// Records that `machine` lost its memory, and these durable copies.
-    pub fn crashed(&mut self, machine: usize, lost: &[Dot]) {
+    pub fn crashed(&mut self, machine: usize, at_us: u64, lost: &[Dot]) {
+        self.ends_us.push(at_us);
         self.shown.retain(|(holder, _), _| *holder != machine);
         for dot in lost {
             if let Some((key, index)) = self.dots.get(dot) {

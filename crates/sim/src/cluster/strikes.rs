@@ -420,7 +420,7 @@ impl Cluster {
         }
         self.end(machine, Ending::Killed);
         let lost = self.machines[machine].disk.dots();
-        self.history.crashed(machine, &lost);
+        self.history.crashed(machine, self.now_us, &lost);
         self.machines[machine].disk = Disk::default();
         self.lost = Some(Lost { old, machine, at_us: self.now_us });
         // By then all have noticed that their links to the old one are gone.
