@@ -12,11 +12,16 @@ mod forgetting;
 mod links;
 mod listings;
 mod moved;
+mod rings;
 mod run;
 mod skipping;
 mod strikes;
+mod tables;
+mod testimony;
+mod witness;
 
 pub use run::{run, Report, Setup};
+pub(crate) use tables::Ears;
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -189,6 +194,10 @@ pub struct Cluster {
     next_removal_us: u64,
     /// The stamp of the newest ring that was looked at.
     moved_stamp: u64,
+    /// How many zones the machines lie in.
+    zones: usize,
+    rings: rings::Rings,
+    testimony: testimony::Testimony,
     /// An operator has forced a removal.
     has_forced: bool,
     /// The node whose disk was lost for good.
@@ -283,12 +292,15 @@ impl Cluster {
         self.trace.event(self.now_us, b'S', index);
         self.trace.line(self.now_us, || format!("n{index} starts"));
         self.chronicle.note(self.now_us, Incident::Start { machine: index });
+        let zone = self.zone(index);
         let machine = &mut self.machines[index];
         machine.boots += 1;
-        machine.booted_us = self.now_us;
+        (machine.booted_us, machine.awake_since_us) = (self.now_us, self.now_us);
+        machine.ears = tables::Ears::default();
         machine.is_stopping = false;
         let config = NodeConfig {
             name: format!("n{index}"),
+            zone,
             boot: machine.power_failures,
             addresses: Addresses { peer: machine.address.to_string(), ..Addresses::default() },
             ..self.config.clone()
@@ -404,26 +416,31 @@ impl Cluster {
         let now = machine.now(self.now_us);
         self.trace.event(self.now_us, b'T', index);
         let take = (1 + self.rng.below(TURN_INPUTS_MAX)).min(machine.inbox.len() as u64);
-        let node = machine.node.as_mut().expect("a turn is one of a living node");
-        let wall_ms = node.time(now).wall_ms;
+        let node = machine.node.as_ref().expect("a turn is one of a living node");
+        let (wall_ms, stamp) = (node.time(now).wall_ms, node.ring().map(Ring::stamp));
         let mut outputs = Vec::new();
         for _ in 0..take {
+            let machine = &mut self.machines[index];
             let input = machine.inbox.pop_front().expect("the inbox was counted");
             if let Input::Request { id, .. } = &input {
                 let record = self.history.operation(*id);
                 record.taken_us = self.now_us;
                 record.stalled_us = machine.stalled_us;
             }
-            node.step(now, input, &mut outputs);
+            self.step(index, now, input, &mut outputs);
         }
-        if now.mono_us >= node.next_wakeup() {
-            node.step(now, Input::Tick, &mut outputs);
+        let is_due = |node: &Node| now.mono_us >= node.next_wakeup();
+        if self.machines[index].node.as_ref().is_some_and(is_due) {
+            self.step(index, now, Input::Tick, &mut outputs);
         }
+        let machine = &mut self.machines[index];
+        let node = machine.node.as_mut().expect("a turn is one of a living node");
+        machine.has_new_ring = node.ring().map(Ring::stamp) != stamp;
         self.wall_ms_max = self.wall_ms_max.max(wall_ms);
         node.stage(&mut outputs);
         let (late, early): (Vec<Output>, Vec<Output>) = outputs.into_iter().partition(Output::waits_for_disk);
         let stored = machine.disk.take_staged();
-        for dropped in machine.disk.take_dropped() {
+        for (_, dropped) in machine.disk.take_dropped() {
             if let Ok(object) = Object::decode(&dropped) {
                 self.history.show(index, self.now_us, &object);
             }
@@ -465,6 +482,7 @@ impl Cluster {
         let node = machine.node.as_mut().expect("a turn is one of a living node");
         node.commit(now, &mut outputs);
         machine.in_turn = false;
+        self.check_ring_kept(index);
         self.release(index, outputs);
         if !self.machines[index].inbox.is_empty() {
             self.schedule_turn(index);

@@ -31,6 +31,7 @@ impl Cluster {
         };
         self.show_message_line(arrow, from, to, &message);
         self.check_spoken(&message);
+        self.check_vouched(from, to, &message);
         for at_us in arrivals.into_iter().flatten() {
             let bytes = Bytes::copy_from_slice(&self.encoded);
             self.at(at_us, Event::Arrive { from, to, connection, bytes });

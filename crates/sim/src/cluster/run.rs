@@ -14,6 +14,8 @@ use oort_core::store::Space;
 use oort_core::types::{ObjectKey, Rng};
 use oort_core::vivaldi::Coordinate;
 
+use super::rings::Rings;
+use super::testimony::Testimony;
 use super::{Cluster, Event, OPERATOR};
 use crate::check::{judge, FinalState};
 use crate::chronicle::{Chronicle, Subject};
@@ -177,6 +179,7 @@ impl Cluster {
             tweak(&mut config);
         }
         let rest = (config.collect_after_ms > 0).then_some((setup.ops / 2, 4 * COLLECT_AFTER_MS * 1000));
+        let collect_after_ms = config.collect_after_ms;
         let network = Network::new(nodes, &mut rng);
         let machines = (0..nodes).map(|index| Machine::new(&mut rng, index as u64)).collect();
         let mut workload = Workload::draw(nodes, setup.ops, &mut rng);
@@ -219,6 +222,9 @@ impl Cluster {
             strikes: BTreeMap::new(),
             next_removal_us: 0,
             moved_stamp: 0,
+            zones: 1 + choices.below(3) as usize,
+            rings: Rings::default(),
+            testimony: Testimony::new(collect_after_ms * 1000),
             has_forced: false,
             lost: None,
             encoded: Vec::new(),
@@ -249,14 +255,14 @@ impl Cluster {
         let mut plan = drawn.clone();
         plan.leave_out(setup.skips.faults);
         self.chronicle.plan = Some(plan.clone());
-        let (is_faultless, is_harmless, only_starves) =
-            (plan.is_calm(), plan.is_harmless(), plan.only_starves());
+        let (is_change, is_harmless, only_starves) =
+            (plan.is_change(), plan.is_harmless(), plan.only_starves());
         self.links_stay_open = plan.keeps_links();
         self.keeps_memory = plan.keeps_memory();
         self.trace.line(self.now_us, || format!("{plan:?} {:?}", self.config));
         // Strikes that are left out come due all the same, so that the others keep their times and ordinals.
         self.unleash(Plan { timed: drawn.timed, ..plan });
-        self.load(is_faultless);
+        self.load(is_change);
         self.calm_down();
         let calm_since_us = self.now_us;
         let mut has_converged = self.wait(self.convergence_bound_us(), Cluster::has_converged);
@@ -280,7 +286,7 @@ impl Cluster {
         }
         self.blame_unanswered();
         self.check_foundings();
-        let state = self.final_state(is_harmless);
+        let state = self.final_state(is_harmless, is_change);
         judge(&mut self.history, &state);
         converged_us
     }
@@ -344,7 +350,7 @@ impl Cluster {
     }
 
     /// Lets the clients work until all operations are answered.
-    fn load(&mut self, is_faultless: bool) {
+    fn load(&mut self, is_change: bool) {
         for client in 0..self.workload.clients.len() {
             let at_us = self.now_us + self.rng.below(10_000);
             self.at(at_us, Event::Next { client });
@@ -352,7 +358,7 @@ impl Cluster {
         self.wait(3_600_000_000, |cluster| {
             cluster.workload.left == 0 && cluster.unanswered_since_long() == cluster.unanswered
         });
-        if is_faultless {
+        if is_change {
             let failed = self
                 .history
                 .operations
@@ -621,7 +627,7 @@ impl Cluster {
         }
     }
 
-    fn final_state(&self, is_faultless: bool) -> FinalState {
+    fn final_state(&self, is_faultless: bool, is_change: bool) -> FinalState {
         let objects = self.all_keys().into_iter().map(|key| {
             let mut merged: Option<Object> = None;
             for index in self.primaries(&key) {
@@ -658,6 +664,7 @@ impl Cluster {
             is_interval: self.is_interval(),
             has_lost_disk: self.lost.is_some(),
             is_faultless,
+            is_change,
         }
     }
 
