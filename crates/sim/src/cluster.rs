@@ -59,6 +59,8 @@ const CLOCK_SETTLED_US: u64 = 2_000_000;
 /// Most that a node's time may be off, in milliseconds: by `skew`, and by what standstills and delays make of a
 /// difference that was measured badly. Less than what `clock` does.
 const CLOCK_OFF_MS_MAX: i64 = 40_000;
+/// The same where all clocks are right and were measured well: twice the difference that nodes do not correct.
+const CLOCK_STEP_MS: i64 = 1_000;
 
 /// How a process ends.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -739,7 +741,7 @@ impl Cluster {
     }
 
     /// A node that reaches all others goes by the time of most, or its clients' expiries are not what they asked for.
-    fn check_clock(&mut self, index: usize) {
+    pub(super) fn check_clock(&mut self, index: usize) {
         let machine = &self.machines[index];
         let now = machine.now(self.now_us);
         let Some(node) = &machine.node else { return };
@@ -750,7 +752,13 @@ impl Cluster {
         }
         let true_ms = crate::trace::EPOCH_MS + self.now_us / 1000;
         let off_ms = node.time(now).wall_ms as i64 - true_ms as i64;
-        if off_ms.abs() > CLOCK_OFF_MS_MAX {
+        // Who has measured all others well, while all clocks are right, goes by the right time.
+        let has_wrong_clock =
+            [Fault::Skew, Fault::Clock].iter().any(|fault| self.plan.timed.contains_key(fault));
+        let peers = self.machines.iter().filter_map(|other| other.id).filter(|id| *id != node.id());
+        let is_sure = !has_wrong_clock && self.lost.is_none() && machine.ears.have_measured(peers);
+        let off_ms_max = if is_sure { CLOCK_STEP_MS } else { CLOCK_OFF_MS_MAX };
+        if off_ms.abs() > off_ms_max {
             let detail = format!("n{index} reaches all others and goes by a time that is {off_ms} ms off");
             self.history.blame("clocks", None, detail);
         }
@@ -791,7 +799,9 @@ impl Cluster {
     fn check_patience(&mut self, id: RequestId, failure: &ClientError) {
         let is_early = match failure {
             // Copies that cannot exist are not waited for: a request may ask for more than the ring has nodes.
-            ClientError::TooFewReachable { needed, .. } if usize::from(*needed) > self.machines.len() => {
+            ClientError::TooFewReachable { needed, .. } | ClientError::QuorumUnavailable { needed, .. }
+                if usize::from(*needed) > self.newest_ring().map_or(0, |ring| ring.nodes().len()) =>
+            {
                 false
             }
             ClientError::QuorumUnavailable { .. } | ClientError::TooFewReachable { .. } => {

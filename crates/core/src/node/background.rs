@@ -339,6 +339,8 @@ impl Node {
         let NodeConfig { cluster_size, strategy, partitions, .. } = self.config;
         if self.membership.found_ring(cluster_size, strategy, partitions, &mut self.rng) {
             self.membership_is_dirty = true;
+            // As for a ring that was learnt: others hear of it at once.
+            self.replica.request_durable();
             self.ring_changed(now, out);
         }
     }

@@ -25,7 +25,7 @@ use crate::machine::Machine;
 use crate::network::Network;
 use crate::panics::caught;
 use crate::skips::Skips;
-use crate::trace::{show_object, Trace};
+use crate::trace::{show_object, Trace, EPOCH_MS};
 use crate::workload::active::ACTIVE_BUCKET;
 use crate::workload::{get_operation, KeySpec, Planned, Role, Workload, WORKLOAD_VERSION};
 
@@ -280,6 +280,7 @@ impl Cluster {
         if has_converged && self.history.violations.is_empty() {
             self.look();
             self.look_at_listings();
+            self.look_at_the_future();
             if self.workload.has_active() {
                 self.finale();
             }
@@ -594,6 +595,22 @@ impl Cluster {
                 );
                 self.history.blame("final-read", Some(&key), detail);
             }
+        }
+    }
+
+    /// What a client claims to have seen in the far future is refused, lest clocks follow it.
+    fn look_at_the_future(&mut self) {
+        let plain = self.workload.keys.iter().find(|spec| !spec.role.is_active());
+        let Some(key) = plain.map(|spec| spec.key.clone()) else { return };
+        let machine = self.rng.below(self.machines.len() as u64) as usize;
+        let wall_ms = EPOCH_MS + self.now_us / 1000;
+        let id = self.operator(machine, Workload::delete_from_the_future(key.clone(), wall_ms));
+        while self.unanswered > 0 && self.advance() {}
+        let record = self.history.operation(id);
+        if record.outcome != Outcome::Refused {
+            let detail =
+                format!("o{id} knows what is half an hour ahead, and was answered {:?}", record.outcome);
+            self.history.blame("clocks", Some(&key), detail);
         }
     }
 

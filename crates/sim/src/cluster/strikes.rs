@@ -1,17 +1,18 @@
 //! Things that go wrong at points in time, and how they end.
 
-use oort_core::bucket::BucketProperties;
-use oort_core::client::{Operation, RequestId};
+use oort_core::bucket::{BucketProperties, DEFAULT_BUCKET};
+use oort_core::client::{Operation, Quorum, Request, RequestId, Want};
 use oort_core::config::NodeConfig;
 use oort_core::detector::Health;
-use oort_core::membership::{Dials, Gossip};
+use oort_core::membership::{Dials, Gossip, Hello};
 use oort_core::message::{Control, Message};
+use oort_core::mutation::Mutation;
 use oort_core::node::{Input, Node};
 use oort_core::object::Object;
 use oort_core::placement::RingNode;
 use oort_core::ring::{RingChange, RingState};
 use oort_core::store::Space;
-use oort_core::types::{NodeId, ObjectKey, Rng};
+use oort_core::types::{NodeId, Now, ObjectKey, Rng};
 
 use super::{Cluster, Ending, Event, Lost};
 use crate::chronicle::Incident;
@@ -267,6 +268,9 @@ impl Cluster {
         let disk = Box::new(Disk::default().store());
         let mut stranger = Node::open(config, seed, disk, now).expect("an empty disk has no bad records");
         stranger.step(now, Input::Tick, &mut Vec::new());
+        if has_ring && self.rng.chance(1, 2) {
+            settle(&mut stranger, now);
+        }
         // It did not ask: the machine found it at the address of a member.
         let dials = Dials { we: false, they: false };
         let is_taken_in = node.check(&stranger.hello(now), dials).is_ok();
@@ -276,7 +280,13 @@ impl Cluster {
             self.history.blame("identity", None, detail);
         }
         let Some(theirs) = stranger.ring().map(|ring| ring.state().clone()) else { return true };
-        let is_settled = node.is_settled();
+        let is_copy_let_in = self.copy_let_in(machine, &up);
+        if let Some(peer) = is_copy_let_in {
+            let detail = format!("n{machine} lets in a second process with the id {peer}");
+            self.history.blame("identity", None, detail);
+        }
+        // Whoever holds data keeps to its founding, whatever it says.
+        let is_settled = self.machines[machine].disk.count(Space::Data) > 0;
         if let (true, Some(&from)) = (self.rng.chance(1, 2) && is_settled, up.first()) {
             // Had they linked before either had a ring, this is how the machine would learn of the other ring.
             let ring = Some(RingState { version: ours.version + theirs.version, ..theirs });
@@ -285,6 +295,18 @@ impl Cluster {
             self.deliver(machine, Input::Message { from, message });
         }
         true
+    }
+
+    /// A peer that is up, of which the machine would let in another process with the same id.
+    fn copy_let_in(&self, machine: usize, up: &[NodeId]) -> Option<NodeId> {
+        let node = self.machines[machine].node.as_ref()?;
+        let is_let_in = |peer: &&NodeId| {
+            let other = self.by_id.get(peer).and_then(|index| self.machines[*index].node.as_ref());
+            let hello = other.map(|other| other.hello(self.machines[machine].now(self.now_us)));
+            let copy = hello.map(|hello| Hello { session: !hello.session, ..hello });
+            copy.is_some_and(|copy| node.check(&copy, Dials { we: true, they: true }).is_ok())
+        };
+        up.iter().find(is_let_in).copied()
     }
 
     fn slow_down(&mut self, machine: usize, lasts_us: u64) -> bool {
@@ -435,7 +457,7 @@ impl Cluster {
     }
 
     /// An operator changes the ring through `machine`.
-    fn change_ring(&mut self, machine: usize) -> bool {
+    pub(super) fn change_ring(&mut self, machine: usize) -> bool {
         let Some(state) =
             self.machines[machine].node.as_ref().and_then(|node| Some(node.ring()?.state().clone()))
         else {
@@ -600,4 +622,17 @@ impl Cluster {
         self.history.keys.entry(key).or_default().was_corrupted = true;
         self.machines[machine].disk.corrupt(Space::Data, row)
     }
+}
+
+/// Has a node that is alone store something.
+fn settle(node: &mut Node, now: Now) {
+    let key = ObjectKey::new(DEFAULT_BUCKET, b"own").expect("the key is short");
+    let mutation = Mutation::Append { suffix: "own".into() };
+    let (quorum, want) = (Quorum::default(), Want::default());
+    let operation = Operation::Update { key, mutation, quorum, want, caller: None };
+    let mut outputs = Vec::new();
+    let request = Request { operation, timeout_ms: None };
+    node.step(now, Input::Request { id: 1, request }, &mut outputs);
+    node.stage(&mut outputs);
+    node.commit(now, &mut outputs);
 }

@@ -21,6 +21,8 @@ use crate::disk::Disk;
 const DOWN_FACTOR_MIN: u64 = 8;
 /// A round trip counts for a peer's patience, halved, for so long, in microseconds.
 const ROUND_TRIP_COUNTS_US: u64 = 10_000_000;
+/// A round trip this long, in microseconds, is good enough to compare clocks by.
+const ROUND_TRIP_GOOD_US: u64 = 1_000_000;
 /// A slow peer gets at most so many times `suspect_ms`.
 const PATIENCE_FACTOR_MAX: u64 = 4;
 
@@ -32,16 +34,24 @@ pub(super) struct Versions {
     founding: Option<Founding>,
     ring: u64,
     has_data: bool,
+    me: NodeId,
+    /// The version by which the news names the node itself.
+    told_own: u64,
 }
 
 impl Versions {
     /// Before a step in which `node` hears news; `None` if it does not.
     pub fn before(input: &Input, node: &Node, disk: &Disk) -> Option<Versions> {
-        let Input::Message { message: Message::Control(Control::Gossip(Gossip::Delta { .. })), .. } = input
-        else {
+        let Input::Message { message: Message::Control(Control::Gossip(gossip)), .. } = input else {
             return None;
         };
-        Some(Versions::of(node, disk))
+        let Gossip::Delta { members, ring, .. } = gossip else { return None };
+        // Nothing is taken of a cluster of another founding.
+        let founding = node.membership().founding();
+        let is_foreign = ring.as_ref().is_some_and(|ring| founding.is_some_and(|ours| ours != ring.founding));
+        let own = members.iter().find(|member| member.id == node.id() && !is_foreign);
+        let told_own = own.map_or(0, |member| member.version);
+        Some(Versions { told_own, ..Versions::of(node, disk) })
     }
 
     fn of(node: &Node, disk: &Disk) -> Versions {
@@ -52,6 +62,8 @@ impl Versions {
             founding: known.founding(),
             ring: node.ring().map_or(0, |ring| ring.stamp()),
             has_data: disk.count(Space::Data) > 0,
+            me: known.me,
+            told_own: 0,
         }
     }
 
@@ -65,6 +77,9 @@ impl Versions {
             .find(|(id, version)| after.members.get(id).is_some_and(|after| after < version));
         if let Some((id, version)) = older {
             return blame(format!("a node knew node {id} by version {version}, and now by an older one"));
+        }
+        if after.members.get(&self.me).is_some_and(|version| *version < self.told_own) {
+            return blame("a node hears of a newer record of itself, and does not outbid it".into());
         }
         let older = self.buckets.iter().find(|(name, set_by)| after.buckets.get(*name) < Some(set_by));
         if let Some((name, _)) = older {
@@ -87,6 +102,10 @@ pub(crate) struct Ears {
 #[derive(Clone, Copy, Debug, Default)]
 struct Ear {
     is_linked: bool,
+    /// It was before the last step.
+    was_linked: bool,
+    /// A round trip short enough to compare clocks by was measured.
+    has_measured: bool,
     /// When something was last heard, and how long the machine had stood still in all by then.
     heard_us: u64,
     stalled_us: u64,
@@ -107,6 +126,7 @@ impl Ears {
     /// The node is about to take `input`, by its clock at `now`.
     pub fn hear(&mut self, hearing: Hearing, now: Now, input: &Input) {
         let Hearing { now_us, stalled_us, .. } = hearing;
+        self.peers.values_mut().for_each(|ear| ear.was_linked = ear.is_linked);
         match input {
             Input::LinkUp { hello } => {
                 let ear = self.peers.entry(hello.member.id).or_default();
@@ -119,6 +139,7 @@ impl Ears {
                 if let Message::Control(Control::Gossip(Gossip::Pong { mono_us, .. })) = message {
                     ear.round_trip_us = now.mono_us.saturating_sub(*mono_us);
                     ear.measured_us = now_us;
+                    ear.has_measured |= ear.round_trip_us <= ROUND_TRIP_GOOD_US;
                 }
                 if let Message::Control(Control::Gossip(Gossip::Delta { members, .. })) = message {
                     // Goodbye: as if the link were closed.
@@ -128,6 +149,11 @@ impl Ears {
             }
             _ => {}
         }
+    }
+
+    /// True if a good round trip to each of `peers` was measured.
+    pub fn have_measured(&self, mut peers: impl Iterator<Item = NodeId>) -> bool {
+        peers.all(|peer| self.peers.get(&peer).is_some_and(|ear| ear.has_measured))
     }
 
     /// What is wrong with the opinions that a node has formed in a step.
@@ -144,7 +170,7 @@ impl Ears {
         let ear = self.peers.get(&peer).copied().unwrap_or_default();
         if to == Health::Up {
             let detail = format!("node {peer} counts as up without a link");
-            return (!ear.is_linked).then(|| Verdict::new("suspicion", detail));
+            return (!ear.is_linked && !ear.was_linked).then(|| Verdict::new("suspicion", detail));
         }
         if !ear.is_linked {
             return None;

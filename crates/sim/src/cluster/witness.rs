@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use oort_core::bucket::Replication;
 use oort_core::client::Scan;
+use oort_core::membership::Gossip;
 use oort_core::message::{Control, Listed, Message, RangePage, ReadOutcome, TaskId, WriteOutcome};
 use oort_core::node::{Input, Node, Output};
 use oort_core::object::Object;
@@ -256,6 +257,7 @@ struct Before {
     told: Told,
     versions: Option<Versions>,
     dropped: usize,
+    compares_clocks: bool,
 }
 
 impl Cluster {
@@ -270,6 +272,10 @@ impl Cluster {
             told: Told::by(&input, &machine.disk),
             versions: Versions::before(&input, node, &machine.disk),
             dropped: machine.disk.dropped_count(),
+            compares_clocks: matches!(
+                &input,
+                Input::Message { message: Message::Control(Control::Gossip(Gossip::Ping { .. })), .. }
+            ),
         };
         machine.ears.hear(hearing, now, &input);
         let known = outputs.len();
@@ -296,8 +302,12 @@ impl Cluster {
         };
         verdicts.extend(self.testimony.hear(&speaker, &before.told, outputs));
         let dropped = machine.disk.dropped_after(before.dropped);
+        let compares_clocks = before.compares_clocks;
         self.blame_all(verdicts);
         self.check_stand(index, before.stand, &dropped);
+        if compares_clocks {
+            self.check_clock(index);
+        }
     }
 
     fn hearing(&self, index: usize) -> Hearing {
