@@ -753,10 +753,12 @@ impl Cluster {
         let true_ms = crate::trace::EPOCH_MS + self.now_us / 1000;
         let off_ms = node.time(now).wall_ms as i64 - true_ms as i64;
         // Who has measured all others well, while all clocks are right, goes by the right time.
-        let has_wrong_clock =
-            [Fault::Skew, Fault::Clock].iter().any(|fault| self.plan.timed.contains_key(fault));
+        let plan = self.chronicle.plan.as_ref();
+        let is_in_force = |fault: &Fault| plan.is_some_and(|plan| plan.timed.contains_key(fault));
+        let has_wrong_clock = [Fault::Skew, Fault::Clock].iter().any(is_in_force);
         let peers = self.machines.iter().filter_map(|other| other.id).filter(|id| *id != node.id());
-        let is_sure = !has_wrong_clock && self.lost.is_none() && machine.ears.have_measured(peers);
+        let is_sure =
+            !has_wrong_clock && self.lost.is_none() && machine.ears.have_measured(self.now_us, peers);
         let off_ms_max = if is_sure { CLOCK_STEP_MS } else { CLOCK_OFF_MS_MAX };
         if off_ms.abs() > off_ms_max {
             let detail = format!("n{index} reaches all others and goes by a time that is {off_ms} ms off");

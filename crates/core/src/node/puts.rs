@@ -446,12 +446,13 @@ impl Node {
             return self.ask_copy(now, id, fallback, Some(owner), out);
         }
         let me = self.membership.me;
-        if let Some(Task { work: Work::Put { put, .. }, .. }) = self.tasks.get_mut(id) {
-            let key = put.key.clone();
+        if let Some(Task { work: Work::Put { put, .. }, origin, .. }) = self.tasks.get_mut(id) {
+            let (key, origin) = (put.key.clone(), *origin);
             // A hint is enough of a copy for a node that does not answer reads.
             put.hold_for_other(me, owner);
             if !put.is_claim() {
                 self.add_hint(owner, &key);
+                self.turn_hints.push((id, origin));
             }
         }
     }

@@ -274,7 +274,12 @@ impl Cluster {
         let row = self.machines[index].disk.durable_row(Space::Data, key.row());
         let own = row.and_then(|row| Object::decode(&row).ok()).unwrap_or_default();
         let dots: BTreeSet<Dot> = held.values().flatten().copied().collect();
-        let mut missing = dots.into_iter().filter(|dot| !own.context().covers(*dot));
+        // A node that did not know the new ring yet may have been told to forget what it held.
+        let is_forgotten = |dot: &Dot| {
+            let past = self.history.keys.get(key);
+            past.is_some_and(|past| past.forgotten_until(u64::MAX).any(|gone| gone == *dot))
+        };
+        let mut missing = dots.into_iter().filter(|dot| !own.context().covers(*dot) && !is_forgotten(dot));
         missing.find_map(|dot| {
             let has = |node: &&&NodeId| held.get(**node).is_some_and(|dots| dots.contains(&dot));
             let holders: Vec<&NodeId> = sources.iter().filter(has).copied().collect();

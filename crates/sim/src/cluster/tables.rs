@@ -104,8 +104,8 @@ struct Ear {
     is_linked: bool,
     /// It was before the last step.
     was_linked: bool,
-    /// A round trip short enough to compare clocks by was measured.
-    has_measured: bool,
+    /// When a round trip short enough to compare clocks by was first measured.
+    measured_well_us: Option<u64>,
     /// When something was last heard, and how long the machine had stood still in all by then.
     heard_us: u64,
     stalled_us: u64,
@@ -139,7 +139,9 @@ impl Ears {
                 if let Message::Control(Control::Gossip(Gossip::Pong { mono_us, .. })) = message {
                     ear.round_trip_us = now.mono_us.saturating_sub(*mono_us);
                     ear.measured_us = now_us;
-                    ear.has_measured |= ear.round_trip_us <= ROUND_TRIP_GOOD_US;
+                    if ear.round_trip_us <= ROUND_TRIP_GOOD_US {
+                        ear.measured_well_us.get_or_insert(now_us);
+                    }
                 }
                 if let Message::Control(Control::Gossip(Gossip::Delta { members, .. })) = message {
                     // Goodbye: as if the link were closed.
@@ -152,8 +154,10 @@ impl Ears {
     }
 
     /// True if a good round trip to each of `peers` was measured.
-    pub fn have_measured(&self, mut peers: impl Iterator<Item = NodeId>) -> bool {
-        peers.all(|peer| self.peers.get(&peer).is_some_and(|ear| ear.has_measured))
+    pub fn have_measured(&self, now_us: u64, mut peers: impl Iterator<Item = NodeId>) -> bool {
+        let measured_us = |peer| self.peers.get(&peer).and_then(|ear| ear.measured_well_us);
+        // Within a turn time stands still.
+        peers.all(|peer| measured_us(peer).is_some_and(|at_us| at_us < now_us))
     }
 
     /// What is wrong with the opinions that a node has formed in a step.
