@@ -314,8 +314,6 @@ impl Node {
             self.review_holders(now);
         }
         if changes.ring {
-            // Which cluster this node belongs to must not be forgotten once it has spoken for it.
-            self.replica.request_durable();
             self.ring_changed(now, out);
         }
         changes.forgotten.iter().for_each(|peer| self.clocks.forget(*peer));
@@ -339,8 +337,6 @@ impl Node {
         let NodeConfig { cluster_size, strategy, partitions, .. } = self.config;
         if self.membership.found_ring(cluster_size, strategy, partitions, &mut self.rng) {
             self.membership_is_dirty = true;
-            // As for a ring that was learnt: others hear of it at once.
-            self.replica.request_durable();
             self.ring_changed(now, out);
         }
     }
