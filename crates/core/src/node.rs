@@ -598,30 +598,6 @@ impl Node {
         self.replica.close()
     }
 
-    /// The hints of this turn are gone, which counted as copies: whoever was to be told that they suffice is told that
-    /// nobody knows.
-    fn deny_hints(&mut self, out: &mut [Output]) {
-        let hinted = std::mem::take(&mut self.turn_hints);
-        let is_told = |output: &Output| {
-            let origin = match output {
-                Output::Reply { id, result: Ok(_) } => Origin::Client(*id),
-                Output::Send {
-                    to,
-                    message: Message::Control(Control::Forwarded { task, result: Ok(_) }),
-                } => Origin::Peer(*to, *task),
-                _ => return false,
-            };
-            hinted.iter().any(|(_, hinted)| *hinted == origin)
-        };
-        out.iter_mut()
-            .filter(|output| is_told(output))
-            .for_each(|output| output.deny(&ClientError::OutcomeUnknown));
-        for (id, _) in hinted {
-            let Some(Task { work: Work::Put { put, .. }, .. }) = self.tasks.get_mut(id) else { continue };
-            put.lose_hints(self.membership.me);
-        }
-    }
-
     /// Takes back what `out` claims to be durable here, because the disk failed to keep what was staged.
     fn deny_unkept(&mut self, error: StoreError, out: &mut Vec<Output>) {
         self.moved_in_turn = None;

@@ -73,7 +73,7 @@ pub const CHECKERS: [(&str, u8, &str); 38] = [
     ("clocks", 2, "a node that reaches all others goes by the time of most of them"),
     ("removal", 2, "no operator gives up a node that is alive, or unforced one that holds the only copies"),
     ("stale", 2, "no node serves one that goes by an older ring, or was removed"),
-    ("words", 2, "what a node lists for a peer is what it holds, and one that says that it holds nothing holds nothing"),
+    ("words", 2, "what a node lists for a peer is what it holds, and who says that it holds nothing holds nothing"),
     ("vouched", 5, "who vouches for a dead object holds just it, and what is dropped was vouched for twice by all"),
     ("ring", 2, "the ring changes step by step as operators ask, each step when all are ready, and copies lie apart"),
     ("ready", 2, "a node that is ready for a ring has what it is to hold in it, and both durably"),
@@ -358,7 +358,8 @@ impl Judge<'_> {
             let Operation::Update { quorum, .. } = &op.operation else { return false };
             let overlaps = quorum.primary_w + op.scan_r > op.n
                 || self.state.is_faultless && op.w + op.scan_r > op.n
-                || self.state.is_change && op.is_usual;
+                || self.state.is_change && op.is_usual
+                || page.calm_since_us <= op.start_us && op.w + op.scan_r > op.n;
             let is_safe = !self.state.has_lost_disk || !self.is_excused(op);
             op.outcome == Outcome::Acked && op.end_us <= page.start_us && overlaps && is_safe
         };

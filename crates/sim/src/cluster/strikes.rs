@@ -533,8 +533,8 @@ impl Cluster {
         true
     }
 
-    /// Cuts one link, or half of the ring from the other, or one node from all others, and has an operator ask a node to
-    /// remove one that it does not reach.
+    /// Cuts one link, or half of the ring from the other, or one node from all others, and has an operator ask a node
+    /// to remove one that it does not reach.
     fn try_removal(&mut self, asked: usize) -> bool {
         let machines = self.machines.len();
         if machines < 2 {

@@ -1,5 +1,5 @@
-//! What a node may make of the news that it hears: its tables only go forward, and a peer counts as down by silence only
-//! after it was silent for long.
+//! What a node may make of the news that it hears: its tables only go forward, and a peer counts as down by silence
+//! only after it was silent for long.
 
 use std::collections::BTreeMap;
 

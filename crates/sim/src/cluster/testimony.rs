@@ -162,8 +162,8 @@ impl Testimony {
     fn note_answer(&mut self, speaker: &Speaker, to: NodeId, number: u64, vouched: &[usize]) {
         let Some(&asker) = speaker.peers.get(&to) else { return };
         // Of the asker's lives only the last may hear it.
-        let lives = self.questions.range_mut(((asker, 0), number)..=((asker, u64::MAX), number));
-        let Some((_, question)) = lives.filter(|((_, of), _)| *of == number).last() else { return };
+        let mut lives = self.questions.range_mut(((asker, 0), number)..=((asker, u64::MAX), number));
+        let Some((_, question)) = lives.rfind(|((_, of), _)| *of == number) else { return };
         let me = speaker.scene.node.id();
         for index in vouched {
             question.vouched.entry((me, *index)).or_insert(speaker.now_us);
@@ -172,8 +172,8 @@ impl Testimony {
 
     /// The rows of which `DeadAnswer` number `number` to a machine says that they may be forgotten.
     pub fn vouched_rows(&self, to: usize, number: u64, refused: &[u16]) -> Vec<ObjectKey> {
-        let lives = self.questions.range(((to, 0), 0)..=((to, u64::MAX), u64::MAX));
-        let Some((_, question)) = lives.filter(|((_, of), _)| *of == number).last() else {
+        let mut lives = self.questions.range(((to, 0), 0)..=((to, u64::MAX), u64::MAX));
+        let Some((_, question)) = lives.rfind(|((_, of), _)| *of == number) else {
             return Vec::new();
         };
         let rows = question.rows.iter().enumerate();
