@@ -96,6 +96,14 @@ impl Census {
         Cells(self.buckets.get(bucket).unwrap_or(&self.others))
     }
 
+    /// All cells that count rows of `bucket`; the empty name stands for all buckets.
+    pub fn choose(&self, bucket: &[u8]) -> Vec<Cells<'_>> {
+        match bucket.is_empty() {
+            true => self.buckets.values().chain([&self.others]).map(|cells| Cells(cells)).collect(),
+            false => vec![self.cells(bucket)],
+        }
+    }
+
     /// The cells that count the rows of `bucket` alone; `None` if it shares cells, or has none.
     pub fn own_cells(&self, bucket: &[u8]) -> Option<Cells<'_>> {
         self.buckets.get(bucket).map(|cells| Cells(cells))

@@ -22,6 +22,7 @@ pub mod vivaldi;
 pub mod membership;
 pub mod guard;
 pub mod message;
+pub mod forwards;
 pub mod metrics;
 pub mod known;
 pub mod census;

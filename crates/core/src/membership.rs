@@ -31,7 +31,7 @@ use crate::types::{NodeId, Rng};
 use crate::vivaldi::Coordinate;
 
 /// The version of the peer protocol that this program speaks. Others are refused.
-pub const PROTOCOL: u16 = 7;
+pub const PROTOCOL: u16 = 8;
 /// The most members a table holds.
 pub const MEMBERS_MAX: usize = 2000;
 

@@ -32,7 +32,7 @@ mod rests;
 mod serve;
 mod terms;
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 
@@ -43,6 +43,7 @@ use crate::collect::Collector;
 use crate::config::{NodeConfig, SyncMode, ROWS_ASKED_MAX};
 use crate::detector::{Detector, Health};
 use crate::entropy::Entropy;
+use crate::forwards::Forwards;
 use crate::get::Get;
 use crate::guard::Opinions;
 use crate::handoff::{Delivery, Handoff};
@@ -62,9 +63,6 @@ use crate::types::{NodeId, Now, ObjectKey, Rng};
 use crate::vivaldi::Coordinate;
 use homes::{Homes, Outcome};
 pub use opening::OpenError;
-
-/// How many handed-over requests are remembered. Too few: one that the network brings twice, late, is run twice.
-const RECENT_FORWARDS_MAX: usize = 4096;
 
 const MEMBERSHIP_ROW: &[u8] = b"membership";
 
@@ -319,28 +317,6 @@ struct Greeting {
     we_were_settled: bool,
 }
 
-/// The last requests that peers handed over, to know one that comes twice.
-#[derive(Clone, Debug, Default)]
-struct RecentForwards {
-    known: BTreeSet<(NodeId, TaskId)>,
-    order: VecDeque<(NodeId, TaskId)>,
-}
-
-impl RecentForwards {
-    /// True if it is new.
-    fn insert(&mut self, from: NodeId, task: TaskId) -> bool {
-        if !self.known.insert((from, task)) {
-            return false;
-        }
-        self.order.push_back((from, task));
-        if self.order.len() > RECENT_FORWARDS_MAX {
-            let oldest = self.order.pop_front().expect("it is not empty");
-            self.known.remove(&oldest);
-        }
-        true
-    }
-}
-
 /// A node of the cluster: a deterministic state machine over a [`Store`].
 pub struct Node {
     config: NodeConfig,
@@ -375,8 +351,6 @@ pub struct Node {
     /// Turns that were committed.
     turns: u64,
     clocks: PeerClocks,
-    /// How far this node's `mono_us` is ahead of each peer's, at most.
-    mono_ahead_us: BTreeMap<NodeId, i64>,
     clock_was_ahead: bool,
     /// What was last told about the clock's correction, in milliseconds.
     told_correction_ms: i64,
@@ -389,7 +363,7 @@ pub struct Node {
     doubtful_of_peers: BTreeSet<(NodeId, TaskId)>,
     /// Those of them that were answered well in this turn: what is taken back becomes doubtful again.
     turn_doubtful: Vec<RequestId>,
-    recent_forwards: RecentForwards,
+    forwards: Forwards,
     membership_is_dirty: bool,
     has_announced: bool,
     /// The time of the last step, corrected.
@@ -475,7 +449,6 @@ impl Node {
             asked_for_ring_us: 0,
             turns: 0,
             clocks: PeerClocks::new(config.clock_skew_ms_max, membership.members.len() - 1, now),
-            mono_ahead_us: BTreeMap::new(),
             clock_was_ahead: false,
             told_correction_ms: 0,
             read_only: None,
@@ -484,7 +457,7 @@ impl Node {
             doubtful: BTreeSet::new(),
             doubtful_of_peers: BTreeSet::new(),
             turn_doubtful: Vec::new(),
-            recent_forwards: RecentForwards::default(),
+            forwards: Forwards::default(),
             membership_is_dirty: true,
             has_announced: false,
             last_now: now,

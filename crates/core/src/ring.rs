@@ -27,7 +27,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::{xxh3_64, Xxh3};
 
-use crate::bucket::{BucketTable, Replication, BUCKETS_MAX};
+use crate::bucket::{BucketProperties, BucketTable, Replication, BUCKETS_MAX};
 use crate::causality::Dot;
 use crate::placement::{Layout, Placement, RingNode, Strategy, PREFERENCE_MAX, WEIGHT_MAX, ZONE_BYTES_MAX};
 use crate::types::{NodeId, Partition, Position, Rng};
@@ -593,6 +593,12 @@ impl Ring {
         self.state.serving(bucket)
     }
 
+    /// The `wanted` properties of `bucket`, with the replication that reads are answered by in place of the wanted one.
+    pub fn in_force(&self, bucket: &[u8], wanted: &BucketProperties) -> BucketProperties {
+        let Replication { n, r, w } = self.replication(bucket);
+        BucketProperties { n, r, w, ..wanted.clone() }
+    }
+
     /// The numbers of replicas that buckets have where reads are answered, ascending.
     pub fn sizes(&self) -> Vec<usize> {
         let own = self.state.replication.keys().map(|bucket| self.state.serving(bucket).n as usize);
@@ -627,7 +633,7 @@ impl Ring {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bucket::{BucketEntry, BucketProperties};
+    use crate::bucket::BucketEntry;
     use crate::types::ActorId;
 
     fn state(nodes: u64) -> RingState {

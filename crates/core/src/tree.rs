@@ -238,11 +238,9 @@ impl HashTree {
     /// The next stretch of a range of leaves in which rows of `bucket` may be live; `None` if there is none. The empty
     /// name stands for all buckets.
     pub fn next_live(&self, leaves: &Leaves, bucket: &[u8], wall_ms: u64) -> Option<Leaves> {
-        if bucket.is_empty() {
-            return self.next_filled(leaves);
-        }
-        let cells = self.census.cells(bucket);
-        let is_wanted = |leaf: usize| !self.counted[leaf] || cells.may_live(leaf, wall_ms);
+        let cells = self.census.choose(bucket);
+        let may_live = |leaf: usize| cells.iter().any(|cells| cells.may_live(leaf, wall_ms));
+        let is_wanted = |leaf: usize| !self.counted[leaf] || may_live(leaf);
         let first = leaves.clone().find(|leaf| is_wanted(*leaf))?;
         Some(stretch(first, *leaves.end(), is_wanted))
     }
@@ -461,6 +459,11 @@ mod tests {
         assert_eq!((filled[0].start(), filled[filled.len() - 1].end()), (&leaves[0], &leaves[8]));
         let live = stretches(&|leaves| tree.next_live(leaves, b"b", 0));
         assert_eq!(live[0].start(), &leaves[1]);
+        assert_eq!(
+            stretches(&|leaves| tree.next_live(leaves, b"", 0)),
+            live,
+            "all buckets: nothing dead either"
+        );
         assert_eq!(tree.next_live(&all, b"c", 0), None);
         tree.forget(leaf_of(at(3)));
         assert_eq!(tree.next_live(&all, b"c", 0), Some(3..=3), "nobody knows what lives there");

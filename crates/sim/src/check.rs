@@ -22,7 +22,7 @@ use crate::workload::Role;
 pub(crate) mod active;
 
 /// Every checker's name, the promise it guards (by its number in DESIGN §1) and what it demands.
-pub const CHECKERS: [(&str, u8, &str); 38] = [
+pub const CHECKERS: [(&str, u8, &str); 39] = [
     ("lost-write", 2, "an acknowledged write is a sibling, was superseded by one, expired or lost by lww"),
     ("copies", 2, "an acknowledged write is on the disks of w owners, or of nodes that owe it to them"),
     ("moved", 2, "when others begin to answer reads, every read quorum of them meets what was acknowledged"),
@@ -64,6 +64,7 @@ pub const CHECKERS: [(&str, u8, &str); 38] = [
     ),
     ("evaluation", 2, "a mutation makes of what its maker saw what is documented, and reads show what was stored"),
     ("errors", 7, "an operation that failed saying that nothing was changed, changed nothing"),
+    ("late", 2, "no write is made long after its client was answered that nobody knows, or after its time was up"),
     ("answers", 7, "every request is answered once, within its time limit and a margin"),
     ("availability", 1, "without faults no request fails for want of a quorum"),
     ("final-read", 4, "at the end every node answers gets and scans with what the replicas hold"),
@@ -85,6 +86,8 @@ pub const CHECKERS: [(&str, u8, &str); 38] = [
 
 /// Two wall clocks differ by less than this, in milliseconds.
 const SKEW_MS_MAX: u64 = 60_000;
+/// How long after its time is up a write may still be made: as long as nodes err about each other's clocks.
+const LATE_US_MAX: u64 = 200_000;
 
 /// What the replicas hold at the end, and what excuses a loss.
 #[derive(Clone, Debug, Default)]
@@ -135,6 +138,7 @@ pub fn judge(history: &mut History, state: &FinalState) {
         judge.listings();
         judge.resurrected(object.as_ref());
         judge.errors();
+        judge.late();
         if state.counters.contains(key) {
             judge.counter(object.as_ref());
         }
@@ -453,6 +457,28 @@ impl Judge<'_> {
         }
         for detail in verdicts {
             self.blame("errors", detail);
+        }
+    }
+
+    /// What has not been done when a write's time is up is not done: whoever gave up, and wrote something else, would
+    /// find that undone.
+    fn late(&mut self) {
+        let mut verdicts = Vec::new();
+        // Nobody knows when the node of a client that lost it took the request up.
+        let is_answered = |op: &OpRecord| !matches!(op.outcome, Outcome::Pending | Outcome::Disconnected);
+        for (id, op) in self.operations().filter(|(_, op)| is_answered(op)) {
+            let until_us = op.end_us.max(op.taken_us + op.timeout_ms * 1000) + LATE_US_MAX;
+            let made = op.dots.iter().filter_map(|dot| self.past.birth(*dot));
+            for birth in made.filter(|birth| birth.at_us > until_us) {
+                verdicts.push(format!(
+                    "o{id} was made as {} {} ms after its time was up",
+                    self.history.name(birth.dot),
+                    (birth.at_us - until_us + LATE_US_MAX) / 1000
+                ));
+            }
+        }
+        for detail in verdicts {
+            self.blame("late", detail);
         }
     }
 

@@ -146,7 +146,7 @@ impl Node {
         let before = self.detector.health(peer);
         let changed = self.detector.link_up(peer);
         self.compare_clock(peer, hello.wall_ms, None, out);
-        self.mono_ahead_us.remove(&peer);
+        self.forwards.forget(peer);
         self.take_word(now, hello.member, out);
         self.ping(now, peer, out);
         self.tell(peer, Gossip::Hash(self.membership.hash()), out);
@@ -161,6 +161,7 @@ impl Node {
             self.health_changed(now, peer, before, out);
         }
         self.greetings.remove(&peer);
+        self.forwards.forget(peer);
     }
 
     pub(super) fn heard(&mut self, now: Now, peer: NodeId, out: &mut Vec<Output>) {
@@ -249,7 +250,7 @@ impl Node {
                 self.tell(from, Gossip::Pong { mono_us, wall_ms, coordinate, sent_us: now.mono_us }, out);
             }
             Gossip::Pong { mono_us, wall_ms, coordinate, sent_us } => {
-                self.compare_time(now, from, mono_us, sent_us);
+                self.compare_time(now, from, (mono_us, sent_us), out);
                 let round_trip_us = now.mono_us.saturating_sub(mono_us).max(1);
                 self.metrics.round_trips.note(round_trip_us);
                 self.detector.measured(from, round_trip_us, now.mono_us);

@@ -10,15 +10,12 @@ use crate::client::{
     ActiveError, ClientError, Operation, Quorum, QuorumName, Reply, Request, RequestId, TIMEOUT_MS_MAX,
 };
 use crate::detector::Health;
+use crate::forwards::{HandedOver, NEWS_US};
 use crate::get::Needed;
 use crate::message::{Control, Message, TaskId};
 use crate::mutation::Mutation;
 use crate::ring::Ring;
 use crate::types::{NodeId, Now, ObjectKey};
-
-/// By so much at most the ages of peers' messages are underestimated, in microseconds, and what is older is no news.
-/// Too small: on a busy network no age is known; too large: calls run for clients that have given up.
-const NEWS_US: u64 = 100_000;
 
 /// Whether a request may still be handed to another coordinator.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -202,21 +199,18 @@ impl Node {
         self.tasks.wake_at(deadline_us + self.config.hedge_us, id);
     }
 
-    /// Runs what a peer has handed over with `left_us` of its time left when it was sent, at `sent_us` of the peer's
-    /// clock, if any of that is left.
-    #[allow(clippy::too_many_arguments)] // The fields of one message.
+    /// Runs what a peer has handed over `age_us` ago at most, if any of its time is left.
     pub(super) fn handed_over(
         &mut self,
         now: Now,
         from: NodeId,
-        origin: Origin,
-        operation: Operation,
-        (left_us, sent_us): (u64, u64),
-        holds: u64,
+        request: HandedOver,
+        age_us: u64,
         out: &mut Vec<Output>,
     ) {
-        let age_us = self.age_us(now, from, sent_us);
-        let left_us = left_us.min(u64::from(TIMEOUT_MS_MAX) * 1000).saturating_sub(age_us.unwrap_or(0));
+        let HandedOver { task, operation, left_us, holds, .. } = request;
+        let origin = Origin::Peer(from, task);
+        let left_us = left_us.min(u64::from(TIMEOUT_MS_MAX) * 1000).saturating_sub(age_us);
         if left_us == 0 {
             self.metrics.expired_forwards += 1;
             let error = match &operation {
@@ -227,26 +221,24 @@ impl Node {
         }
         // What the peer said of its row is used only while it is news.
         let hop = match holds {
-            hash if hash != 0 && age_us.is_some_and(|age_us| age_us <= NEWS_US) => {
-                Hop::Told { by: from, hash }
-            }
+            hash if hash != 0 && age_us <= NEWS_US => Hop::Told { by: from, hash },
             _ => Hop::Last,
         };
         self.start(now, origin, operation, now.mono_us + left_us, hop, out);
     }
 
-    /// How long ago at least a peer sent what it sent at `sent_us` of its clock; `None` if that is not known.
-    fn age_us(&self, now: Now, from: NodeId, sent_us: u64) -> Option<u64> {
-        let ahead_us = i128::from(*self.mono_ahead_us.get(&from)?);
-        let age_us = i128::from(now.mono_us) - i128::from(sent_us) - ahead_us;
-        Some(age_us.clamp(0, i128::from(u64::MAX)) as u64)
-    }
-
-    /// A peer's clock showed `theirs_us` between `asked_us` and now.
-    pub(super) fn compare_time(&mut self, now: Now, from: NodeId, asked_us: u64, theirs_us: u64) {
-        let is_near = now.mono_us.saturating_sub(asked_us) <= NEWS_US;
-        if let (true, Some(ahead_us)) = (is_near, (now.mono_us as i64).checked_sub_unsigned(theirs_us)) {
-            self.mono_ahead_us.insert(from, ahead_us);
+    /// A peer's clock showed `theirs_us` between `asked_us` and now: the ages of its requests are known from now on.
+    pub(super) fn compare_time(
+        &mut self,
+        now: Now,
+        from: NodeId,
+        (asked_us, theirs_us): (u64, u64),
+        out: &mut Vec<Output>,
+    ) {
+        for request in self.forwards.compare(from, asked_us, theirs_us, now.mono_us) {
+            if let Some(age_us) = self.forwards.age_us(from, request.sent_us, now.mono_us) {
+                self.handed_over(now, from, request, age_us, out);
+            }
         }
     }
 

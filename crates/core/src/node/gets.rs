@@ -234,10 +234,18 @@ impl Node {
     /// Looks whether a get has enough answers and goes on with it. True if it is over.
     pub(super) fn advance_get(&mut self, now: Now, id: TaskId, out: &mut Vec<Output>) -> bool {
         loop {
-            let Some(Task { work: Work::Get { get, .. }, .. }) = self.tasks.get_mut(id) else {
+            let Some(Task { work: Work::Get { get, purpose }, deadline_us, .. }) = self.tasks.get_mut(id)
+            else {
                 return true;
             };
+            // This node may have stood still: its clients have given up, and are not to find what they wrote since
+            // undone.
+            let is_too_late = matches!(purpose, Purpose::Update(_)) && now.mono_us >= *deadline_us;
             match get.progress() {
+                Progress::Done if is_too_late => {
+                    self.fail_get(now, id, out);
+                    return true;
+                }
                 Progress::Done => break,
                 Progress::Waiting if get.is_outstanding() => return false,
                 Progress::Waiting => {

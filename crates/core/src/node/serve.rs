@@ -2,8 +2,9 @@
 
 use bytes::Bytes;
 
-use super::{Node, Origin, Output};
+use super::{Node, Output};
 use crate::client::Scan;
+use crate::forwards::HandedOver;
 use crate::message::{Control, Listed, Message, ReadOutcome, TaskId, WriteOutcome};
 use crate::object::Object;
 use crate::replica::{hash_of, row_hash, Merge};
@@ -53,12 +54,15 @@ impl Node {
         match control {
             Control::Gossip(gossip) => self.gossip(now, from, gossip, out),
             // A request is run once, however often the network brings it.
-            Control::Forward { task, .. } if !self.recent_forwards.insert(from, task) => {
+            Control::Forward { task, .. } if !self.forwards.is_first(from, task) => {
                 self.metrics.late_messages += 1
             }
             Control::Forward { task, operation, left_us, sent_us, holds } => {
-                let origin = Origin::Peer(from, task);
-                self.handed_over(now, from, origin, operation, (left_us, sent_us), holds, out)
+                let request = HandedOver { task, operation, left_us, sent_us, holds };
+                match self.forwards.age_us(from, sent_us, now.mono_us) {
+                    Some(age_us) => self.handed_over(now, from, request, age_us, out),
+                    None => self.forwards.wait(from, request),
+                }
             }
             Control::Forwarded { task, result } => self.forwarded(now, from, task, result, out),
             // What was here may have moved to others. With the newer ring they are asked.

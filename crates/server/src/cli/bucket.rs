@@ -25,6 +25,9 @@ pub struct Arguments {
 #[derive(Subcommand)]
 enum Command {
     /// Print a bucket's properties
+    ///
+    /// in_force=false: n, r and w are wanted, and the ones before still hold. The data move to where they are to be;
+    /// `oort cluster status` shows how far that is.
     Get {
         /// The bucket
         #[arg(value_name = "NAME")]

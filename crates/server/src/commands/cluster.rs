@@ -77,7 +77,7 @@ fn slot_ranges(view: &dyn View, copies: usize) -> Vec<SlotRange> {
 
 /// Copies of an object of the bucket that Redis Cluster clients use: they cannot `SELECT`.
 fn copies(view: &dyn View) -> usize {
-    view.membership().buckets.properties(DEFAULT_BUCKET).n as usize
+    view.ring().map_or(0, |ring| ring.replication(DEFAULT_BUCKET).n as usize)
 }
 
 /// `CLUSTER SLOTS`

@@ -281,10 +281,11 @@ pub fn wait(call: &mut Call) -> Outcome {
     if timeout < 0 {
         return Err(refusal("ERR timeout is negative"));
     }
-    let properties = call.view.membership().buckets.properties(call.session.bucket());
     // A cluster smaller than `w` has as many copies as nodes.
-    let nodes = call.view.ring().map_or(0, |ring| ring.nodes().len());
-    let copies = (properties.w as usize).min(nodes);
+    let copies = call.view.ring().map_or(0, |ring| {
+        let w = ring.replication(call.session.bucket()).w;
+        ring.nodes().len().min(w as usize)
+    });
     reply(Value::Integer(copies.saturating_sub(1) as i64))
 }
 

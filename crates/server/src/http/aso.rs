@@ -49,7 +49,7 @@ pub async fn serve(
     body: &mut Upload,
     (bucket, key, part): (Bytes, Bytes, Part),
 ) -> Result<Response<Body>, Refusal> {
-    let properties = shared.properties(&bucket).await?;
+    let properties = shared.properties_in_force(&bucket).await?;
     let quorum = parameters.quorum(&properties)?;
     let key = ObjectKey::new(&bucket, &key)?;
     let ask = async |operation| {

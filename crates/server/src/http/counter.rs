@@ -30,7 +30,7 @@ pub async fn serve(
     body: &mut Upload,
     (place, key): (Place, Bytes),
 ) -> Result<Response<Body>, Refusal> {
-    let properties = shared.properties(&place.bucket).await?;
+    let properties = shared.properties_in_force(&place.bucket).await?;
     let quorum = parameters.quorum(&properties)?;
     let key = ObjectKey::new(&place.bucket, &key)?;
     let operation = match head.method {

@@ -98,7 +98,7 @@ impl<'a> Target<'a> {
 
     async fn get(&self) -> Result<Response<Body>, Refusal> {
         let properties = match self.parameters.needs_properties() {
-            true => Some(self.shared.properties(&self.place.bucket).await?),
+            true => Some(self.shared.properties_in_force(&self.place.bucket).await?),
             false => None,
         };
         let quorum = self.quorum(properties.as_ref()).await?;
@@ -149,7 +149,7 @@ impl<'a> Target<'a> {
         let is_small = body.announced_bytes().is_some_and(|bytes| bytes <= SMALL_BYTES);
         let properties = match is_small && !self.parameters.needs_properties() {
             true => None,
-            false => Some(self.shared.properties(&self.place.bucket).await?),
+            false => Some(self.shared.properties_in_force(&self.place.bucket).await?),
         };
         let quorum = self.quorum(properties.as_ref()).await?;
         let limit_bytes = properties.map_or(SMALL_BYTES, |properties| properties.value_bytes_max);
@@ -244,7 +244,7 @@ impl<'a> Target<'a> {
         match properties {
             Some(properties) => self.parameters.quorum(properties),
             None if self.parameters.needs_properties() => {
-                let properties = self.shared.properties(&self.place.bucket).await?;
+                let properties = self.shared.properties_in_force(&self.place.bucket).await?;
                 self.parameters.quorum(&properties)
             }
             None => self.parameters.quorum(&BucketProperties::default()),

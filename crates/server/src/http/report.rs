@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 
 use hyper::header::{HeaderMap, HeaderValue, VARY};
 use hyper::{Response, StatusCode};
-use oort_core::bucket::DEFAULT_BUCKET;
+use oort_core::bucket::{Replication, DEFAULT_BUCKET};
 use oort_core::detector::Health;
 use oort_core::metrics::Histogram;
 use oort_core::ring::Ring;
@@ -106,8 +106,8 @@ fn unhealthy(inside: &Inside) -> Vec<String> {
 ///
 /// Fallbacks count as they do in gets and puts, so the number of nodes decides and not which ones they are.
 fn lonely(inside: &Inside, ring: &Ring) -> Option<String> {
-    let properties = inside.node.buckets().properties(DEFAULT_BUCKET);
-    let (nodes, quorum) = (ring.nodes(), properties.r.max(properties.w) as usize);
+    let Replication { r, w, .. } = ring.replication(DEFAULT_BUCKET);
+    let (nodes, quorum) = (ring.nodes(), r.max(w) as usize);
     let reached = nodes.iter().filter(|&&node| inside.node.health(node) != Health::Down).count();
     let needed = quorum.min(nodes.len());
     (reached < needed).then(|| {

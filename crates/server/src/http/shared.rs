@@ -98,10 +98,20 @@ impl Shared {
         format!("{:016x}{:016x}", half(0), half(1))
     }
 
-    /// The properties in force for `bucket`.
+    /// The properties that `bucket` was given, of which `n`, `r` and `w` may not be in force yet.
     pub async fn properties(&self, bucket: &Bytes) -> Result<BucketProperties, Refusal> {
         let bucket = bucket.clone();
         let look = self.handle.inspect(move |inside| inside.node.buckets().properties(&bucket).clone());
+        Ok(look.await?)
+    }
+
+    /// The properties of `bucket` with the `n`, `r` and `w` that are in force: those that requests go by.
+    pub async fn properties_in_force(&self, bucket: &Bytes) -> Result<BucketProperties, Refusal> {
+        let bucket = bucket.clone();
+        let look = self.handle.inspect(move |inside| {
+            let wanted = inside.node.buckets().properties(&bucket);
+            inside.node.ring().map_or_else(|| wanted.clone(), |ring| ring.in_force(&bucket, wanted))
+        });
         Ok(look.await?)
     }
 

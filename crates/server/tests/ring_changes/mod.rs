@@ -150,6 +150,35 @@ fn nodes_refuse_by_themselves_what_would_lose_data() {
     cluster.nodes[..3].iter().for_each(|node| assert_readable(node, &acknowledged));
 }
 
+#[test]
+fn all_copies_are_those_in_force_while_n_grows() {
+    let mut cluster = Cluster::start(3, &[]);
+    let is_in_force = |node: &Node| {
+        let Outcome { stdout, .. } = run(&["bucket", "get", "grows", "--node", &node.redis]);
+        stdout.contains("in_force=true\n")
+    };
+    cluster.nodes[0].call(&["BUCKET", "SET", "grows", "n", "2", "r", "2", "w", "2"]);
+    eventually("two copies are in force", || cluster.nodes[..2].iter().all(is_in_force).then_some(()));
+    let third = id(&cluster.nodes[2]);
+    cluster.nodes[2].kill();
+    see_down(&cluster.nodes[..2], &third);
+    // The change waits for the node that is down.
+    cluster.nodes[0].call(&["BUCKET", "SET", "grows", "n", "3"]);
+    eventually("the change has begun", || {
+        (cluster.nodes[0].status()["ring"]["moving"] == true).then_some(())
+    });
+    for key in 0..20 {
+        let head = format!("PUT /buckets/grows/keys/{key}?w=all HTTP/1.1\r\nHost: test\r\nConnection: close");
+        let put = format!("{head}\r\nContent-Type: text/plain\r\nContent-Length: 1\r\n\r\nv");
+        let (status, body) = http(&cluster.nodes[0].http, &put);
+        assert_eq!((status, body.as_str()), (204, ""), "key {key}");
+        let read =
+            http_get(&cluster.nodes[0].http, &format!("/buckets/grows/keys/{key}?r=all&notfound_ok=false"));
+        assert_eq!(read, (200, "v".to_owned()), "key {key}");
+    }
+    assert!(!is_in_force(&cluster.nodes[0]));
+}
+
 fn id_in(node: &Node, name: &str) -> String {
     let status = node.status();
     let found = status["members"].as_array().unwrap().iter().find(|member| member["name"] == name);

@@ -3,6 +3,7 @@
 use super::fake::{text_of, Fake, ORIGIN};
 use crate::resp::request::Command;
 use crate::resp::Value;
+use oort_core::bucket::Replication;
 use oort_core::types::{NodeId, SLOTS};
 
 fn array(value: Value) -> Vec<Value> {
@@ -83,6 +84,27 @@ fn slots_name_no_dead_node_and_are_as_few_ranges_as_can_be() {
     fake.node.down = Some(NodeId(1));
     let ranges = array(fake.reply(Command::new(&["CLUSTER", "SLOTS"])));
     assert_eq!((ranges.len(), array(ranges[0].clone()).len()), (1, 3), "one range, and somebody to ask");
+}
+
+#[test]
+fn slots_have_the_copies_in_force_not_those_wanted() {
+    let mut fake = Fake::new();
+    let sizes = |fake: &mut Fake| -> Vec<usize> {
+        ["SLOTS", "SHARDS"]
+            .into_iter()
+            .flat_map(|form| array(fake.reply(Command::new(&["CLUSTER", form]))))
+            .map(|one| match one {
+                Value::Map(fields) => array(fields[1].1.clone()).len(),
+                range => array(range).len() - 2,
+            })
+            .collect()
+    };
+    fake.node.want("default", Replication { n: 1, r: 1, w: 1 });
+    assert!(sizes(&mut fake).iter().all(|&nodes| nodes == 3), "the ring has not begun to change");
+    fake.node.advance_ring();
+    assert!(sizes(&mut fake).iter().all(|&nodes| nodes == 3), "the old owners answer");
+    fake.node.advance_ring();
+    assert!(sizes(&mut fake).iter().all(|&nodes| nodes == 1), "the data have arrived");
 }
 
 #[test]

@@ -442,7 +442,7 @@ fn buckets_have_properties() {
         ("GET a", "\"1234\""),
         ("FLUSHALL", "OK"),
         ("DBSIZE", ":0"),
-        ("WAIT 1 0", ":2"),
+        ("WAIT 1 0", ":1"),
         ("BUCKET USE carts", "OK"),
         ("SET a 1", "OK"),
         ("SELECT 0", "OK"),

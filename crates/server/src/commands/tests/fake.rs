@@ -4,7 +4,7 @@ use std::cell::Cell;
 use std::collections::BTreeMap;
 
 use bytes::{Bytes, BytesMut};
-use oort_core::bucket::{BucketEntry, BucketTable};
+use oort_core::bucket::{BucketEntry, BucketProperties, BucketTable, Replication};
 use oort_core::causality::Dot;
 use oort_core::client::{ClientError, Operation, Page, Reply, Request, RingPlan, Updated};
 use oort_core::config::{Addresses, NodeConfig};
@@ -190,6 +190,20 @@ impl FakeNode {
             stats: Stats::default(),
             random: Cell::new(0),
         }
+    }
+
+    /// Sets the numbers that an operator wants for `bucket`. The ring keeps its own until it adopts them.
+    pub fn want(&mut self, bucket: &'static str, Replication { n, r, w }: Replication) {
+        let properties = BucketProperties { n, r, w, ..BucketProperties::default() };
+        let entry = BucketEntry { set_by: Dot { counter: 1, actor: ActorId(1) }, properties };
+        assert!(self.membership.buckets.merge(bucket.into(), entry));
+    }
+
+    /// Puts the ring into the next state: wanted numbers begin to come into force, or an adopted change goes on.
+    pub fn advance_ring(&mut self) {
+        let state = self.ring.as_ref().expect("a ring").state();
+        let next = state.adopt(&self.membership.buckets).unwrap_or_else(|| state.successor());
+        self.ring = Some(Ring::new(next));
     }
 
     /// A ring of the first `nodes` members.

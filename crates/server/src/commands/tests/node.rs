@@ -1,5 +1,7 @@
 //! Commands on the connection and the node.
 
+use oort_core::bucket::Replication;
+
 use super::fake::{text_of, Fake, START_MS};
 use crate::commands::session::Session;
 use crate::resp::Protocol;
@@ -266,4 +268,15 @@ fn a_small_cluster_has_no_more_copies_than_nodes() {
     fake.check(&[("WAIT 1 100", ":0")]);
     fake.node.ring = None;
     fake.check(&[("WAIT 1 100", ":0")]);
+}
+
+#[test]
+fn wait_counts_the_copies_in_force_not_those_wanted() {
+    let mut fake = Fake::new();
+    fake.node.want("default", Replication { n: 3, r: 1, w: 3 });
+    fake.check(&[("WAIT 1 100", ":1")]);
+    fake.node.advance_ring();
+    fake.check(&[("WAIT 1 100", ":1")]);
+    fake.node.advance_ring();
+    fake.check(&[("WAIT 1 100", ":2")]);
 }
