@@ -375,6 +375,8 @@ pub struct Node {
     last_durable_us: u64,
     /// Puts whose own copy was stored in this turn, and who asked for them.
     turn_puts: Vec<(TaskId, Origin)>,
+    /// Puts for which a hint that was added here in this turn counts as a copy, and who asked for them.
+    turn_hints: Vec<(TaskId, Origin)>,
     /// Their dots. A put may be over, and so its task gone, before the turn is.
     turn_dots: Vec<Dot>,
     /// Who asked for puts whose own copy is staged but not durable yet.
@@ -464,6 +466,7 @@ impl Node {
             next_entropy_us: now.mono_us + config.entropy_ms * 1000,
             last_durable_us: now.mono_us,
             turn_puts: Vec::new(),
+            turn_hints: Vec::new(),
             turn_dots: Vec::new(),
             unkept: Vec::new(),
             hedge_budget: gets::HEDGE_BUDGET_MAX,
@@ -521,7 +524,8 @@ impl Node {
             Err(error) => self.undo_turn(error, out),
         }
         self.clocks.end_turn();
-        self.unkept.extend(self.turn_puts.drain(..).map(|(_, origin)| origin));
+        self.unkept
+            .extend(self.turn_puts.drain(..).chain(self.turn_hints.drain(..)).map(|(_, origin)| origin));
         self.turn_dots.clear();
         self.homes.staged();
         self.turn_doubtful.clear();
@@ -873,6 +877,7 @@ impl Node {
             let is_doubtful = matches!(output, Output::Reply { id, .. } if self.turn_doubtful.contains(id));
             output.deny(if is_doubtful { &ClientError::OutcomeUnknown } else { &refusal });
         }
+        self.deny_hints(out);
         for (id, _) in undone {
             let Some(task) = self.tasks.remove(id) else { continue };
             if let Work::Put { put, refusal: Some(_), .. } = &task.work {

@@ -152,6 +152,11 @@ impl Put {
         }
     }
 
+    /// The hints that `node` kept do not count any more: its disk has refused some of them.
+    pub fn lose_hints(&mut self, node: NodeId) {
+        self.copies.retain(|copy| copy.node != node || copy.hint_for.is_none());
+    }
+
     /// Counts the coordinator's own copy, durable when this turn's outputs leave.
     pub fn hold(&mut self, node: NodeId, hint_for: Option<NodeId>) {
         self.copies.push(Copy { node, hint_for, state: State::Acknowledged });

@@ -22,7 +22,7 @@ use crate::workload::Role;
 pub(crate) mod active;
 
 /// Every checker's name, the promise it guards (by its number in DESIGN §1) and what it demands.
-pub const CHECKERS: [(&str, u8, &str); 35] = [
+pub const CHECKERS: [(&str, u8, &str); 41] = [
     ("lost-write", 2, "an acknowledged write is a sibling, was superseded by one, expired or lost by lww"),
     ("copies", 2, "an acknowledged write is on the disks of w owners, or of nodes that owe it to them"),
     ("moved", 2, "when others begin to answer reads, every read quorum of them meets what was acknowledged"),
@@ -74,7 +74,13 @@ pub const CHECKERS: [(&str, u8, &str); 35] = [
     ("tables", 4, "all nodes know the same members, buckets and ring in the end"),
     ("identity", 2, "no node links with one of another cluster, or takes over its ring, whatever the name"),
     ("clocks", 2, "a node that reaches all others goes by the time of most of them"),
-    ("removal", 2, "no operator gives up a node that is alive"),
+    ("removal", 2, "no operator gives up a node that is alive, or unforced one that holds the only copies"),
+    ("stale", 2, "no node serves one that goes by an older ring, or was removed"),
+    ("words", 2, "what a node lists for a peer is what it holds, and who says that it holds nothing holds nothing"),
+    ("vouched", 5, "who vouches for a dead object holds just it, and what is dropped was vouched for twice by all"),
+    ("ring", 2, "the ring changes step by step as operators ask, each step when all are ready, and copies lie apart"),
+    ("ready", 2, "a node that is ready for a ring has what it is to hold in it, and both durably"),
+    ("gifts", 2, "a row that a node gives away is with all who own it"),
     ("panic", 7, "no node panics"),
     ("rest", 7, "no node keeps itself busy for nothing"),
     ("encoding", 7, "whatever a node stores or sends can be read back"),
@@ -102,8 +108,10 @@ pub struct FinalState {
     pub is_interval: bool,
     /// One disk was lost for good.
     pub has_lost_disk: bool,
-    /// Nothing went wrong: only primaries answered.
+    /// Nothing went wrong: only primaries answered, whose number operators may have changed.
     pub is_faultless: bool,
+    /// Nothing went wrong: operators may have changed buckets and the ring.
+    pub is_change: bool,
 }
 
 /// Judges a finished run; what it finds is added to the history's violations.
@@ -285,7 +293,7 @@ impl Judge<'_> {
                 let overlaps = is_steady && asked.primary_r + given.primary_w > get.n
                     || is_steady && self.state.is_faultless && get.r + put.w > get.n
                     || is_steady && get.calm_since_us <= put.start_us && get.r + put.w > get.n
-                    || self.state.is_faultless && get.is_usual && put.is_usual;
+                    || self.state.is_change && get.is_usual && put.is_usual;
                 if put.outcome != Outcome::Acked || !is_write(put) || put.end_us > get.start_us || !overlaps {
                     continue;
                 }
@@ -384,8 +392,10 @@ impl Judge<'_> {
         }
         let is_known = |op: &OpRecord| {
             let Operation::Update { quorum, .. } = &op.operation else { return false };
-            let overlaps =
-                quorum.primary_w + op.scan_r > op.n || self.state.is_faultless && op.w + op.scan_r > op.n;
+            let overlaps = quorum.primary_w + op.scan_r > op.n
+                || self.state.is_faultless && op.w + op.scan_r > op.n
+                || self.state.is_change && op.is_usual
+                || page.calm_since_us <= op.start_us && op.w + op.scan_r > op.n;
             let is_safe = !self.state.has_lost_disk || !self.is_excused(op);
             op.outcome == Outcome::Acked && op.end_us <= page.start_us && overlaps && is_safe
         };
@@ -418,8 +428,9 @@ impl Judge<'_> {
             self.operations().map(|(_, op)| op).filter(|op| is_write(op) && op.start_us <= end_us).collect();
         let stored = writes.iter().filter(|op| {
             let Operation::Update { quorum, .. } = &op.operation else { return false };
-            let overlaps =
-                quorum.primary_w + op.scan_r > op.n || self.state.is_faultless && op.w + op.scan_r > op.n;
+            let overlaps = quorum.primary_w + op.scan_r > op.n
+                || self.state.is_faultless && op.w + op.scan_r > op.n
+                || self.state.is_change && op.is_usual;
             let is_safe = !self.state.has_lost_disk || !self.is_excused(op);
             op.outcome == Outcome::Acked
                 && !op.dots.is_empty()

@@ -13,7 +13,7 @@ use bytes::Bytes;
 use oort_core::causality::Dot;
 use oort_core::object::Object;
 use oort_core::store::{Change, Durability, MemoryStore, Space, Store, StoreError, Visit};
-use oort_core::types::ObjectKey;
+use oort_core::types::{ObjectKey, Position};
 
 /// One object that a node stored.
 #[derive(Clone, Debug)]
@@ -30,7 +30,7 @@ struct Platter {
     memory: MemoryStore,
     applied: Vec<Stored>,
     staged: Vec<Stored>,
-    dropped: Vec<Bytes>,
+    dropped: Vec<(Bytes, Bytes)>,
     is_dirty: bool,
 }
 
@@ -54,8 +54,9 @@ impl Disk {
         std::mem::take(&mut self.lock().staged)
     }
 
-    /// Takes the objects that the node deleted since the last call: an update under way may still rest on them.
-    pub fn take_dropped(&self) -> Vec<Bytes> {
+    /// Takes the rows that the node deleted since the last call, and what was in them: an update under way may still
+    /// rest on that.
+    pub fn take_dropped(&self) -> Vec<(Bytes, Bytes)> {
         std::mem::take(&mut self.lock().dropped)
     }
 
@@ -105,6 +106,34 @@ impl Disk {
         self.lock().memory.get(space, key).ok().flatten()
     }
 
+    /// True if a row is there, readable or not.
+    pub fn has(&self, space: Space, key: &[u8]) -> bool {
+        !matches!(self.lock().memory.get(space, key), Ok(None))
+    }
+
+    /// The rows of objects from one position to another, inclusive, in order; `None`: one that cannot be read.
+    pub fn rows_between(&self, from: Position, to: Position) -> Vec<(ObjectKey, Option<Bytes>)> {
+        let mut last = to.0.to_be_bytes().to_vec();
+        last.extend_from_slice(&[0xff; 256]);
+        let mut rows = Vec::new();
+        self.lock().memory.scan(Space::Data, &from.0.to_be_bytes(), &last, &mut |row, value| {
+            let key = ObjectKey::from_row(Bytes::copy_from_slice(row));
+            rows.push((key.expect("a node stores objects under their rows"), value.ok().cloned()));
+            true
+        });
+        rows
+    }
+
+    /// What was deleted since [`Disk::take_dropped`], but for the first `known`.
+    pub fn dropped_after(&self, known: usize) -> Vec<(Bytes, Bytes)> {
+        self.lock().dropped.get(known..).unwrap_or_default().to_vec()
+    }
+
+    /// How much was deleted since [`Disk::take_dropped`].
+    pub fn dropped_count(&self) -> usize {
+        self.lock().dropped.len()
+    }
+
     /// What a power failure would leave of a row; `None`: nothing that can be read.
     pub fn durable_row(&self, space: Space, key: &[u8]) -> Option<Bytes> {
         self.lock().memory.durable_row(space, key).cloned()
@@ -149,7 +178,7 @@ impl Store for SharedStore {
                         ObjectKey::from_row(row.clone()).expect("a node stores objects under their rows");
                     platter.applied.push(Stored { key, after: after.clone(), before });
                 }
-                None => platter.dropped.extend(before),
+                None => platter.dropped.extend(before.map(|before| (row.clone(), before))),
             }
         }
         platter.is_dirty = true;

@@ -6,6 +6,7 @@ use oort_core::client::RequestId;
 use oort_core::node::{Input, Node};
 use oort_core::types::{NodeId, Now, Rng};
 
+use crate::cluster::Ears;
 use crate::disk::Disk;
 use crate::trace::EPOCH_MS;
 
@@ -62,6 +63,12 @@ pub struct Machine {
     pub busy_until_us: u64,
     /// It stands still until then.
     pub stalled_until_us: u64,
+    /// Since when it has neither been down nor stood still for long.
+    pub awake_since_us: u64,
+    /// What its node has heard of the others.
+    pub(crate) ears: Ears,
+    /// The turn under way has changed the ring that its node goes by.
+    pub has_new_ring: bool,
     /// How long it has stood still in all.
     pub stalled_us: u64,
     /// Until when it stood still, or its disk was slow or full.
@@ -97,6 +104,9 @@ impl Machine {
             wake_us: u64::MAX,
             busy_until_us: 0,
             stalled_until_us: 0,
+            awake_since_us: 0,
+            ears: Ears::default(),
+            has_new_ring: false,
             stalled_us: 0,
             troubled_until_us: 0,
             is_stopping: false,

@@ -12,7 +12,7 @@ use oort_core::causality::{Dot, VersionVector};
 use oort_core::client::{Operation, Quorum, RequestId, Scan, Want};
 use oort_core::mutation::{Basis, Condition, Expiry, ExpiryCondition, FloatText, Mutation};
 use oort_core::object::Object;
-use oort_core::types::{ObjectKey, Position, Rng};
+use oort_core::types::{ActorId, ObjectKey, Position, Rng};
 
 use crate::history::{mark, number_mark};
 
@@ -131,6 +131,12 @@ pub struct Workload {
 /// Two keys that share a cursor, so that no page of a listing may end between them.
 pub const CROWDED_KEYS: [&str; 2] = ["{oort}143284", "{oort}760024"];
 
+/// The bucket of odd numbers. Another one's name begins with it.
+const ODD_BUCKET: &[u8] = b"new";
+
+/// A dot so far ahead of all clocks, in milliseconds, is nobody's.
+const FAR_AHEAD_MS: u64 = 1_800_000;
+
 /// So many operations before the rest are mostly deletes.
 pub const DELETES: usize = 40;
 
@@ -156,8 +162,9 @@ impl Workload {
             add(&bucket.name, "mixed".into(), Role::Mixed);
             add(&bucket.name, "text".into(), Role::Text);
             if bucket.name == DEFAULT_BUCKET {
+                let role = [Role::Plain, Role::Expiring][rng.below(2) as usize];
                 for name in CROWDED_KEYS {
-                    add(&bucket.name, name.into(), Role::Plain);
+                    add(&bucket.name, name.into(), role);
                 }
             }
             add(&bucket.name, "expiring".into(), Role::Expiring);
@@ -287,7 +294,7 @@ impl Workload {
         };
         let spec = &self.keys[index as usize];
         let (operation, seen) = match rng.below(100) {
-            0 | 1 => (self.scan(spec, rng), Vec::new()),
+            0..=2 => (self.scan(spec, rng), Vec::new()),
             _ => self.plan_on(&spec.key, client, id, wall_ms, rng),
         };
         Planned { machine, operation, timeout_ms, seen }
@@ -300,8 +307,29 @@ impl Workload {
             to: Position(u64::MAX),
             // So small that pages turn.
             limit: 1 + rng.below(6) as u32,
-            count_only: rng.chance(1, 8),
+            count_only: rng.chance(1, 4),
         })
+    }
+
+    /// A write of a plain key, as of a client that has seen nothing of it.
+    pub fn write_to(&self, key: &ObjectKey, id: RequestId, wall_ms: u64, rng: &mut Rng) -> Option<Operation> {
+        let spec = self.keys.iter().find(|spec| spec.key == *key && !spec.role.is_active())?;
+        let (mutation, quorum) = (self.mutation(spec, None, id, wall_ms, rng), self.quorum(spec, rng));
+        Some(Operation::Update {
+            key: key.clone(),
+            mutation,
+            quorum,
+            want: Want { before: false, after: true },
+            caller: None,
+        })
+    }
+
+    /// A client deletes what it says that it has seen, which nobody has written yet: that is refused.
+    pub fn delete_from_the_future(key: ObjectKey, wall_ms: u64) -> Operation {
+        let mut context = VersionVector::default();
+        context.add(Dot { counter: (wall_ms + FAR_AHEAD_MS) << 16, actor: ActorId(1) });
+        let mutation = Mutation::Delete { basis: Basis::Seen(context), condition: Condition::Always };
+        Operation::Update { key, mutation, quorum: Quorum::default(), want: Want::default(), caller: None }
     }
 
     fn operation(
@@ -480,7 +508,7 @@ fn draw_buckets(rng: &mut Rng) -> Vec<BucketSpec> {
             w: 1 + rng.below(n) as u8,
             ..BucketProperties::default()
         };
-        buckets.push(BucketSpec { name: Bytes::from_static(b"odd"), properties });
+        buckets.push(BucketSpec { name: Bytes::from_static(ODD_BUCKET), properties });
     }
     if rng.chance(1, 3) {
         let properties = BucketProperties {

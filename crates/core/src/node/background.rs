@@ -315,8 +315,6 @@ impl Node {
             self.review_holders(now);
         }
         if changes.ring {
-            // Which cluster this node belongs to must not be forgotten once it has spoken for it.
-            self.replica.request_durable();
             self.ring_changed(now, out);
         }
         changes.forgotten.iter().for_each(|peer| self.clocks.forget(*peer));

@@ -73,6 +73,8 @@ impl Node {
         let Some(state) = self.membership.ring.clone() else {
             return;
         };
+        // Which cluster this node belongs to must not be forgotten once it has spoken for it.
+        self.replica.request_durable();
         let (version, nodes) = (state.version, state.layout.nodes.len());
         let (partitions, moving) = (state.layout.partitions, !state.arrived);
         let usual = state.usual;

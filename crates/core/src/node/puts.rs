@@ -16,7 +16,7 @@ use crate::causality::VersionVector;
 use crate::client::{Action, ActiveError, ClientError, Operation, Quorum, Reply, Updated, Want};
 use crate::detector::Health;
 use crate::get::{Needed, Progress};
-use crate::message::{Message, TaskId, WriteOutcome};
+use crate::message::{Control, Message, TaskId, WriteOutcome};
 use crate::mutation::{Circumstances, Mutation};
 use crate::object::Object;
 use crate::put::Put;
@@ -449,13 +449,38 @@ impl Node {
             return self.ask_copy(now, id, fallback, Some(owner), out);
         }
         let me = self.membership.me;
-        if let Some(Task { work: Work::Put { put, .. }, .. }) = self.tasks.get_mut(id) {
-            let key = put.key.clone();
+        if let Some(Task { work: Work::Put { put, .. }, origin, .. }) = self.tasks.get_mut(id) {
+            let (key, origin) = (put.key.clone(), *origin);
             // A hint is enough of a copy for a node that does not answer reads.
             put.hold_for_other(me, owner);
             if !put.is_claim() {
                 self.add_hint(owner, &key);
+                self.turn_hints.push((id, origin));
             }
+        }
+    }
+
+    /// The hints of this turn are gone, which counted as copies: whoever was to be told that they suffice is told that
+    /// nobody knows.
+    pub(super) fn deny_hints(&mut self, out: &mut [Output]) {
+        let hinted = std::mem::take(&mut self.turn_hints);
+        let is_told = |output: &Output| {
+            let origin = match output {
+                Output::Reply { id, result: Ok(_) } => Origin::Client(*id),
+                Output::Send {
+                    to,
+                    message: Message::Control(Control::Forwarded { task, result: Ok(_) }),
+                } => Origin::Peer(*to, *task),
+                _ => return false,
+            };
+            hinted.iter().any(|(_, hinted)| *hinted == origin)
+        };
+        out.iter_mut()
+            .filter(|output| is_told(output))
+            .for_each(|output| output.deny(&ClientError::OutcomeUnknown));
+        for (id, _) in hinted {
+            let Some(Task { work: Work::Put { put, .. }, .. }) = self.tasks.get_mut(id) else { continue };
+            put.lose_hints(self.membership.me);
         }
     }
 

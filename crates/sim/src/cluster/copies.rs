@@ -11,6 +11,7 @@ use oort_core::store::Space;
 use oort_core::types::{NodeId, ObjectKey};
 
 use super::Cluster;
+use crate::faults::Fault;
 use crate::history::mark;
 use crate::trace::key_of;
 use crate::workload::Role;
@@ -139,7 +140,9 @@ impl Cluster {
     /// Since when all owners have been there, have reached each other and have been reached, and taken what they were
     /// given: since then no node has stood in for another.
     pub(super) fn calm_since_us(&self) -> u64 {
+        // Whose clock is far off takes no writes.
         let is_calm = self.troubled_until_us < self.now_us
+            && !self.plan.timed.contains_key(&Fault::Clock)
             && self.nodes().count() == self.machines.len()
             && self.machines.iter().all(|machine| !machine.is_stopping && !machine.disk.is_full())
             && !self.network.is_cut()

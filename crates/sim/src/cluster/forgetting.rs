@@ -3,6 +3,7 @@
 //! Looked at in the moment in which a copy is dropped. What would come back may take an hour to do so, and a reader who
 //! happens to look at that very key.
 
+use oort_core::client::RequestId;
 use oort_core::message::Message;
 use oort_core::node::Input;
 use oort_core::object::Object;
@@ -14,6 +15,24 @@ use crate::faults::Fault;
 use crate::history::dots_of;
 
 impl Cluster {
+    /// A machine is about to be told to drop dead objects. Now and then a client writes one of them just then, or an
+    /// operator changes the ring.
+    pub(super) fn meet_forgetting(&mut self, machine: usize, rows: &[(ObjectKey, u64)]) {
+        if self.plan.is_calm() || !self.rng.chance(1, 4) {
+            return;
+        }
+        let (key, _) = &rows[self.rng.below(rows.len() as u64) as usize];
+        if self.plan.timed.contains_key(&Fault::Ring) && self.rng.chance(1, 4) {
+            self.change_ring(machine);
+            return;
+        }
+        let id = self.history.operations.len() as RequestId;
+        let wall_ms = crate::trace::EPOCH_MS + self.now_us / 1000;
+        if let Some(operation) = self.workload.write_to(key, id, wall_ms, &mut self.rng) {
+            self.operator(machine, operation);
+        }
+    }
+
     /// `machine` drops its copy of a dead object.
     pub(super) fn check_forgotten(&mut self, machine: usize, key: &ObjectKey, forgotten: &Object) {
         if self.is_interval() || self.history.keys.get(key).is_some_and(|past| past.was_corrupted) {

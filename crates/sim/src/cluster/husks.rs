@@ -11,7 +11,6 @@ use oort_core::types::{NodeId, ObjectKey};
 
 use super::Cluster;
 use crate::disk::Stored;
-use crate::workload::Role;
 
 /// How a row has a version.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -59,11 +58,9 @@ impl Cluster {
     }
 
     /// A node drops a row: what it had whole is whole elsewhere, or something that has seen it.
-    pub(super) fn check_dropped(&mut self, index: usize, row: &Bytes) {
-        let placed = |role| role == Role::Active { is_placed: true };
-        let Some(spec) = self.workload.keys.iter().find(|spec| placed(spec.role)) else { return };
-        let key = spec.key.clone();
-        let Some(object) = Object::decode(row).ok().filter(Object::has_placed) else { return };
+    pub(super) fn check_dropped(&mut self, index: usize, row: &Bytes, dropped: &Bytes) {
+        let Some(object) = Object::decode(dropped).ok().filter(Object::has_placed) else { return };
+        let Ok(key) = ObjectKey::from_row(row.clone()) else { return };
         if !self.is_watched(&key) {
             return;
         }

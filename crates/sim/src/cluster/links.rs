@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use oort_core::membership::{Dials, Refusal};
-use oort_core::message::{Message, ReadOutcome};
+use oort_core::message::{Control, Message, ReadOutcome};
 use oort_core::node::Input;
 use oort_core::object::Object;
 use oort_core::types::NodeId;
@@ -31,6 +31,10 @@ impl Cluster {
         };
         self.show_message_line(arrow, from, to, &message);
         self.check_spoken(&message);
+        self.check_vouched(from, to, &message);
+        if let Message::Control(Control::Forget { rows, .. }) = &message {
+            self.meet_forgetting(to, rows);
+        }
         for at_us in arrivals.into_iter().flatten() {
             let bytes = Bytes::copy_from_slice(&self.encoded);
             self.at(at_us, Event::Arrive { from, to, connection, bytes });

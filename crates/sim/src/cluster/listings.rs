@@ -9,10 +9,12 @@ use oort_core::types::{ObjectKey, Position};
 use super::Cluster;
 use crate::history::Walk;
 use crate::trace::EPOCH_MS;
-use crate::workload::Planned;
+use crate::workload::{Planned, CROWDED_KEYS};
 
 /// More pages than any listing needs: one that never ends is caught by it.
 const PAGES_MAX: usize = 1_000;
+/// No bucket of the workload has more replicas.
+const REPLICAS_MAX: usize = 5;
 /// Two wall clocks differ by less than this, in milliseconds: nodes may disagree on what expires within it.
 const SKEW_MS_MAX: u64 = 60_000;
 
@@ -33,6 +35,10 @@ impl Cluster {
         }
         if !scan.count_only && page.count != page.keys.len() as u64 {
             faults.push(format!("counts {} keys and names {}", page.count, page.keys.len()));
+        }
+        // Each replica lists as many keys as are asked for, and those that share a cursor with the last.
+        if page.keys.len() > scan.limit as usize * REPLICAS_MAX + CROWDED_KEYS.len() {
+            faults.push(format!("names {} keys, and {} were asked for", page.keys.len(), scan.limit));
         }
         if !scan.is_of_buckets() {
             let keys = page.keys.iter().map(|key| ObjectKey::new(&scan.bucket, key));

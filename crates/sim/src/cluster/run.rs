@@ -14,6 +14,8 @@ use oort_core::store::Space;
 use oort_core::types::{ObjectKey, Rng};
 use oort_core::vivaldi::Coordinate;
 
+use super::rings::Rings;
+use super::testimony::Testimony;
 use super::{Cluster, Event, OPERATOR};
 use crate::check::{judge, FinalState};
 use crate::chronicle::{Chronicle, Subject};
@@ -23,7 +25,7 @@ use crate::machine::Machine;
 use crate::network::Network;
 use crate::panics::caught;
 use crate::skips::Skips;
-use crate::trace::{show_object, Trace};
+use crate::trace::{show_object, Trace, EPOCH_MS};
 use crate::workload::active::ACTIVE_BUCKET;
 use crate::workload::{get_operation, KeySpec, Planned, Role, Workload, WORKLOAD_VERSION};
 
@@ -177,6 +179,7 @@ impl Cluster {
             tweak(&mut config);
         }
         let rest = (config.collect_after_ms > 0).then_some((setup.ops / 2, 4 * COLLECT_AFTER_MS * 1000));
+        let collect_after_ms = config.collect_after_ms;
         let network = Network::new(nodes, &mut rng);
         let machines = (0..nodes).map(|index| Machine::new(&mut rng, index as u64)).collect();
         let mut workload = Workload::draw(nodes, setup.ops, &mut rng);
@@ -220,6 +223,9 @@ impl Cluster {
             strikes: BTreeMap::new(),
             next_removal_us: 0,
             moved_stamp: 0,
+            zones: 1 + choices.below(3) as usize,
+            rings: Rings::default(),
+            testimony: Testimony::new(collect_after_ms * 1000),
             has_forced: false,
             lost: None,
             encoded: Vec::new(),
@@ -251,14 +257,14 @@ impl Cluster {
         let mut plan = drawn.clone();
         plan.leave_out(setup.skips.faults);
         self.chronicle.plan = Some(plan.clone());
-        let (is_faultless, is_harmless, only_starves) =
-            (plan.is_calm(), plan.is_harmless(), plan.only_starves());
+        let (is_change, is_harmless, only_starves) =
+            (plan.is_change(), plan.is_harmless(), plan.only_starves());
         self.links_stay_open = plan.keeps_links();
         self.keeps_memory = plan.keeps_memory();
         self.trace.line(self.now_us, || format!("{plan:?} {:?}", self.config));
         // Strikes that are left out come due all the same, so that the others keep their times and ordinals.
         self.unleash(Plan { timed: drawn.timed, ..plan });
-        self.load(is_faultless);
+        self.load(is_change);
         self.calm_down();
         let calm_since_us = self.now_us;
         let mut has_converged = self.wait(self.convergence_bound_us(), Cluster::has_converged);
@@ -277,6 +283,7 @@ impl Cluster {
         if has_converged && self.history.violations.is_empty() {
             self.look();
             self.look_at_listings();
+            self.look_at_the_future();
             if self.workload.has_active() {
                 self.finale();
             } else if self.rng.chance(1, 2) {
@@ -287,7 +294,7 @@ impl Cluster {
         }
         self.blame_unanswered();
         self.check_foundings();
-        let state = self.final_state(is_harmless && !self.has_striven);
+        let state = self.final_state(is_harmless && !self.has_striven, is_change);
         judge(&mut self.history, &state);
         converged_us
     }
@@ -356,7 +363,7 @@ impl Cluster {
     }
 
     /// Lets the clients work until all operations are answered.
-    fn load(&mut self, is_faultless: bool) {
+    fn load(&mut self, is_change: bool) {
         for client in 0..self.workload.clients.len() {
             let at_us = self.now_us + self.rng.below(10_000);
             self.at(at_us, Event::Next { client });
@@ -364,7 +371,7 @@ impl Cluster {
         self.wait(3_600_000_000, |cluster| {
             cluster.workload.left == 0 && cluster.unanswered_since_long() == cluster.unanswered
         });
-        if is_faultless {
+        if is_change {
             let failed = self
                 .history
                 .operations
@@ -603,6 +610,22 @@ impl Cluster {
         }
     }
 
+    /// What a client claims to have seen in the far future is refused, lest clocks follow it.
+    fn look_at_the_future(&mut self) {
+        let plain = self.workload.keys.iter().find(|spec| !spec.role.is_active());
+        let Some(key) = plain.map(|spec| spec.key.clone()) else { return };
+        let machine = self.rng.below(self.machines.len() as u64) as usize;
+        let wall_ms = EPOCH_MS + self.now_us / 1000;
+        let id = self.operator(machine, Workload::delete_from_the_future(key.clone(), wall_ms));
+        while self.unanswered > 0 && self.advance() {}
+        let record = self.history.operation(id);
+        if record.outcome != Outcome::Refused {
+            let detail =
+                format!("o{id} knows what is half an hour ahead, and was answered {:?}", record.outcome);
+            self.history.blame("clocks", Some(&key), detail);
+        }
+    }
+
     /// What all replicas of `key` hold.
     pub(super) fn held(&self, key: &ObjectKey) -> Option<Object> {
         let index = *self.primaries(key).first()?;
@@ -633,7 +656,7 @@ impl Cluster {
         }
     }
 
-    fn final_state(&self, is_faultless: bool) -> FinalState {
+    fn final_state(&self, is_faultless: bool, is_change: bool) -> FinalState {
         let objects = self.all_keys().into_iter().map(|key| {
             let mut merged: Option<Object> = None;
             for index in self.primaries(&key) {
@@ -670,6 +693,7 @@ impl Cluster {
             is_interval: self.is_interval(),
             has_lost_disk: self.lost.is_some(),
             is_faultless,
+            is_change,
         }
     }
 

@@ -1,17 +1,18 @@
 //! Things that go wrong at points in time, and how they end.
 
-use oort_core::bucket::BucketProperties;
-use oort_core::client::{Operation, RequestId};
+use oort_core::bucket::{BucketProperties, DEFAULT_BUCKET};
+use oort_core::client::{Operation, Quorum, Request, RequestId, Want};
 use oort_core::config::NodeConfig;
 use oort_core::detector::Health;
-use oort_core::membership::{Dials, Gossip};
+use oort_core::membership::{Dials, Gossip, Hello};
 use oort_core::message::{Control, Message};
+use oort_core::mutation::Mutation;
 use oort_core::node::{Input, Node};
 use oort_core::object::Object;
 use oort_core::placement::RingNode;
 use oort_core::ring::{RingChange, RingState};
 use oort_core::store::Space;
-use oort_core::types::{NodeId, ObjectKey, Rng};
+use oort_core::types::{NodeId, Now, ObjectKey, Rng};
 
 use super::{Cluster, Ending, Event, Lost};
 use crate::chronicle::Incident;
@@ -271,6 +272,9 @@ impl Cluster {
         let disk = Box::new(Disk::default().store());
         let mut stranger = Node::open(config, seed, disk, now).expect("an empty disk has no bad records");
         stranger.step(now, Input::Tick, &mut Vec::new());
+        if has_ring && self.rng.chance(1, 2) {
+            settle(&mut stranger, now);
+        }
         // It did not ask: the machine found it at the address of a member.
         let dials = Dials { we: false, they: false };
         let is_taken_in = node.check(&stranger.hello(now), dials).is_ok();
@@ -280,7 +284,13 @@ impl Cluster {
             self.history.blame("identity", None, detail);
         }
         let Some(theirs) = stranger.ring().map(|ring| ring.state().clone()) else { return true };
-        let is_settled = node.is_settled();
+        let is_copy_let_in = self.copy_let_in(machine, &up);
+        if let Some(peer) = is_copy_let_in {
+            let detail = format!("n{machine} lets in a second process with the id {peer}");
+            self.history.blame("identity", None, detail);
+        }
+        // Whoever holds data keeps to its founding, whatever it says.
+        let is_settled = self.machines[machine].disk.count(Space::Data) > 0;
         if let (true, Some(&from)) = (self.rng.chance(1, 2) && is_settled, up.first()) {
             // Had they linked before either had a ring, this is how the machine would learn of the other ring.
             let ring = Some(RingState { version: ours.version + theirs.version, ..theirs });
@@ -289,6 +299,18 @@ impl Cluster {
             self.deliver(machine, Input::Message { from, message });
         }
         true
+    }
+
+    /// A peer that is up, of which the machine would let in another process with the same id.
+    fn copy_let_in(&self, machine: usize, up: &[NodeId]) -> Option<NodeId> {
+        let node = self.machines[machine].node.as_ref()?;
+        let is_let_in = |peer: &&NodeId| {
+            let other = self.by_id.get(peer).and_then(|index| self.machines[*index].node.as_ref());
+            let hello = other.map(|other| other.hello(self.machines[machine].now(self.now_us)));
+            let copy = hello.map(|hello| Hello { session: !hello.session, ..hello });
+            copy.is_some_and(|copy| node.check(&copy, Dials { we: true, they: true }).is_ok())
+        };
+        up.iter().find(is_let_in).copied()
     }
 
     fn slow_down(&mut self, machine: usize, lasts_us: u64) -> bool {
@@ -307,6 +329,7 @@ impl Cluster {
 
     pub(super) fn stand_still(&mut self, machine: usize, lasts_us: u64) -> bool {
         let until_us = self.now_us + lasts_us;
+        let is_long = self.testimony.is_long(lasts_us);
         let machine = &mut self.machines[machine];
         if machine.is_stalled(self.now_us) {
             return false;
@@ -314,6 +337,9 @@ impl Cluster {
         machine.stalled_until_us = until_us;
         machine.stalled_us += lasts_us;
         machine.trouble_until(until_us);
+        if is_long {
+            machine.awake_since_us = until_us;
+        }
         self.trouble_until(until_us);
         true
     }
@@ -324,9 +350,13 @@ impl Cluster {
         for machine in &mut self.machines {
             let until_us = self.now_us + lasts_us + self.rng.below(stagger_us);
             let from_us = self.now_us.max(machine.stalled_until_us);
-            machine.stalled_us += until_us.saturating_sub(from_us);
+            let lasts_us = until_us.saturating_sub(from_us);
+            machine.stalled_us += lasts_us;
             machine.stalled_until_us = from_us.max(until_us);
             machine.trouble_until(until_us);
+            if self.testimony.is_long(lasts_us) {
+                machine.awake_since_us = machine.stalled_until_us;
+            }
         }
         let latest_us = self.machines.iter().map(|machine| machine.stalled_until_us).max();
         self.trouble_until(latest_us.unwrap_or(0));
@@ -440,10 +470,10 @@ impl Cluster {
         let is_known = |id: NodeId| ring.state().contains(id);
         let change = match (is_known(lost.old), new) {
             (true, Some(new)) if !is_known(new) && self.rng.chance(1, 2) => {
-                RingChange::Replace { old: lost.old, new: RingNode::new(new), gone: true }
+                RingChange::Replace { old: lost.old, new: self.ring_node(new), gone: true }
             }
             (true, _) => RingChange::Remove { node: lost.old },
-            (false, Some(new)) if !is_known(new) => RingChange::Join { node: RingNode::new(new) },
+            (false, Some(new)) if !is_known(new) => RingChange::Join { node: self.ring_node(new) },
             _ => return,
         };
         // Where the disk held the only copy of something, the operator is told so, and insists at last.
@@ -492,7 +522,7 @@ impl Cluster {
     }
 
     /// An operator changes the ring through `machine`.
-    fn change_ring(&mut self, machine: usize) -> bool {
+    pub(super) fn change_ring(&mut self, machine: usize) -> bool {
         let Some(state) =
             self.machines[machine].node.as_ref().and_then(|node| Some(node.ring()?.state().clone()))
         else {
@@ -503,13 +533,12 @@ impl Cluster {
         let outside: Vec<NodeId> =
             self.machines.iter().filter_map(|machine| machine.id).filter(outside).collect();
         let pick = |ids: &[NodeId], rng: &mut Rng| ids[rng.below(ids.len() as u64) as usize];
+        let newcomer = if outside.is_empty() { inside[0] } else { pick(&outside, &mut self.rng) };
         let change = match self.rng.below(4) {
-            0 | 1 if !outside.is_empty() => {
-                RingChange::Join { node: RingNode::new(pick(&outside, &mut self.rng)) }
-            }
+            0 | 1 if !outside.is_empty() => RingChange::Join { node: self.ring_node(newcomer) },
             2 if !outside.is_empty() => RingChange::Replace {
                 old: pick(&inside, &mut self.rng),
-                new: RingNode::new(pick(&outside, &mut self.rng)),
+                new: self.ring_node(newcomer),
                 gone: false,
             },
             0..=2 if inside.len() > 3 => RingChange::Leave { node: pick(&inside, &mut self.rng) },
@@ -518,8 +547,23 @@ impl Cluster {
                 weight: [50, 100, 200][self.rng.below(3) as usize],
             },
         };
-        self.operator(machine, Operation::ChangeRing { change, plan_only: false, force: false });
+        let plan_only = self.rng.chance(1, 8);
+        self.operator(machine, Operation::ChangeRing { change, plan_only, force: false });
         true
+    }
+
+    /// A node as it is to join the ring.
+    fn ring_node(&self, id: NodeId) -> RingNode {
+        let zone = self.by_id.get(&id).map_or(String::new(), |index| self.zone(*index));
+        RingNode { zone, ..RingNode::new(id) }
+    }
+
+    /// What fails together with a machine; without a name if everything does.
+    pub(super) fn zone(&self, machine: usize) -> String {
+        match self.zones {
+            1 => String::new(),
+            zones => format!("z{}", machine % zones),
+        }
     }
 
     /// An operator changes a bucket's replication through `machine`.
@@ -554,7 +598,8 @@ impl Cluster {
         true
     }
 
-    /// Cuts one link, and has an operator ask the one end to remove the other.
+    /// Cuts one link, or half of the ring from the other, or one node from all others, and has an operator ask a node
+    /// to remove one that it does not reach.
     fn try_removal(&mut self, asked: usize) -> bool {
         let machines = self.machines.len();
         if machines < 2 {
@@ -567,13 +612,45 @@ impl Cluster {
         }
         // All must have found each other again, else the target may really be out of reach for most.
         self.next_removal_us = self.now_us + 12_000_000;
-        let cuts = vec![(asked, target), (target, asked)];
+        let (mut cuts, mut asked_us, mut force) = (vec![(asked, target), (target, asked)], 1_000_000, force);
+        match self.rng.below(3) {
+            0 => {
+                // Whom the others do not reach either, the asked node takes for silent only, not for down.
+                let others = (0..machines).filter(|other| ![asked, target].contains(other));
+                cuts = others.flat_map(|other| [(other, target), (target, other)]).collect();
+                let silent = [(asked, target), (target, asked)];
+                silent.iter().for_each(|(a, b)| self.network.end(*a, *b).cuts += 1);
+                self.at(self.now_us + 2_000_000, Event::Heal { cuts: silent.to_vec() });
+                asked_us = (2 + self.rng.below(6)) * self.config.suspect_ms * 1000;
+            }
+            1 => {
+                let with_asked = self.half_of_ring(asked, target);
+                let far = (0..machines).filter(|other| !with_asked.contains(other));
+                let far: Vec<usize> = far.collect();
+                let pairs = with_asked.iter().flat_map(|near| far.iter().map(|far| (*near, *far)));
+                cuts = pairs.flat_map(|(a, b)| [(a, b), (b, a)]).collect();
+                force = false;
+            }
+            _ => {}
+        }
         self.chronicle.note(self.now_us, Incident::Cut { links: cuts.clone() });
-        cuts.iter().for_each(|(a, b)| self.network.end(*a, *b).cuts += 1);
-        self.reset_link(asked, target, 1_000);
-        self.at(self.now_us + 1_000_000, Event::Remove { asked, target, force });
+        for (a, b) in cuts.clone() {
+            self.network.end(a, b).cuts += 1;
+            self.reset_link(a, b, 1_000);
+        }
+        self.at(self.now_us + asked_us, Event::Remove { asked, target, force });
         self.at(self.now_us + 2_000_000, Event::Heal { cuts });
         true
+    }
+
+    /// Half of the nodes of the ring at most, `asked` among them and `target` not, and all outside it.
+    fn half_of_ring(&self, asked: usize, target: usize) -> Vec<usize> {
+        let ring = self.newest_ring().map_or(&[][..], |ring| ring.nodes());
+        let is_in_ring = |index: &usize| self.machines[*index].id.is_some_and(|id| ring.contains(&id));
+        let (inside, outside): (Vec<usize>, Vec<usize>) =
+            (0..self.machines.len()).filter(|other| ![asked, target].contains(other)).partition(is_in_ring);
+        let half = (ring.len() / 2).saturating_sub(is_in_ring(&asked) as usize);
+        [asked].into_iter().chain(outside).chain(inside.into_iter().take(half)).collect()
     }
 
     pub(super) fn ask_removal(&mut self, asked: usize, target: usize, force: bool) {
@@ -610,4 +687,17 @@ impl Cluster {
         self.history.keys.entry(key).or_default().was_corrupted = true;
         self.machines[machine].disk.corrupt(Space::Data, row)
     }
+}
+
+/// Has a node that is alone store something.
+fn settle(node: &mut Node, now: Now) {
+    let key = ObjectKey::new(DEFAULT_BUCKET, b"own").expect("the key is short");
+    let mutation = Mutation::Append { suffix: "own".into() };
+    let (quorum, want) = (Quorum::default(), Want::default());
+    let operation = Operation::Update { key, mutation, quorum, want, caller: None };
+    let mut outputs = Vec::new();
+    let request = Request { operation, timeout_ms: None };
+    node.step(now, Input::Request { id: 1, request }, &mut outputs);
+    node.stage(&mut outputs);
+    node.commit(now, &mut outputs);
 }
