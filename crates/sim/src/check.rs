@@ -249,7 +249,8 @@ impl Judge<'_> {
         let may_lose = self.state.is_interval || self.state.has_lost_disk;
         // A bucket that was given a smaller n holds no more copies than that.
         let n_min = self.properties.iter().map(|properties| properties.n).min().unwrap_or(op.w);
-        is_expired || may_lose && self.copies_lost(op) >= op.w.min(n_min) as u32
+        let is_damaged = self.past.was_corrupted && (n_min == 1 || may_lose);
+        is_expired || is_damaged || may_lose && self.copies_lost(op) >= op.w.min(n_min) as u32
     }
 
     /// Copies of `op`'s write, and of what had superseded it, that power failures took.
