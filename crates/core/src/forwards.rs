@@ -1,8 +1,9 @@
 //! Requests that peers hand over to this node: each is run once, and none whose time is up.
 //!
-//! A handed-over request says when it was sent, by its sender's clock. Whoever takes it up knows how old it is at most
-//! from an answer of the sender's to a probe. So a request that lay unread while this node stood still is not run for a
-//! client that has been told that nobody knows. Until the sender has answered a probe on this link, requests wait.
+//! A handed-over request says when it was sent, by its sender's clock. Whoever takes it up knows how old it is from
+//! an answer of the sender's to a probe, but for the probe's round trip. So a request that lay unread while this node
+//! stood still is not run for a client that has been told that nobody knows. While it is in doubt whether any of its
+//! time is left, a request waits for the next answer.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -15,7 +16,7 @@ use crate::types::NodeId;
 pub const NEWS_US: u64 = 100_000;
 /// A comparison of clocks is good for so long, in microseconds, unless a better one comes: clocks run apart.
 const COMPARED_US_MAX: u64 = 10_000_000;
-/// Requests of one peer that may wait until their age is known. Beyond, the oldest is dropped, and times out.
+/// Requests of one peer that may wait for its clock. Beyond, the oldest is dropped, and times out.
 const WAITING_MAX: usize = 1_000;
 /// How many requests are remembered. Too few: one that the network brings twice, late, is run twice.
 const RECENT_MAX: usize = 4096;
@@ -101,15 +102,16 @@ impl Forwards {
         std::mem::take(&mut peer.waiting)
     }
 
-    /// How long ago at most `from` sent what it sent at `sent_us` of its clock, in microseconds; `None` if that is not
-    /// known.
-    pub fn age_us(&self, from: NodeId, sent_us: u64, now_us: u64) -> Option<u64> {
-        let ahead_us = i128::from(self.peers.get(&from)?.compared?.ahead_us);
-        let age_us = i128::from(now_us) - i128::from(sent_us) - ahead_us;
-        Some(age_us.clamp(0, i128::from(u64::MAX)) as u64)
+    /// How long ago `from` sent what it sent at `sent_us` of its clock, in microseconds: at least, and at most. `None` if
+    /// that is not known.
+    pub fn age_us(&self, from: NodeId, sent_us: u64, now_us: u64) -> Option<(u64, u64)> {
+        let Compared { ahead_us, within_us, .. } = self.peers.get(&from)?.compared?;
+        let most_us = i128::from(now_us) - i128::from(sent_us) - i128::from(ahead_us);
+        let bounded = |age_us: i128| age_us.clamp(0, i128::from(u64::MAX)) as u64;
+        Some((bounded(most_us - i128::from(within_us)), bounded(most_us)))
     }
 
-    /// Keeps a request until its age is known.
+    /// Keeps a request until its sender's clock is known better.
     pub fn wait(&mut self, from: NodeId, request: HandedOver) {
         let waiting = &mut self.peers.entry(from).or_default().waiting;
         if waiting.len() >= WAITING_MAX {
@@ -140,7 +142,11 @@ mod tests {
         forwards.wait(PEER, request(500));
         let waited = forwards.compare(PEER, 1_000, 600, 1_300);
         assert_eq!(waited.len(), 1);
-        assert_eq!(forwards.age_us(PEER, 500, 2_000), Some(1_100), "at most: 300 of them are the round trip");
+        assert_eq!(
+            forwards.age_us(PEER, 500, 2_000),
+            Some((800, 1_100)),
+            "the round trip makes the difference"
+        );
         assert!(forwards.compare(PEER, 3_000, 700, 3_500).is_empty(), "it waited once");
     }
 
@@ -151,9 +157,9 @@ mod tests {
         forwards.compare(PEER, 1_000, 10, 5_000_000);
         forwards.compare(PEER, 5_000_000, 4_999_200, 5_000_400);
         forwards.compare(PEER, 6_000_000, 5_999_900, 6_002_000);
-        assert_eq!(forwards.age_us(PEER, 6_000_000, 6_001_500), Some(700));
+        assert_eq!(forwards.age_us(PEER, 6_000_000, 6_001_500), Some((300, 700)));
         forwards.compare(PEER, 16_000_000, 15_999_900, 16_002_000);
-        assert_eq!(forwards.age_us(PEER, 16_000_000, 16_001_500), Some(1_400));
+        assert_eq!(forwards.age_us(PEER, 16_000_000, 16_001_500), Some((0, 1_400)));
     }
 
     #[test]

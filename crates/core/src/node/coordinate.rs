@@ -199,19 +199,16 @@ impl Node {
         self.tasks.wake_at(deadline_us + self.config.hedge_us, id);
     }
 
-    /// Runs what a peer has handed over `age_us` ago at most, if any of its time is left.
-    pub(super) fn handed_over(
-        &mut self,
-        now: Now,
-        from: NodeId,
-        request: HandedOver,
-        age_us: u64,
-        out: &mut Vec<Output>,
-    ) {
-        let HandedOver { task, operation, left_us, holds, .. } = request;
+    /// Runs what a peer has handed over if any of its time is left.
+    pub(super) fn handed_over(&mut self, now: Now, from: NodeId, request: HandedOver, out: &mut Vec<Output>) {
+        let left_us = request.left_us.min(u64::from(TIMEOUT_MS_MAX) * 1000);
+        let (least_us, most_us) = match self.forwards.age_us(from, request.sent_us, now.mono_us) {
+            Some((least_us, most_us)) if most_us < left_us || least_us >= left_us => (least_us, most_us),
+            _ => return self.forwards.wait(from, request),
+        };
+        let HandedOver { task, operation, holds, .. } = request;
         let origin = Origin::Peer(from, task);
-        let left_us = left_us.min(u64::from(TIMEOUT_MS_MAX) * 1000).saturating_sub(age_us);
-        if left_us == 0 {
+        if least_us >= left_us {
             self.metrics.expired_forwards += 1;
             let error = match &operation {
                 Operation::Call { .. } => ClientError::Active(ActiveError::TimedOut),
@@ -219,9 +216,11 @@ impl Node {
             };
             return self.finish(origin, Err(error), out);
         }
+        // Not for longer after the client has given up.
+        let left_us = left_us - least_us.max(most_us.saturating_sub(NEWS_US));
         // What the peer said of its row is used only while it is news.
         let hop = match holds {
-            hash if hash != 0 && age_us <= NEWS_US => Hop::Told { by: from, hash },
+            hash if hash != 0 && most_us <= NEWS_US => Hop::Told { by: from, hash },
             _ => Hop::Last,
         };
         self.start(now, origin, operation, now.mono_us + left_us, hop, out);
@@ -236,9 +235,7 @@ impl Node {
         out: &mut Vec<Output>,
     ) {
         for request in self.forwards.compare(from, asked_us, theirs_us, now.mono_us) {
-            if let Some(age_us) = self.forwards.age_us(from, request.sent_us, now.mono_us) {
-                self.handed_over(now, from, request, age_us, out);
-            }
+            self.handed_over(now, from, request, out);
         }
     }
 

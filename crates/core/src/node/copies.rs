@@ -330,7 +330,9 @@ impl Node {
     ) {
         let Some((object, Some(bytes))) = self.replica.load_object(&key) else { return };
         let is_whole = hash_of(&bytes) == hash && !object.missing_from().contains(&self.id());
-        if is_whole && stamp == self.stamp() && self.read_only.is_none() {
+        // Whoever makes a husk of its copy relies on this one.
+        let is_firm = is_whole && !self.may_take_back(&key);
+        if is_firm && stamp == self.stamp() && self.read_only.is_none() {
             // The answer waits until it is so on the disk, whatever the mode of syncing.
             self.replica.request_durable();
             self.send(now, from, Message::Control(Control::Whole { key, hash, stamp }), out);

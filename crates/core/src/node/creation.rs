@@ -427,7 +427,10 @@ impl Node {
     ) {
         let needed = match self.write_quorum(key, quorum) {
             Ok(needed) => needed,
-            Err(error) => return self.finish(origin, Err(error), out),
+            Err(error) => {
+                self.roll_back(now, key);
+                return self.finish(origin, Err(error), out);
+            }
         };
         if let Some(detail) = &self.read_only {
             let error = ClientError::ReadOnly { detail: detail.clone() };

@@ -59,10 +59,7 @@ impl Node {
             }
             Control::Forward { task, operation, left_us, sent_us, holds } => {
                 let request = HandedOver { task, operation, left_us, sent_us, holds };
-                match self.forwards.age_us(from, sent_us, now.mono_us) {
-                    Some(age_us) => self.handed_over(now, from, request, age_us, out),
-                    None => self.forwards.wait(from, request),
-                }
+                self.handed_over(now, from, request, out)
             }
             Control::Forwarded { task, result } => self.forwarded(now, from, task, result, out),
             // What was here may have moved to others. With the newer ring they are asked.

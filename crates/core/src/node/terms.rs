@@ -407,6 +407,8 @@ impl Node {
         let Some(Task { work: Work::Put { put, .. }, .. }) = self.tasks.get_mut(id) else { return };
         let (key, term, is_claim) = (put.key.clone(), put.term(), put.is_claim());
         let was_refused = put.was_refused();
+        let serving = self.owners(&key).0;
+        let has_moved = self.has_lost_quorum(id, &serving);
         let mut taken_back = Vec::new();
         if !is_claim {
             taken_back = self.put_back(&key, id);
@@ -426,7 +428,8 @@ impl Node {
             let Work::Put { put, refusal: Some(refusal), .. } = work else { continue };
             let Refusal { dot, again, .. } = *refusal;
             // Where primaries are silent, it would only wait for them anew.
-            let again = again.filter(|_| is_undone && was_refused && now.mono_us < deadline_us);
+            let may_succeed = was_refused || is_claim && has_moved;
+            let again = again.filter(|_| is_undone && may_succeed && now.mono_us < deadline_us);
             // Of several such writes the first: who has seen a later one of this actor has seen it too.
             let again = again.map(|asked| Box::new(Asked { tried: asked.tried.or(dot), ..*asked }));
             if again.as_ref().is_some_and(|asked| asked.tried.is_some()) {
@@ -476,6 +479,11 @@ impl Node {
         self.replica.put_back(key, row);
         taken_back.reverse();
         taken_back
+    }
+
+    /// True if this node, the home of `key`, may still take back what its row holds.
+    pub(super) fn may_take_back(&mut self, key: &ObjectKey) -> bool {
+        self.home_puts(key).iter().any(|put| !put.is_answered)
     }
 
     /// The home's writes of `key` that are under way.

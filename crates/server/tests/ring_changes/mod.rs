@@ -242,7 +242,7 @@ fn a_node_whose_disk_was_emptied_is_recognised_and_takes_its_place_again() {
 
 #[test]
 fn a_command_and_a_node_that_are_interrupted_in_a_move_go_on() {
-    let slow = ["--transfer-bytes-per-s", "50kB"];
+    let slow = ["--transfer-bytes-per-s", "25kB"];
     let mut cluster = Cluster::start(3, &slow);
     let acknowledged = fill(&cluster.nodes[0], 1000, 500);
     cluster.add(0, &slow);

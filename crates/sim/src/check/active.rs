@@ -162,10 +162,10 @@ impl Judge<'_> {
                 }
                 (Outcome::Acked, Some(shown)) => {
                     if self.reads_enough(op) {
-                        answers.push((id, op.start_us, shown));
+                        answers.push((id, op, shown));
                     }
                     if is_bump {
-                        bumps.push((id, op.end_us, shown));
+                        bumps.push((id, op, shown));
                     }
                 }
                 (Outcome::Unknown | Outcome::Disconnected | Outcome::Pending, _) if is_bump || is_write => {
@@ -186,8 +186,10 @@ impl Judge<'_> {
                 verdicts.push(format!("o{id} was answered {shown}, the object counts {found} at the end"));
             }
         }
-        for (id, start_us, shown) in &answers {
-            let before = bumps.iter().filter(|(_, end_us, _)| end_us < start_us);
+        for (id, op, shown) in &answers {
+            // A call may have asked for fewer copies than its bucket.
+            let must_meet = |bump: &OpRecord| bump.end_us < op.start_us && bump.w + op.r > op.n;
+            let before = bumps.iter().filter(|(_, bump, _)| must_meet(bump));
             if let Some((other, _, most)) = before.max_by_key(|(_, _, most)| *most) {
                 if most > shown {
                     verdicts.push(format!("o{id} shows {shown}, after o{other} was answered {most}"));

@@ -88,6 +88,19 @@ impl Cluster {
         }
     }
 
+    /// True if an object has chosen this machine alone for its code and state.
+    pub(super) fn is_sole_holder(&self, machine: usize) -> bool {
+        self.workload.keys.iter().filter(|spec| self.is_placed(&spec.key)).any(|spec| {
+            let own = self.kept(machine, &spec.key).and_then(|row| Object::decode(&row).ok());
+            let others = || (0..self.machines.len()).filter(|other| *other != machine);
+            let is_alone =
+                |dot: Dot| others().all(|other| Has::of(self.kept(other, &spec.key), dot) != Has::Whole);
+            own.is_some_and(|own| {
+                own.0.values().iter().any(|(dot, _)| !own.made_of_husk(*dot) && is_alone(*dot))
+            })
+        })
+    }
+
     /// True if copies of this key are with chosen holders, and none was lost to a fault.
     fn is_watched(&self, key: &ObjectKey) -> bool {
         let is_hurt = self.lost.is_some()

@@ -377,7 +377,8 @@ impl Cluster {
                 .operations
                 .iter()
                 .enumerate()
-                .filter(|(_, op)| op.outcome == Outcome::Unknown && op.timeout_ms >= 1000);
+                .filter(|(_, op)| op.outcome == Outcome::Unknown && op.timeout_ms >= 1000)
+                .filter(|(_, op)| !op.error.contains("written by others"));
             let failed: Vec<String> =
                 failed.map(|(id, op)| format!("o{id} failed without any fault: {}", op.error)).collect();
             for detail in failed {

@@ -442,7 +442,8 @@ impl Cluster {
         let Some(old) = self.machines[machine].id else { return false };
         let is_known = |node: &Node| node.ring().is_some_and(|ring| ring.state().contains(old));
         // It may hold the only copy of a row that cannot be read elsewhere.
-        let is_needed = self.machines.iter().any(|machine| machine.disk.has_corrupt_rows());
+        let is_needed = self.machines.iter().any(|machine| machine.disk.has_corrupt_rows())
+            || self.is_sole_holder(machine);
         // Somebody must be left who can have it replaced.
         let is_alone = self.machines.len() < 2 || self.lost.is_some();
         if is_alone || is_needed || !self.machines[machine].is_up() || !self.nodes().all(is_known) {
