@@ -14,7 +14,7 @@ use crate::disk::Stored;
 
 /// A call has ended so long after its home stored what it changed: longer than any time limit,
 /// and than machines stand still.
-const TAKEN_BACK_US_MAX: u64 = 15_000_000;
+const TAKEN_BACK_US_MAX: u64 = 60_000_000;
 
 /// How a row has a version.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -69,10 +69,10 @@ impl Cluster {
             return;
         }
         for (dot, version) in object.0.values() {
-            // A home takes back what it cannot keep.
+            // A home takes back what it cannot keep, also in the step in which it stored it.
             let birth = self.history.keys.get(&key).and_then(|past| past.birth(*dot));
             let is_taken_back = birth
-                .is_some_and(|birth| birth.machine == index && self.now_us < birth.at_us + TAKEN_BACK_US_MAX);
+                .is_none_or(|birth| birth.machine == index && self.now_us < birth.at_us + TAKEN_BACK_US_MAX);
             if !matches!(version.value, Value::Active(_)) || is_taken_back {
                 continue;
             }

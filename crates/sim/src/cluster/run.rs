@@ -294,7 +294,8 @@ impl Cluster {
         }
         self.blame_unanswered();
         self.check_foundings();
-        let state = self.final_state(is_harmless && !self.has_striven, is_change);
+        let is_calm = !self.has_striven;
+        let state = self.final_state(is_harmless && is_calm, is_change && is_calm);
         judge(&mut self.history, &state);
         converged_us
     }
