@@ -837,8 +837,8 @@ impl Cluster {
         let now_us = self.now_us;
         let record = self.history.operation(id);
         let took_us = now_us - record.start_us;
-        // A node that was handed the request got its time in whole milliseconds.
-        if is_early && took_us + 5_000 < record.timeout_ms * 1000 {
+        // A node that was handed the request takes it for older than it is, by a round trip at most.
+        if is_early && record.timeout_ms >= 300 && took_us + 50_000 < record.timeout_ms * 1000 {
             let (limit_ms, key) = (record.timeout_ms, key_of(&record.operation).cloned());
             let detail = format!("o{id} failed after {} ms of {limit_ms}: {failure}", took_us / 1000);
             self.history.blame("patience", key.as_ref(), detail);

@@ -428,7 +428,7 @@ impl Node {
             let Work::Put { put, refusal: Some(refusal), .. } = work else { continue };
             let Refusal { dot, again, .. } = *refusal;
             // Where primaries are silent, it would only wait for them anew.
-            let may_succeed = was_refused || is_claim && has_moved;
+            let may_succeed = was_refused || has_moved;
             let again = again.filter(|_| is_undone && may_succeed && now.mono_us < deadline_us);
             // Of several such writes the first: who has seen a later one of this actor has seen it too.
             let again = again.map(|asked| Box::new(Asked { tried: asked.tried.or(dot), ..*asked }));

@@ -8,6 +8,7 @@ use oort_core::client::{Operation, Quorum, RequestId};
 use oort_core::config::{NodeConfig, SyncMode, Tuning};
 use oort_core::detector::Health;
 use oort_core::membership::Member;
+use oort_core::mutation::Mutation;
 use oort_core::object::{common_bytes, Object};
 use oort_core::placement::Strategy;
 use oort_core::store::Space;
@@ -20,7 +21,7 @@ use super::{Cluster, Event, OPERATOR};
 use crate::check::{judge, FinalState};
 use crate::chronicle::{Chronicle, Subject};
 use crate::faults::{Fault, Faults, Plan};
-use crate::history::{dots_of, History, Outcome, Violation};
+use crate::history::{dots_of, History, OpRecord, Outcome, Violation};
 use crate::machine::Machine;
 use crate::network::Network;
 use crate::panics::caught;
@@ -155,6 +156,12 @@ fn simulate(setup: &Setup) -> Report {
         0
     });
     cluster.report(setup, converged_us)
+}
+
+/// Others wrote the object while this was under way: that fails no matter how many replicas can be reached.
+fn lost_to_others(op: &OpRecord) -> bool {
+    let is_creation = matches!(&op.operation, Operation::Update { mutation: Mutation::Activate { .. }, .. });
+    op.error.contains("written by others") || is_creation && op.error.contains("may or may not")
 }
 
 impl Cluster {
@@ -379,7 +386,7 @@ impl Cluster {
                 .iter()
                 .enumerate()
                 .filter(|(_, op)| op.outcome == Outcome::Unknown && op.timeout_ms >= 1000)
-                .filter(|(_, op)| !op.error.contains("written by others"));
+                .filter(|(_, op)| !lost_to_others(op));
             let failed: Vec<String> =
                 failed.map(|(id, op)| format!("o{id} failed without any fault: {}", op.error)).collect();
             for detail in failed {
