@@ -102,8 +102,8 @@ impl Forwards {
         std::mem::take(&mut peer.waiting)
     }
 
-    /// How long ago `from` sent what it sent at `sent_us` of its clock, in microseconds: at least, and at most. `None` if
-    /// that is not known.
+    /// How long ago `from` sent what it sent at `sent_us` of its clock, in microseconds: at least, and at most. `None`
+    /// if that is not known.
     pub fn age_us(&self, from: NodeId, sent_us: u64, now_us: u64) -> Option<(u64, u64)> {
         let Compared { ahead_us, within_us, .. } = self.peers.get(&from)?.compared?;
         let most_us = i128::from(now_us) - i128::from(sent_us) - i128::from(ahead_us);

@@ -132,7 +132,7 @@ fn a_story_of_what_has_been_mended_says_so() {
 
 #[test]
 fn a_skipped_operation_is_drawn_and_not_asked() {
-    let setup = Setup { ops: 100, faults: "none".parse().unwrap(), ..Setup::new(3) };
+    let setup = Setup { ops: 100, faults: "none".parse().unwrap(), ..Setup::new(5) };
     let (mut none, mut half) = (setup.clone(), setup.clone());
     none.skips.operations = "1-100".parse().unwrap();
     half.skips.operations = "51-1000".parse().unwrap();
