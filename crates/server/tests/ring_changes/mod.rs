@@ -85,7 +85,11 @@ fn a_node_joins_and_another_leaves_under_load() {
     let acknowledged = with_writers(&mut cluster, |cluster, writing| {
         writing.wait_for(300);
         cluster.add(0, &[]);
-        let plan = succeed(cluster, 1, &["join", "node4", "--plan"]);
+        // On a busy machine a node that has just come may be suspect for a moment.
+        let plan = eventually("node4 can be reached", || {
+            let planned = operator(cluster, 1, &["join", "node4", "--plan"]);
+            (planned.code == Some(0)).then_some(planned.stdout)
+        });
         assert!(plan.contains("node4  0.0% "), "{plan}");
         assert_eq!(cluster.nodes[1].status()["ring"]["version"], 1, "a plan changes nothing");
         let done = succeed(cluster, 1, &["join", "node4"]);
