@@ -11,7 +11,7 @@ use crate::client::Operation;
 use crate::message::TaskId;
 use crate::types::NodeId;
 
-/// What a peer says of itself is news for so long, in microseconds. Too small: on a busy network nothing is; too large:
+/// A peer's word of itself is news for so long, in microseconds. Too small: on a busy network nothing is; too large:
 /// what has long changed is believed.
 pub const NEWS_US: u64 = 100_000;
 /// A comparison of clocks is good for so long, in microseconds, unless a better one comes: clocks run apart.
@@ -26,7 +26,7 @@ const RECENT_MAX: usize = 4096;
 pub struct HandedOver {
     pub task: TaskId,
     pub operation: Operation,
-    /// What was left of its time limit when it was sent, in microseconds.
+    /// The rest of its time limit when it was sent, in microseconds.
     pub left_us: u64,
     /// When that was, by the sender's `mono_us`.
     pub sent_us: u64,

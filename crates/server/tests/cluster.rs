@@ -5,6 +5,7 @@
 
 mod active_objects;
 mod identity;
+mod linear;
 mod redis_limits;
 mod ring_changes;
 mod support;

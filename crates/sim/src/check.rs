@@ -493,8 +493,8 @@ impl Judge<'_> {
         }
     }
 
-    /// What has not been done when a write's time is up is not done: whoever gave up, and wrote something else, would
-    /// find that undone.
+    /// A write that was not made when its time was up is not made: a client that gave up, and wrote something else,
+    /// would find that undone.
     fn late(&mut self) {
         let mut verdicts = Vec::new();
         // Nobody knows when the node of a client that lost it took the request up.

@@ -604,7 +604,7 @@ impl Cluster {
                 let overlap = |it: Replication| it.r + it.w > it.n;
                 let overlaps = overlap(serving) && overlap(other);
                 is_usual = quorum == Quorum::default() && overlaps;
-                // Who has not heard yet that quorums overlap now does not see to it.
+                // A node that has not heard yet that quorums overlap now does not see to it.
                 let bucket = key.bucket();
                 let rings = self.nodes().filter_map(|node| node.ring());
                 let mut numbers =
@@ -775,7 +775,7 @@ impl Cluster {
         }
         let true_ms = crate::trace::EPOCH_MS + self.now_us / 1000;
         let off_ms = node.time(now).wall_ms as i64 - true_ms as i64;
-        // Who has measured all others well, while all clocks are right, goes by the right time.
+        // A node that has measured all others well, while all clocks are right, goes by the right time.
         let plan = self.chronicle.plan.as_ref();
         let is_in_force = |fault: &Fault| plan.is_some_and(|plan| plan.timed.contains_key(fault));
         let has_wrong_clock = [Fault::Skew, Fault::Clock].iter().any(is_in_force);

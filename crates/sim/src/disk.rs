@@ -124,7 +124,7 @@ impl Disk {
         rows
     }
 
-    /// What was deleted since [`Disk::take_dropped`], but for the first `known`.
+    /// The rows that were deleted since [`Disk::take_dropped`], but for the first `known`.
     pub fn dropped_after(&self, known: usize) -> Vec<(Bytes, Bytes)> {
         self.lock().dropped.get(known..).unwrap_or_default().to_vec()
     }

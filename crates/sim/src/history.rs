@@ -85,7 +85,7 @@ pub struct OpRecord {
     pub ring_stamp: u64,
     /// Since when nothing had kept owners from their part, at its end.
     pub calm_since_us: u64,
-    /// What a get must show, or what superseded it: more owners held that all the time than it can have left out.
+    /// Writes that a get must show, or what superseded them: more owners held them all along than it left out.
     pub must_see: Vec<Dot>,
 }
 

@@ -65,7 +65,7 @@ pub struct Machine {
     pub stalled_until_us: u64,
     /// Since when it has neither been down nor stood still for long.
     pub awake_since_us: u64,
-    /// What its node has heard of the others.
+    /// All that its node has heard of the others.
     pub(crate) ears: Ears,
     /// The turn under way has changed the ring that its node goes by.
     pub has_new_ring: bool,

@@ -336,7 +336,7 @@ impl Node {
         let Some(resident) = self.homes.get(key) else {
             return self.finish(job.origin, Err(refused(ActiveError::Replaced)), out);
         };
-        // What was read while the run waited may be the run of another home.
+        // Another home may have run it while this run waited.
         let last_interval = resident.active.last_interval;
         #[cfg(feature = "sabotage")]
         let last_interval = match self.config.sabotage {

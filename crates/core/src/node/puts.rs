@@ -79,7 +79,7 @@ impl Node {
         let copies = self.replicas_of(&update.key);
         let Needed { total, primaries } = needed_read.at_most(copies);
         let serving = &self.placed_ring().preference_at(update.key.position())[..copies];
-        // What a node holds that only stands in says nothing of what the owners hold.
+        // The row of a node that only stands in says nothing of what the owners hold.
         if !update.reads_first() || total.max(primaries) == 1 && serving.contains(&self.id()) {
             return self.apply_update(now, origin, update, None, deadline_us, out);
         }

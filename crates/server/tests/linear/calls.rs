@@ -6,9 +6,9 @@ use oort_sim::linear::RegisterAnswer::{Done, Refused};
 use oort_sim::linear::RegisterOp::{Read, Replace, Swap};
 use oort_sim::linear::{Operation, Register, RegisterAnswer};
 
-use crate::clients::{number, with_clients, Heard, Session};
+use super::clients::{number, with_clients, Heard, Session};
+use super::{judge, kill_for, refuse, sleep_ms, trouble};
 use crate::support::Cluster;
-use crate::{judge, kill_for, refuse, sleep_ms, trouble};
 
 /// A register whose changes stand in a plain field.
 const REGISTER: &str = "aso.value = '0'

@@ -9,9 +9,9 @@ use oort_sim::linear::RegisterAnswer::{Done, Refused};
 use oort_sim::linear::RegisterOp::{Overwrite, Read, Replace, Swap};
 use oort_sim::linear::{order_each, Counter, Operation, Register, RegisterAnswer, RegisterOp};
 
-use crate::clients::{number, values_in, with_clients, Heard, Session};
+use super::clients::{number, values_in, with_clients, Heard, Session};
+use super::{judge, pause_for, refuse, sleep_ms};
 use crate::support::Cluster;
-use crate::{judge, pause_for, refuse, sleep_ms};
 
 const CLIENTS: usize = 6;
 /// Registers by the Redis protocol, by HTTP, and counters, in this order of keys.

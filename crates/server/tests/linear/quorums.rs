@@ -4,9 +4,9 @@ use oort::client::Client;
 use oort::resp::Value;
 use oort_sim::regular::{counts, siblings, Access, Answer, Count, Operation, Replaces, WriteId};
 
-use crate::clients::{number, values_in, with_clients, Heard, Session};
+use super::clients::{number, values_in, with_clients, Heard, Session};
+use super::{refuse, sleep_ms, trouble};
 use crate::support::{eventually, Cluster, Node, PATIENCE};
-use crate::{refuse, sleep_ms, trouble};
 
 const CLIENTS: usize = 6;
 /// Keys with siblings by the Redis protocol, by HTTP, and counters.

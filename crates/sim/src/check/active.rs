@@ -18,7 +18,7 @@ use crate::workload::Role;
 const REST_US_MAX: u64 = 60_000_000;
 /// A function that so many calls have driven to a limit rests for all.
 const BURNS_MAX: usize = 8;
-/// What was answered under `async` is written within this, in microseconds, though machines stand still and disks are
+/// A call answered under `async` is written within this, in microseconds, though machines stand still and disks are
 /// full meanwhile, as long as no machine ends.
 const UNWRITTEN_US_MAX: u64 = 12_000_000;
 

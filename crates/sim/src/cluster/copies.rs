@@ -97,7 +97,7 @@ impl Cluster {
                 ));
             }
         }
-        // What a stand-in still keeps for an owner, others may not find with that owner yet.
+        // Others may not find with an owner yet what a stand-in still keeps for it.
         self.history.operation(id).is_firm &= is_with_owners;
         if let Some(detail) = verdict {
             self.history.blame("copies", Some(&key), detail);

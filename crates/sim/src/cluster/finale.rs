@@ -371,7 +371,7 @@ impl Cluster {
             let read = |row: &Bytes| Object::decode(&machine.disk.row(Space::Data, row)?).ok();
             let objects: Vec<Object> = keys.iter().filter_map(read).collect();
             let wanted = objects.iter().filter(|object| object.timer_ms() > 0).count() as u64;
-            // What is damaged may have one.
+            // A damaged row may have one.
             let damaged = (keys.len() - objects.len()) as u64;
             let known = machine.node.as_ref().map_or(wanted, |node| node.metrics().active_timers);
             if !(wanted..=wanted + damaged).contains(&known) {
@@ -393,7 +393,7 @@ impl Cluster {
         }
     }
 
-    /// What is wrong with where an object is.
+    /// The fault in where an object is, if any.
     fn misplaced(&self, key: &ObjectKey) -> Option<String> {
         let machines = self.primaries(key);
         let owners: Vec<_> = machines.iter().filter_map(|index| self.machines[*index].id).collect();

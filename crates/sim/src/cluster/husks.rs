@@ -113,7 +113,7 @@ impl Cluster {
         self.by_id.get(&node).is_some_and(|machine| self.primaries(key).contains(machine))
     }
 
-    /// What a machine's disk holds of a key, come what may.
+    /// The row of a key that a machine's disk holds, come what may.
     fn kept(&self, machine: usize, key: &ObjectKey) -> Option<Bytes> {
         let disk = &self.machines[machine].disk;
         match self.is_interval() {

@@ -1,4 +1,4 @@
-//! What becomes of the copies that a write could not make in time: whoever of the owners misses it when its time is up
+//! The copies that a write could not make in time: each owner that misses it when its time is up
 //! is owed it by somebody. Anti-entropy would bring it some day too, so it is looked at soon.
 
 use oort_core::causality::Dot;
@@ -18,7 +18,7 @@ const LIMIT_MS: u64 = 3_000;
 pub(super) struct Watched {
     key: ObjectKey,
     dot: Dot,
-    /// Who made it, in which of its lives, and when.
+    /// Its maker, in which of its lives, and when.
     machine: usize,
     boot: u64,
     at_us: u64,

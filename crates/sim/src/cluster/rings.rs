@@ -24,7 +24,7 @@ pub(super) struct Rings {
     seen: BTreeMap<u64, RingState>,
     /// Which node has been ready for which state.
     ready: BTreeSet<(NodeId, u64)>,
-    /// Who held what when a state in which data move was first seen.
+    /// The holders of each key when a state in which data move was first seen.
     moves: BTreeMap<u64, Move>,
 }
 
@@ -35,7 +35,7 @@ struct Move {
     held: BTreeMap<ObjectKey, BTreeMap<NodeId, Vec<Dot>>>,
 }
 
-/// What of a node a step may change and its ring's rules are about.
+/// The part of a node that a step may change and its ring's rules are about.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(super) struct Stand {
     pub stamp: u64,
@@ -216,7 +216,7 @@ impl Cluster {
         differing.map(|key| format!("node {} takes the place of {old}, and {key:?} goes to another", new.id))
     }
 
-    /// What is wrong with who holds what in a state of the ring.
+    /// The fault in who holds what in a state of the ring, if any.
     fn wrong_layout(&self, state: &RingState, ring: &Ring) -> Option<String> {
         let founders = self.config.cluster_size as usize;
         if state.version == 1 && state.layout.nodes.len() != founders {
@@ -246,7 +246,7 @@ impl Cluster {
         None
     }
 
-    /// What is wrong with a node's word that it has its data, or knows of the next step.
+    /// The fault in a node's word that it has its data, or knows of the next step, if any.
     fn wrong_readiness(&self, index: usize, stamps: [u64; 2]) -> Option<Verdict> {
         let ready_for = self.machines[index].node.as_ref()?.membership().own().moved;
         if !stamps.contains(&ready_for) {
@@ -262,7 +262,7 @@ impl Cluster {
         })
     }
 
-    /// What a node that says that it has its data lacks of a key that it is to hold.
+    /// The part of a key that a node lacks, though it says that it has its data, if any.
     fn lacks(
         &self,
         index: usize,
@@ -302,7 +302,7 @@ impl Cluster {
         })
     }
 
-    /// What is wrong with a row that a node has given away: all owners have it, and nobody is owed it.
+    /// The fault in giving a row away, if any: all owners must have it, and nobody be owed it.
     fn wrong_gift(&self, index: usize, row: &bytes::Bytes, object: &bytes::Bytes) -> Option<Verdict> {
         let (key, object) = (ObjectKey::from_row(row.clone()).ok()?, Object::decode(object).ok()?);
         let ring = self.machines[index].node.as_ref()?.ring()?;
@@ -323,7 +323,7 @@ impl Cluster {
         Some(Verdict::of("gifts", &key, detail))
     }
 
-    /// What is wrong with an operator's request that was granted: a node that was given up without force is down for
+    /// The fault in granting an operator's request, if any: a node that was given up without force is down for
     /// most of the ring, and each of its parts has another owner that can be reached.
     pub(super) fn wrong_removal(&self, index: usize, outputs: &[Output]) -> Option<Verdict> {
         let granted = outputs.iter().find_map(|output| match output {
@@ -339,7 +339,7 @@ impl Cluster {
         let node = self.machines[index].node.as_ref()?;
         let (ring, health) = (node.ring()?, |id: &NodeId| node.health(*id));
         if ring.state().arrived {
-            // Who answered for what before is not to be seen any more.
+            // Nobody can see any more which node answered for it before.
             return None;
         }
         let is_left = |owner: &NodeId| {

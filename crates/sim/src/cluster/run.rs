@@ -619,7 +619,7 @@ impl Cluster {
         }
     }
 
-    /// What a client claims to have seen in the far future is refused, lest clocks follow it.
+    /// A context from the far future is refused, lest clocks follow it.
     fn look_at_the_future(&mut self) {
         let plain = self.workload.keys.iter().find(|spec| !spec.role.is_active());
         let Some(key) = plain.map(|spec| spec.key.clone()) else { return };

@@ -25,7 +25,7 @@ use crate::workload::active::{ACTIVE_BUCKET, TALLY_BUCKET};
 /// Of machines that stood still at once the last goes on within so many times `suspect_ms` of the first: long enough to
 /// be suspect, too short to be down.
 const STAGGER_FACTOR: u64 = 4;
-/// What may befall an owner while it is asked for something.
+/// A fault that may befall an owner while it is asked for something.
 const BEFALLING: [Fault; 6] =
     [Fault::Slow, Fault::Split, Fault::OneWay, Fault::Restart, Fault::Crash, Fault::DiskFull];
 
@@ -387,7 +387,7 @@ impl Cluster {
         self.at(at_us, Event::Befall { machine, fault, lasts_us });
     }
 
-    /// What [`Cluster::trouble_owner`] has drawn happens.
+    /// The trouble that [`Cluster::trouble_owner`] has drawn happens.
     pub(super) fn befall(&mut self, machine: usize, fault: Fault, lasts_us: u64) {
         if !self.plan.timed.contains_key(&fault) {
             return;

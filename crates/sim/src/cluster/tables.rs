@@ -1,5 +1,5 @@
-//! What a node may make of the news that it hears: its tables only go forward, and a peer counts as down by silence
-//! only after it was silent for long.
+//! The news that a node hears, and what it may make of it: its tables only go forward, and a peer counts as down by
+//! silence only after it was silent for long.
 
 use std::collections::BTreeMap;
 
@@ -67,7 +67,7 @@ impl Versions {
         }
     }
 
-    /// What went back in the step.
+    /// The tables that went back in the step.
     pub fn judge(&self, scene: Scene) -> Option<Verdict> {
         let after = Versions::of(scene.node, scene.disk);
         let blame = |what: String| Some(Verdict::new("tables", what));
@@ -93,7 +93,7 @@ impl Versions {
     }
 }
 
-/// What one machine has heard of the others in its present life.
+/// All that one machine has heard of the others in its present life.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Ears {
     peers: BTreeMap<NodeId, Ear>,
@@ -160,7 +160,7 @@ impl Ears {
         peers.all(|peer| measured_us(peer).is_some_and(|at_us| at_us < now_us))
     }
 
-    /// What is wrong with the opinions that a node has formed in a step.
+    /// The fault in the opinions that a node has formed in a step, if any.
     pub fn judge(&self, hearing: Hearing, outputs: &[Output]) -> Vec<Verdict> {
         let changes = outputs.iter().filter_map(|output| match output {
             Output::Event(NodeEvent::HealthChanged { peer, to, .. }) => Some((*peer, *to)),

@@ -1,4 +1,4 @@
-//! Who vouched for what before a dead object was forgotten.
+//! The nodes that vouched for a dead object before it was forgotten.
 //!
 //! A node that vouches holds just that object or nothing, owes nobody anything older, and has been awake for long. Only
 //! what all that may hold an object have vouched for twice, long enough apart and under one ring, is dropped. All of it
@@ -29,13 +29,13 @@ struct Question {
     rows: Vec<DeadRow>,
     stamp: u64,
     asked_us: u64,
-    /// Who must answer: all that may hold an object, as far as the asking node knows.
+    /// The nodes that must answer: all that may hold an object, as far as the asking node knows.
     holders: BTreeSet<NodeId>,
-    /// Who was asked.
+    /// The nodes that were asked.
     asked: BTreeSet<NodeId>,
     /// Rows that the asking node itself may not vouch for.
     own_refused: BTreeSet<usize>,
-    /// Who has vouched for which rows, and when first.
+    /// The nodes that have vouched for each row, and when first.
     vouched: BTreeMap<(NodeId, usize), u64>,
 }
 
@@ -46,7 +46,7 @@ pub(super) struct Testimony {
     questions: BTreeMap<(Asker, u64), Question>,
 }
 
-/// What a node was told before a step that concerns forgetting.
+/// The message about forgetting that a node was told before a step.
 #[derive(Debug)]
 pub(super) enum Told {
     Ask {
@@ -55,7 +55,7 @@ pub(super) enum Told {
         rows: Vec<DeadRow>,
         stamp: u64,
     },
-    /// What to drop, and the hashes of what was held under it.
+    /// The keys to drop, and the hashes of what was held under them.
     Forget {
         rows: Vec<DeadRow>,
         held: Vec<Option<u64>>,
@@ -181,7 +181,7 @@ impl Testimony {
         vouched.map(|(_, (key, _))| key.clone()).collect()
     }
 
-    /// What is wrong with what a node drops because all have vouched for it.
+    /// The fault in what a node drops because all have vouched for it, if any.
     fn wrong_conclusion(&self, speaker: &Speaker, key: &ObjectKey, object: &Object) -> Option<Verdict> {
         let row = (key.clone(), hash_of(&object.encode()));
         let asker = (speaker.machine, speaker.boot);
@@ -256,7 +256,7 @@ impl Speaker<'_> {
         is_live.then(|| blame("it is alive by its clock".into())).flatten()
     }
 
-    /// What is wrong with what the node drops because it was told to.
+    /// The fault in what the node drops because it was told to, if any.
     fn wrong_dropping(
         &self,
         key: &ObjectKey,

@@ -1,4 +1,4 @@
-//! What nodes say of themselves, compared with their disks and rings in the moment in which they say it.
+//! Nodes' words of themselves, compared with their disks and rings in the moment in which they say them.
 //!
 //! Most guards keep something away that takes two rare events to do harm, and then hours to be seen. Whether what a
 //! node says is true can be seen at once, and wherever it says it: each answer is looked at right after the step that
@@ -71,7 +71,7 @@ enum About {
 }
 
 impl Question {
-    /// What `input` asks of `node`, if that can be judged.
+    /// The question that `input` asks of `node`, if the answer can be judged.
     pub fn of(input: &Input, node: &Node) -> Option<Question> {
         let Input::Message { from, message } = input else { return None };
         let (stamp, about) = match message {
@@ -96,7 +96,7 @@ impl Question {
         Some(Question { from: *from, stamp, own_stamp, is_removed, about })
     }
 
-    /// What is wrong with what the node has answered in the step.
+    /// The fault in what the node has answered in the step, if any.
     pub fn judge(&self, scene: Scene, outputs: &[Output]) -> Vec<Verdict> {
         let sent = outputs.iter().filter_map(|output| match output {
             Output::Send { to, message } if *to == self.from => Some(message),
@@ -250,7 +250,7 @@ impl Owners {
     }
 }
 
-/// What is noted before a step, for what the step is judged by.
+/// The notes before a step that the step is judged by.
 struct Before {
     stand: Stand,
     question: Option<Question>,
@@ -315,7 +315,7 @@ impl Cluster {
         Hearing { now_us: self.now_us, stalled_us, suspect_us: self.config.suspect_ms * 1000 }
     }
 
-    /// Who vouches for a dead object has it on its disk, come what may.
+    /// A node that vouches for a dead object has it on its disk, come what may.
     pub(super) fn check_vouched(&mut self, from: usize, to: usize, message: &Message) {
         let Message::Control(Control::DeadAnswer { number, refused }) = message else { return };
         let disk = &self.machines[from].disk;

@@ -10,9 +10,6 @@ mod conditions;
 mod quorums;
 #[path = "../../../sim/tests/second_opinion/mod.rs"]
 mod second_opinion;
-#[allow(dead_code)] // Other tests use the rest.
-#[path = "../support/mod.rs"]
-mod support;
 
 use std::fs;
 use std::time::Duration;
@@ -20,7 +17,7 @@ use std::time::Duration;
 use oort_sim::linear::{order, Model, Operation};
 use rustix::process::Signal;
 
-use support::Cluster;
+use crate::support::Cluster;
 
 fn sleep_ms(ms: u64) {
     std::thread::sleep(Duration::from_millis(ms));
