@@ -248,9 +248,20 @@ impl Judge<'_> {
         });
         let may_lose = self.state.is_interval || self.state.has_lost_disk;
         // A bucket that was given a smaller n holds no more copies than that.
-        let n_min = self.properties.iter().map(|properties| properties.n).min().unwrap_or(op.w);
-        let is_damaged = self.past.was_corrupted && (n_min == 1 || may_lose);
-        is_expired || is_damaged || may_lose && self.copies_lost(op) >= op.w.min(n_min) as u32
+        let n_min = self.n_min().unwrap_or(op.w);
+        let is_damaged = self.past.was_corrupted && may_lose;
+        let is_lost = may_lose && self.copies_lost(op) >= op.w.min(n_min) as u32;
+        is_expired || is_damaged || is_lost || self.may_miss_only_copy()
+    }
+
+    /// The fewest copies that the key's bucket ever had.
+    fn n_min(&self) -> Option<u8> {
+        self.properties.iter().map(|properties| properties.n).min()
+    }
+
+    /// The only copy there was may have been on a disk that was lost, or in a row that was damaged.
+    fn may_miss_only_copy(&self) -> bool {
+        self.n_min() == Some(1) && (self.past.was_corrupted || self.state.has_lost_disk)
     }
 
     /// Copies of `op`'s write, and of what had superseded it, that power failures took.
@@ -279,7 +290,8 @@ impl Judge<'_> {
             let mut births = self.past.births.iter().zip(&reached.is_reached);
             let is_missed = |(birth, is_reached): &(&Birth, &bool)| {
                 let is_older = self.is_lww && known.iter().any(|dot| *dot >= birth.dot);
-                get.must_see.contains(&birth.dot) && !**is_reached && !is_older
+                let is_excused = is_older || self.may_miss_only_copy();
+                get.must_see.contains(&birth.dot) && !**is_reached && !is_excused
             };
             if let Some((birth, _)) = births.find(is_missed) {
                 let (name, known) = (self.history.name(birth.dot), self.history.names(&known));

@@ -601,8 +601,8 @@ impl Cluster {
             let past = self.history.keys.get(&key);
             let forgotten: Vec<_> = past.map_or(Vec::new(), |past| past.forgotten_until(u64::MAX).collect());
             held.retain(|dot| !forgotten.contains(dot));
-            // The only copy was damaged, and nobody can mend it.
-            let is_lost = past.is_some_and(|past| past.was_corrupted) && self.primaries(&key).len() == 1;
+            // The only copy was damaged, and nobody can mend it, also once there are to be more.
+            let is_lost = past.is_some_and(|past| past.was_corrupted) && self.had_one_copy(&key);
             let record = self.history.operation(id);
             let mut read = record.read.clone();
             read.retain(|dot| !forgotten.contains(dot));
@@ -633,6 +633,15 @@ impl Cluster {
                 format!("o{id} knows what is half an hour ahead, and was answered {:?}", record.outcome);
             self.history.blame("clocks", Some(&key), detail);
         }
+    }
+
+    /// The key's bucket has one copy, or had at some time.
+    fn had_one_copy(&self, key: &ObjectKey) -> bool {
+        let is_one = |op: &OpRecord| match &op.operation {
+            Operation::SetBucket { bucket, properties } => *bucket == key.bucket() && properties.n == 1,
+            _ => false,
+        };
+        self.primaries(key).len() == 1 || self.history.operations.iter().any(is_one)
     }
 
     /// What all replicas of `key` hold.
