@@ -256,7 +256,8 @@ fn a_command_and_a_node_that_are_interrupted_in_a_move_go_on() {
     eventually("data move", || {
         (cluster.nodes[3].status()["node"]["keys_fetched"].as_u64() > Some(0)).then_some(())
     });
-    joining.signal(Signal::INT);
+    // Not INT, which those started in the background ignore.
+    joining.signal(Signal::TERM);
     assert!(!joining.wait().success());
     let why = refused(&cluster, 0, &["leave", "node1"]);
     assert!(why.contains("the ring is still changing, to version 2"), "{why}");
