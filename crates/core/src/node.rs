@@ -143,12 +143,24 @@ impl Output {
             Ok(Reply::Updated(_) | Reply::Called(_)) => puts.contains(&origin),
             _ => true,
         };
-        match self {
-            Output::Reply { id, result } => is_own(result, Origin::Client(*id)),
-            Output::Send { to, message: Message::Control(Control::Forwarded { task, result }) } => {
-                is_own(result, Origin::Peer(*to, *task))
-            }
+        match (self, self.answers()) {
+            (
+                Output::Reply { result, .. }
+                | Output::Send { message: Message::Control(Control::Forwarded { result, .. }), .. },
+                Some(origin),
+            ) => is_own(result, origin),
             _ => true,
+        }
+    }
+
+    /// Whose request this answers.
+    fn answers(&self) -> Option<Origin> {
+        match self {
+            Output::Reply { id, .. } => Some(Origin::Client(*id)),
+            Output::Send { to, message: Message::Control(Control::Forwarded { task, .. }) } => {
+                Some(Origin::Peer(*to, *task))
+            }
+            _ => None,
         }
     }
 
@@ -362,7 +374,7 @@ pub struct Node {
     /// The same of requests that peers handed over.
     doubtful_of_peers: BTreeSet<(NodeId, TaskId)>,
     /// Those of them that were answered well in this turn: what is taken back becomes doubtful again.
-    turn_doubtful: Vec<RequestId>,
+    turn_doubtful: Vec<Origin>,
     forwards: Forwards,
     membership_is_dirty: bool,
     has_announced: bool,
@@ -827,7 +839,7 @@ impl Node {
                     Err(_) if self.doubtful.remove(&id) => Err(ClientError::OutcomeUnknown),
                     result => {
                         if self.doubtful.remove(&id) {
-                            self.turn_doubtful.push(id);
+                            self.turn_doubtful.push(origin);
                         }
                         result
                     }
@@ -840,6 +852,9 @@ impl Node {
                     Err(_) if was_doubtful => Err(ClientError::OutcomeUnknown),
                     result => result,
                 };
+                if was_doubtful {
+                    self.turn_doubtful.push(origin);
+                }
                 let message = Message::Control(Control::Forwarded { task, result });
                 out.push(Output::Send { to, message });
             }
@@ -874,7 +889,7 @@ impl Node {
         });
         let origins: Vec<Origin> = undone.iter().map(|(_, origin)| *origin).collect();
         for output in out.iter_mut().filter(|output| output.claims_own_disk(&origins)) {
-            let is_doubtful = matches!(output, Output::Reply { id, .. } if self.turn_doubtful.contains(id));
+            let is_doubtful = output.answers().is_some_and(|origin| self.turn_doubtful.contains(&origin));
             output.deny(if is_doubtful { &ClientError::OutcomeUnknown } else { &refusal });
         }
         self.deny_hints(out);

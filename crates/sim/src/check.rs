@@ -22,7 +22,7 @@ use crate::workload::Role;
 pub(crate) mod active;
 
 /// Every checker's name, the promise it guards (by its number in DESIGN §1) and what it demands.
-pub const CHECKERS: [(&str, u8, &str); 41] = [
+pub const CHECKERS: [(&str, u8, &str); 43] = [
     ("lost-write", 2, "an acknowledged write is a sibling, was superseded by one, expired or lost by lww"),
     ("copies", 2, "an acknowledged write is on the disks of w owners, or of nodes that owe it to them"),
     ("moved", 2, "when others begin to answer reads, every read quorum of them meets what was acknowledged"),
@@ -47,6 +47,8 @@ pub const CHECKERS: [(&str, u8, &str); 41] = [
         2,
         "with quorum no answered call is undone: a plain field counts each once, and answers show all before them",
     ),
+    ("terms", 2, "no node takes in of a home what it promised not to, and no home takes back what was answered"),
+    ("unwritten", 2, "a call answered under async is written in time unless its home dies, and before it stops"),
     ("timers", 2, "no interval of a timer is run twice under quorum, and while nothing goes wrong none is missed"),
     ("changes", 7, "what an active object refused, or failed at, is in none of its versions"),
     ("rests", 1, "a caller rests only for what it did, and who burned all that a call may take rests"),

@@ -21,7 +21,9 @@ mod skipping;
 mod strife;
 mod strikes;
 mod tables;
+mod terms;
 mod testimony;
+mod unwritten;
 mod witness;
 
 pub use run::{run, Report, Setup};
@@ -159,6 +161,7 @@ enum Event {
     },
     /// Nobody waits any more for copies of a version.
     LookFor(Box<owed::Watched>),
+    LookUnwritten(Box<unwritten::Debt>),
     /// Something befalls a machine that is just asked for something.
     Befall {
         machine: usize,
@@ -209,6 +212,10 @@ pub struct Cluster {
     zones: usize,
     rings: rings::Rings,
     testimony: testimony::Testimony,
+    promises: terms::Promises,
+    unwritten: unwritten::Unwritten,
+    /// Calls that were answered and may not be written yet.
+    debts: Vec<unwritten::Debt>,
     /// An operator has forced a removal.
     has_forced: bool,
     /// The node whose disk was lost for good.
@@ -273,6 +280,7 @@ impl Cluster {
                 self.trouble_until(self.now_us);
             }
             Event::LookFor(watched) => self.look_for(&watched),
+            Event::LookUnwritten(debt) => self.look_unwritten(*debt),
             Event::Befall { machine, fault, lasts_us } => self.befall(machine, fault, lasts_us),
             Event::SpeedUpDisk { machine } => self.machines[machine].disk_slowness = 1,
         }
@@ -384,6 +392,15 @@ impl Cluster {
             }
             Ending::Killed => Vec::new(),
         };
+        self.promises.end(index);
+        self.unwritten.end(index);
+        if is_clean {
+            self.stopped_in_order(index);
+        }
+        self.debts.retain(|debt| debt.machine() != index);
+        if ending == Ending::PowerLoss && self.is_interval() {
+            self.promises.forget(index);
+        }
         self.history.crashed(index, self.now_us, &lost);
         for id in std::mem::take(&mut self.machines[index].waiting) {
             self.disconnect(id);
@@ -462,6 +479,7 @@ impl Cluster {
         machine.busy_until_us = committed_us;
         for (row, dropped) in all_dropped {
             self.check_dropped(index, &row, &dropped);
+            self.dropped_with_promise(index, &row);
         }
         self.trace.mix_number(take << 32 | stored.len() as u64);
         for stored in stored {
@@ -472,7 +490,9 @@ impl Cluster {
             let when = Moment { machine: index, at_us: self.now_us, wall_ms, is_at_home };
             self.chronicle.stored(self.now_us, index, &stored);
             self.check_husk(index, &stored);
+            let home_row = self.workload.is_active(&key).then(|| stored.clone());
             let born = self.history.stored(when, stored);
+            home_row.iter().for_each(|stored| self.check_home_row(index, stored, &born));
             self.watch_copies(index, &key, born);
             if let Some(object) = prints.and_then(|bytes| Object::decode(&bytes).ok()) {
                 let text = show_object(&object, &|dot| self.history.name(dot));
@@ -528,6 +548,7 @@ impl Cluster {
         }
         self.trace.event(self.now_us, b'R', index);
         for output in outputs {
+            self.watch_unwritten(index, &output);
             match output {
                 Output::Reply { id, result } => self.answered(index, id, result),
                 Output::Send { to, message } => self.send(index, to, message),
@@ -835,10 +856,12 @@ impl Cluster {
             _ => false,
         };
         let now_us = self.now_us;
+        // A node that was handed the request takes it for older than it is, by a round trip at most.
+        let is_slow = [Fault::SlowLink, Fault::Delay].iter().any(|fault| self.plan.timed.contains_key(fault));
+        let round_trip_us = if is_slow { 600_000 } else { 50_000 };
         let record = self.history.operation(id);
         let took_us = now_us - record.start_us;
-        // A node that was handed the request takes it for older than it is, by a round trip at most.
-        if is_early && record.timeout_ms >= 300 && took_us + 50_000 < record.timeout_ms * 1000 {
+        if is_early && record.timeout_ms >= 300 && took_us + round_trip_us < record.timeout_ms * 1000 {
             let (limit_ms, key) = (record.timeout_ms, key_of(&record.operation).cloned());
             let detail = format!("o{id} failed after {} ms of {limit_ms}: {failure}", took_us / 1000);
             self.history.blame("patience", key.as_ref(), detail);

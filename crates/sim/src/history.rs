@@ -318,6 +318,11 @@ impl History {
         }
     }
 
+    /// True if this machine, in any of its lives, has made `dot`.
+    pub fn is_of_machine(&self, machine: usize, dot: Dot) -> bool {
+        self.actors.get(&dot.actor).is_some_and(|actor| actor.machine == machine)
+    }
+
     /// Records that the write `id` became `dot`.
     pub fn claim(&mut self, id: RequestId, dot: Dot, key: &ObjectKey) {
         let Some(operation) = self.operations.get_mut(id as usize) else {
@@ -439,6 +444,11 @@ impl KeyHistory {
     /// The birth of `dot`, if it was born under this key.
     pub fn birth(&self, dot: Dot) -> Option<&Birth> {
         self.births.iter().find(|birth| birth.dot == dot)
+    }
+
+    /// The versions that store just what operation `id` brings.
+    pub fn runs_of(&self, id: RequestId) -> impl Iterator<Item = Dot> + '_ {
+        self.births.iter().filter(move |birth| ends_in(&birth.version.value, id)).map(|birth| birth.dot)
     }
 
     /// The dots that `birth` directly superseded, by what its writer and its maker really saw.

@@ -21,7 +21,7 @@ pub mod active;
 /// The version of what a seed means. Raised by one whenever the same seed no longer draws the same world: a fault, an
 /// operation or a draw more, or another order of draws. Replay commands and story files carry it, so that an old story
 /// is refused rather than replayed as something else. `tests/version.rs` notices most changes.
-pub const WORKLOAD_VERSION: u32 = 4;
+pub const WORKLOAD_VERSION: u32 = 5;
 
 /// What a key is used for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -204,11 +204,11 @@ impl Workload {
     pub fn add_active(
         &mut self,
         durability: ActiveDurability,
-        is_placed: bool,
+        placed: usize,
         quorum: (u8, u8, u8),
         rng: &mut Rng,
     ) {
-        let (buckets, keys) = active::active_specs(durability, is_placed, quorum);
+        let (buckets, keys) = active::active_specs(durability, placed, quorum);
         self.buckets.extend(buckets);
         self.keys.extend(keys);
         self.has_active = true;

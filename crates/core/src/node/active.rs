@@ -174,11 +174,6 @@ impl Node {
         deadline_us: u64,
         out: &mut Vec<Output>,
     ) {
-        if let Some(tried) = asked.tried {
-            if self.may_have_counted(&key, tried, read.as_ref().map(|(merged, _)| merged)) {
-                return self.finish(origin, Err(ClientError::OutcomeUnknown), out);
-            }
-        }
         let merged = match read {
             Some((merged, _)) if !merged.is_active(now.wall_ms) => {
                 return self.answer_plain(now, origin, &asked.call.what, merged, out);
@@ -318,6 +313,11 @@ impl Node {
 
     /// Calls the function that a job is about, on a loaded object.
     fn run_handler(&mut self, now: Now, key: &ObjectKey, job: Job, out: &mut Vec<Output>) {
+        if let What::Call(asked) = &job.what {
+            if asked.tried.is_some_and(|tried| self.may_have_counted(key, tried)) {
+                return self.finish(job.origin, Err(ClientError::OutcomeUnknown), out);
+            }
+        }
         let facts = self.facts(now);
         let is_quorum = self.durability(key) == ActiveDurability::Quorum;
         if let (true, What::Call(asked)) = (is_quorum, &job.what) {
@@ -473,8 +473,8 @@ impl Node {
             Answer::Object => self.sandbox().ok().and_then(|one| one.fields(key).ok()).unwrap_or(Value::Nil),
         };
         let Job { origin, what, deadline_us } = job;
-        let (quorum, asked) = match what {
-            What::Call(asked) => (asked.quorum, Some(asked).filter(|_| !has_put)),
+        let (quorum, again) = match what {
+            What::Call(asked) => (asked.quorum, Some(What::Call(asked)).filter(|_| !has_put)),
             What::Timer(_) | What::Place | What::Update(_) => (Quorum::default(), None),
         };
         if done.is_deleted {
@@ -499,7 +499,7 @@ impl Node {
                     return self.finish(origin, Err(error), out);
                 }
                 let reply = Reply::Called(Called { value, is_kept: true });
-                self.keep(now, key, origin, quorum, reply, asked, deadline_us, out);
+                self.keep(now, key, origin, quorum, reply, again, deadline_us, out);
             }
         }
     }

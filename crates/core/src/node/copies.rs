@@ -171,6 +171,11 @@ impl Node {
         if !held.is_active(now.wall_ms) || versions.all(|placement| placement.chosen_from == owners) {
             return false;
         }
+        self.read_to_load(now, key, out)
+    }
+
+    /// Reads an object that is to be loaded, though nobody has asked it anything. False if that is impossible.
+    pub(super) fn read_to_load(&mut self, now: Now, key: ObjectKey, out: &mut Vec<Output>) -> bool {
         let Ok(needed) = self.read_quorum(&key, Quorum::default()) else { return false };
         let deadline_us = now.mono_us + u64::from(self.config.timeout_ms) * 1000;
         let awaited = self.homes.wait(Awaited::Placement(key.clone()));
@@ -183,8 +188,10 @@ impl Node {
         if merged.is_active(now.wall_ms) {
             let deadline_us = now.mono_us + u64::from(self.config.timeout_ms) * 1000;
             let job = Job { origin: Origin::Nobody, what: What::Place, deadline_us };
-            self.enter(now, key, job, Some(merged), out);
+            return self.enter(now, key, job, Some(merged), out);
         }
+        // It is gone, and with it what the disk has refused of it.
+        self.homes.take_left_over(&key);
     }
 
     /// Writes the loaded object where it wants to be now.

@@ -5,7 +5,7 @@
 use bytes::Bytes;
 
 use super::active::{call_on, failed, refused};
-use super::homes::Resident;
+use super::homes::{Resident, What};
 use super::puts::Update;
 use super::rests::Asker;
 use super::terms::Then;
@@ -99,7 +99,11 @@ impl Node {
                 // What it is after the write is known when it is written.
                 let after = update.want.after.then(Object::default);
                 let updated = Updated { applied: true, before, after };
-                self.keep(now, key, origin, update.quorum, Reply::Updated(updated), None, deadline_us, out);
+                let (quorum, reply) = (update.quorum, Reply::Updated(updated));
+                // What a handler itself has put stays, and would count twice.
+                let has_put = self.homes.get(key).is_some_and(|resident| resident.has_put);
+                let again = Some(What::Update(Box::new(update))).filter(|_| !has_put);
+                self.keep(now, key, origin, quorum, reply, again, deadline_us, out);
                 // Many objects are made long before they are asked anything.
                 self.homes.unload_unused(key);
             }
@@ -241,6 +245,8 @@ impl Node {
         }
         if merged.is_active(now.wall_ms) {
             self.make_resident(now, key, Some(merged.clone()))?;
+            // What was answered is told apart from what this changes, and seen by what replaces it.
+            self.write_unwritten(now, key);
             let sandbox = self.sandbox()?;
             if sandbox.has(key, Handler::OnUpdate.name()) {
                 let candidate = ObjectKey::new(CANDIDATE_BUCKET, key.key()).expect("it is another's key");
@@ -252,8 +258,6 @@ impl Node {
                     return Ok(verdict);
                 }
             }
-            // What it did not write yet is seen by what replaces it.
-            self.write_unwritten(now, key);
         }
         if let Some((held, _)) = self.replica.load_object(key) {
             merged.merge(&held);
@@ -408,6 +412,8 @@ impl Node {
         if !self.sandbox()?.has(key, Handler::OnUpdate.name()) {
             return Ok(Verdict::Accept);
         }
+        // What was answered is told apart from what this changes, which the disk may refuse.
+        self.write_unwritten(now, key);
         let nobody = Caller::default();
         let caller = update.caller.as_deref().unwrap_or(&nobody);
         self.ask_on_update(now, key, Value::Bytes(value.to_vec()), caller)
@@ -446,7 +452,7 @@ impl Node {
             return self.claim(now, key, origin, (quorum, Then::Delete), reply, None, deadline_us, out);
         }
         let held = self.replica.load_object(key);
-        if self.is_behind(key, &seen, held.as_ref()) {
+        if self.is_behind(key, (&seen, term), held.as_ref()) {
             self.replace_resident(key, out);
             return self.finish(origin, Err(refused(ActiveError::Replaced)), out);
         }

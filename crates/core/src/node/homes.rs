@@ -17,7 +17,7 @@ use crate::active::{Active, Call, Failure, HostResult, Place, Sandbox, Value, IN
 use crate::admission::Admission;
 use crate::causality::{Dot, VersionVector};
 use crate::client::{ClientError, Quorum, Reply};
-use crate::object::Object;
+use crate::object::{Object, Version};
 use crate::timers::{interval_number, interval_start};
 use crate::types::{NodeId, Now, ObjectKey};
 
@@ -150,6 +150,8 @@ pub(super) struct Asked {
     pub tried: Option<Dot>,
 }
 
+/// A thing to do with an active object.
+#[derive(Clone, Debug)]
 pub(super) enum What {
     Call(Box<Asked>),
     /// In the interval of this number.
@@ -290,7 +292,11 @@ pub(super) struct Homes {
     pub orphans: Vec<(ObjectKey, Job)>,
     flushes: BTreeSet<(u64, ObjectKey)>,
     /// Objects that were written in this turn.
-    written: Vec<ObjectKey>,
+    written: Vec<(ObjectKey, Option<Version>)>,
+    /// Versions with the answers of calls that the disk has refused: joined to their objects when these are loaded.
+    left_over: BTreeMap<ObjectKey, Version>,
+    /// When those are looked at again, in `mono_us`.
+    pub left_over_us: u64,
     pub rests: Rests,
     /// The last error of each object, loaded or not, with when it was, in milliseconds since 1970.
     errors: BTreeMap<ObjectKey, (u64, Failure)>,
@@ -330,6 +336,8 @@ impl Homes {
             orphans: Vec::new(),
             flushes: BTreeSet::new(),
             written: Vec::new(),
+            left_over: BTreeMap::new(),
+            left_over_us: 0,
             rests: Rests::default(),
             errors: BTreeMap::new(),
             deadlines: BTreeSet::new(),
@@ -360,8 +368,9 @@ impl Homes {
         Some(slot)
     }
 
-    /// Takes in an object that is not there yet.
+    /// Takes in an object that is not there yet. What the disk has refused of it is joined to it, or out of date.
     pub fn insert(&mut self, resident: Resident) {
+        self.left_over.remove(&resident.key);
         let slot = self.free.pop().unwrap_or_else(|| {
             self.residents.push(None);
             self.residents.len() - 1
@@ -455,9 +464,10 @@ impl Homes {
         }
     }
 
-    /// What the loaded object has become was written in this turn.
-    pub fn written(&mut self, key: &ObjectKey) {
-        self.written.push(key.clone());
+    /// What the loaded object has become was written in this turn. `answered`: that version, if it has the changes of
+    /// calls that were answered before.
+    pub fn written(&mut self, key: &ObjectKey, answered: Option<Version>) {
+        self.written.push((key.clone(), answered));
     }
 
     /// The store has what was written in this turn.
@@ -465,16 +475,39 @@ impl Homes {
         self.written.clear();
     }
 
-    /// The store has taken back what was written in this turn: those objects are loaded again when they are asked.
-    /// Returns who waited for them, and whether their handler had begun.
+    /// The store has taken back what was written in this turn: those objects are loaded again when they are asked, and
+    /// what was answered before is joined to them. Returns who waited for them, and whether their handler had begun.
     pub fn undone(&mut self) -> Vec<(Job, bool)> {
         let mut all = Vec::new();
-        for key in std::mem::take(&mut self.written) {
+        for (key, answered) in std::mem::take(&mut self.written) {
+            if let Some(version) = answered {
+                self.leave_over(&key, version);
+            }
             let Some(resident) = self.unload(&key) else { continue };
             all.extend(resident.run.map(|run| (run.job, true)));
             all.extend(resident.queue.into_jobs().map(|job| (job, false)));
         }
         all
+    }
+
+    /// The disk refuses this version, which has the changes of calls that were answered.
+    pub fn leave_over(&mut self, key: &ObjectKey, version: Version) {
+        self.left_over.insert(key.clone(), version);
+    }
+
+    /// The version of `key` that the disk has refused, if there is one.
+    pub fn take_left_over(&mut self, key: &ObjectKey) -> Option<Version> {
+        self.left_over.remove(key)
+    }
+
+    /// Up to `max` objects of which there is such a version.
+    pub fn left_over(&self, max: usize) -> Vec<ObjectKey> {
+        self.left_over.keys().take(max).cloned().collect()
+    }
+
+    /// When they are to be looked at, in `mono_us`.
+    pub fn next_left_over_us(&self) -> Option<u64> {
+        (!self.left_over.is_empty()).then_some(self.left_over_us)
     }
 
     /// These jobs of `key` are to be started anew.

@@ -321,8 +321,22 @@ impl Node {
                 false => self.flush(now, &key, out),
             }
         }
+        if self.read_only.is_none() {
+            self.load_left_over(now, out);
+        }
         self.homes.sweep(now.mono_us, self.config.active_bytes);
         self.run_timers(now, out);
+    }
+
+    /// The disk takes writes again: has those objects loaded of which it has refused what was answered.
+    fn load_left_over(&mut self, now: Now, out: &mut Vec<Output>) {
+        if now.mono_us < self.homes.left_over_us {
+            return;
+        }
+        self.homes.left_over_us = now.mono_us + RETRY_US;
+        for key in self.homes.left_over(FLUSHES_MAX) {
+            self.read_to_load(now, key, out);
+        }
     }
 
     fn flush(&mut self, now: Now, key: &ObjectKey, out: &mut Vec<Output>) {
@@ -407,8 +421,10 @@ impl Node {
         }
         let timer_us = self.next_timer_us();
         let copies_us = self.next_copies_us();
-        let homes =
-            [self.homes.next_flush_us(), self.homes.next_deadline_us(), copies_us].into_iter().flatten();
+        let left_over_us = self.homes.next_left_over_us().filter(|_| self.read_only.is_none());
+        let homes = [self.homes.next_flush_us(), self.homes.next_deadline_us(), copies_us, left_over_us]
+            .into_iter()
+            .flatten();
         homes.fold(timer_us, u64::min)
     }
 

@@ -64,8 +64,8 @@ impl Node {
         let late: Vec<NodeId> = put.outstanding().collect();
         for node in late {
             if let Some(owner) = put.fail(node) {
-                let key = put.key.clone();
-                self.add_hint(owner, &key);
+                let (key, object) = (put.key.clone(), put.object.clone());
+                self.owe(now, owner, &key, &object);
             }
         }
     }

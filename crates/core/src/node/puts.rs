@@ -4,13 +4,15 @@
 //! primary; what depends on the stored value goes to the key's *home*, the first reachable node of the list, so that
 //! concurrent conditional updates meet at one node while no link is broken. `put` counts the copies.
 
+use std::sync::Arc;
+
+use bytes::Bytes;
+
 use super::active::refused;
 use super::coordinate::Hop;
 use super::homes::{Job, What};
 use super::terms::Refusal;
 use super::{Node, Origin, Output, Purpose, Task, Work};
-use std::sync::Arc;
-
 use crate::active::Caller;
 use crate::causality::VersionVector;
 use crate::client::{Action, ActiveError, ClientError, Operation, Quorum, Reply, Updated, Want};
@@ -326,19 +328,18 @@ impl Node {
         let key = put.key.clone();
         let (primaries, others) = self.owners(&key);
         put.place(&primaries, others.as_deref(), self.usual_w(&key));
-        if primaries.contains(&me) || others.as_ref().is_some_and(|others| others.contains(&me)) {
+        let is_owner = primaries.contains(&me) || others.as_ref().is_some_and(|others| others.contains(&me));
+        if is_owner {
             put.hold(me, None);
-        } else {
-            let absent = primaries.iter().copied().find(|&node| self.health(node) == Health::Down);
-            let owner = absent.unwrap_or(primaries[0]);
-            put.hold(me, Some(owner));
-            self.owe(&put, owner);
         }
         let work = Work::Put { put, reply: Some(reply), refusal };
         let id = self.tasks.insert(Task { origin, started_us: now.mono_us, deadline_us, work });
         self.turn_puts.push((id, origin));
         self.ask_owners(now, id, &primaries, others.as_deref(), out);
         self.double_suspects(now, id, out);
+        if !is_owner {
+            self.owe_if_spare(id, primaries[0]);
+        }
         if !self.advance_put(now, id, out) {
             self.tasks.wake_at(deadline_us, id);
         }
@@ -387,6 +388,9 @@ impl Node {
     pub(super) fn double(&mut self, now: Now, id: TaskId, node: NodeId, out: &mut Vec<Output>) {
         let Some(Task { work: Work::Put { put, .. }, .. }) = self.tasks.get_mut(id) else { return };
         let Some(owner) = put.late_through(node) else { return };
+        if self.stand_in_here(id, owner) {
+            return;
+        }
         if let Some(fallback) = self.free_fallback(id) {
             self.ask_copy(now, id, fallback, Some(owner), out);
         }
@@ -445,19 +449,31 @@ impl Node {
 
     /// `owner` misses the write: gives its copy to the next fallback, or if there is none, remembers it here.
     pub(super) fn stand_in(&mut self, now: Now, id: TaskId, owner: NodeId, out: &mut Vec<Output>) {
+        if self.stand_in_here(id, owner) {
+            return;
+        }
         if let Some(fallback) = self.free_fallback(id) {
             return self.ask_copy(now, id, fallback, Some(owner), out);
         }
         let me = self.membership.me;
         if let Some(Task { work: Work::Put { put, .. }, origin, .. }) = self.tasks.get_mut(id) {
-            let (key, origin) = (put.key.clone(), *origin);
+            let (key, object, origin) = (put.key.clone(), put.object.clone(), *origin);
             // A hint is enough of a copy for a node that does not answer reads.
             put.hold_for_other(me, owner);
             if !put.is_claim() {
-                self.add_hint(owner, &key);
+                self.owe(now, owner, &key, &object);
                 self.turn_hints.push((id, origin));
             }
         }
+    }
+
+    /// `owner` misses `object`: it is kept here until it has it. What this node kept for others may be gone already,
+    /// since they have it.
+    pub(super) fn owe(&mut self, now: Now, owner: NodeId, key: &ObjectKey, object: &Bytes) {
+        if !self.holds(self.id(), key) {
+            self.replica.merge_in(now, key, object, self.is_lww(key));
+        }
+        self.add_hint(owner, key);
     }
 
     /// The hints of this turn are gone, which counted as copies: whoever was to be told that they suffice is told that
@@ -484,10 +500,31 @@ impl Node {
         }
     }
 
-    /// `owner` misses what this node has stored.
-    fn owe(&mut self, put: &Put, owner: NodeId) {
-        if !put.is_claim() {
-            self.add_hint(owner, &put.key);
+    /// A coordinator that is no owner counts its own copy in the place of the first owner that is late or unreachable:
+    /// reads ask those who answer, so in the place of one of them it counts for nothing. False if it is an owner, or
+    /// stands in already.
+    fn stand_in_here(&mut self, id: TaskId, owner: NodeId) -> bool {
+        let me = self.membership.me;
+        let Some(Task { work: Work::Put { put, .. }, origin, .. }) = self.tasks.get_mut(id) else {
+            return false;
+        };
+        if put.is_claim() || put.involves(me) {
+            return false;
+        }
+        put.hold(me, Some(owner));
+        let (key, origin) = (put.key.clone(), *origin);
+        self.add_hint(owner, &key);
+        self.turn_hints.push((id, origin));
+        true
+    }
+
+    /// A coordinator that is no owner and stands in for none gives its own copy away to `owner`.
+    fn owe_if_spare(&mut self, id: TaskId, owner: NodeId) {
+        let me = self.membership.me;
+        let Some(Task { work: Work::Put { put, .. }, .. }) = self.tasks.get_mut(id) else { return };
+        if !put.is_claim() && !put.involves(me) {
+            let key = put.key.clone();
+            self.add_hint(owner, &key);
         }
     }
 

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 
 use super::active::{call_on, failed, refused};
-use super::homes::{Asked, Resident, Run};
+use super::homes::{Resident, Run, What};
 use super::terms::{Then, Written};
 use super::{Node, Origin, Output};
 use crate::active::{
@@ -14,6 +14,7 @@ use crate::bucket::ActiveDurability;
 use crate::causality::VersionVector;
 use crate::client::{ActiveError, Called, ClientError, Handler, Quorum, Reply, Updated};
 use crate::get::Needed;
+use crate::message::TaskId;
 use crate::object::{self, Object, Version};
 use crate::types::{Now, ObjectKey};
 
@@ -57,6 +58,7 @@ impl Node {
             }
             // Others have written: what was not written yet becomes a version beside theirs.
             self.write_unwritten(now, key);
+            self.leave_unwritten(now, key);
         }
         let queue = self.homes.unload(key).map(|resident| resident.queue);
         let mut merged = merged.unwrap_or_default();
@@ -110,6 +112,7 @@ impl Node {
             must_save: !others.is_empty(),
             ..Resident::new(key.clone(), place, (**active).clone(), now)
         };
+        let left_over = self.homes.take_left_over(key);
         self.homes.insert(resident);
         #[cfg(feature = "sabotage")]
         let others = match self.config.sabotage {
@@ -119,7 +122,13 @@ impl Node {
         for other in others.iter().filter(|other| other.is_live(now.wall_ms)) {
             self.join(now, key, other);
         }
-        if !others.is_empty() {
+        if let Some(version) = &left_over {
+            self.join(now, key, version);
+            if let Some(resident) = self.homes.get(key) {
+                resident.must_save = true;
+            }
+        }
+        if !others.is_empty() || left_over.is_some() {
             self.changed(now, key);
         }
         Ok(())
@@ -191,7 +200,7 @@ impl Node {
     }
 
     /// Writes what the loaded object has become, and answers `origin` with `reply` when enough replicas have it.
-    /// `again`: the call to run anew if others have written meanwhile.
+    /// `again`: the call or the update to run anew if others have written meanwhile.
     #[allow(clippy::too_many_arguments)]
     pub(super) fn keep(
         &mut self,
@@ -200,7 +209,7 @@ impl Node {
         origin: Origin,
         quorum: Quorum,
         reply: Reply,
-        again: Option<Box<Asked>>,
+        again: Option<What>,
         deadline_us: u64,
         out: &mut Vec<Output>,
     ) {
@@ -212,7 +221,14 @@ impl Node {
             Ok(Some(active)) => active,
             Ok(None) => {
                 self.homes.flushed(key);
+                let has_put = self.homes.get(key).is_some_and(|resident| resident.has_put);
                 let reply = match reply {
+                    // What the handler itself has put in this turn is on the disk when that ends, or nowhere.
+                    Reply::Called(called) if has_put => {
+                        self.doubt(origin);
+                        self.turn_puts.push((TaskId::MAX, origin));
+                        Reply::Called(called)
+                    }
                     Reply::Called(called) => Reply::Called(Called { is_kept: false, ..called }),
                     other => other,
                 };
@@ -245,7 +261,8 @@ impl Node {
         if self.must_claim(key) {
             return self.claim(now, key, origin, (quorum, Then::Keep), reply, again, deadline_us, out);
         }
-        let Some((written, term)) = self.write_active(now, key, active) else {
+        let is_answered = matches!(origin, Origin::Nobody);
+        let Some((written, term)) = self.write_active(now, key, active, is_answered) else {
             return self.written_by_others(key, origin, again, deadline_us, out);
         };
         let reply = match reply {
@@ -259,29 +276,39 @@ impl Node {
     }
 
     /// Makes a version of the loaded object and stores it here. Returns it with the number of its term; `None` if
-    /// others have written something that it has not seen.
-    fn write_active(&mut self, now: Now, key: &ObjectKey, active: Active) -> Option<(Written, u64)> {
+    /// others have written something that it has not seen. `is_answered`: so were the calls that it has in it.
+    fn write_active(
+        &mut self,
+        now: Now,
+        key: &ObjectKey,
+        active: Active,
+        is_answered: bool,
+    ) -> Option<(Written, u64)> {
         let lww = self.is_lww(key);
         let held = self.replica.load_object(key);
         let resident = self.homes.get(key)?;
         let (seen, term) = (resident.seen.clone(), resident.term);
-        if self.is_behind(key, &seen, held.as_ref()) {
+        if self.is_behind(key, (&seen, term), held.as_ref()) {
             return None;
         }
         let (held, held_bytes) = held.unwrap_or_default();
         let resident = self.homes.get(key)?;
         let (expires_ms, headers) = (resident.expires_ms, resident.headers.clone());
+        let resident_is_unwritten = resident.flush_us.is_some();
         resident.active = active.clone();
         resident.must_save = false;
         // It may have another interval now.
         resident.refill_ms = 0;
         let value = object::Value::Active(Box::new(active));
         let version = Version { value, expires_ms, headers };
+        let may_answer_first = self.durability(key) == ActiveDurability::Async;
+        let answered = may_answer_first && (is_answered || resident_is_unwritten);
+        let answered = answered.then(|| version.clone());
         let written = self.write_version(now, key, (held, held_bytes), seen, version, lww);
         if let Some(resident) = self.homes.get(key) {
             resident.seen.add(written.dot);
         }
-        self.homes.written(key);
+        self.homes.written(key, answered);
         self.homes.flushed(key);
         Some((written, term))
     }
@@ -317,7 +344,23 @@ impl Node {
             return;
         }
         if let Ok(Some(active)) = self.unsaved(now, key) {
-            self.write_active(now, key, active);
+            self.write_active(now, key, active, true);
+        }
+    }
+
+    /// The disk refuses what the loaded object has become: what was answered of it is kept until it can be joined to
+    /// what is loaded next.
+    fn leave_unwritten(&mut self, now: Now, key: &ObjectKey) {
+        let is_unwritten = |one: &mut Resident| one.flush_us.is_some() && !one.has_expired(now);
+        let may_answer_first = self.durability(key) == ActiveDurability::Async;
+        if !may_answer_first || self.read_only.is_none() || !self.homes.get(key).is_some_and(is_unwritten) {
+            return;
+        }
+        let Ok(Some(active)) = self.unsaved(now, key) else { return };
+        if let Some(resident) = self.homes.get(key) {
+            let (expires_ms, headers) = (resident.expires_ms, resident.headers.clone());
+            let value = object::Value::Active(Box::new(active));
+            self.homes.leave_over(key, Version { value, expires_ms, headers });
         }
     }
 
@@ -385,6 +428,7 @@ impl Node {
     /// The object cannot be loaded again, as its source fails now: its state is written as it is.
     pub(super) fn put_away(&mut self, now: Now, key: &ObjectKey) {
         self.write_unwritten(now, key);
+        self.leave_unwritten(now, key);
         if let Some(resident) = self.homes.unload(key) {
             self.homes.orphan(key, resident.queue.into_jobs());
         }

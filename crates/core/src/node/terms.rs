@@ -6,8 +6,8 @@
 //!
 //! 1. A home's write names one version, and says by its context what that version has **seen**. A primary takes it in
 //!    only if it has seen all that the primary holds, else it answers [`Uncovered`](crate::message::WriteOutcome) and
-//!    keeps what it has. The home's own row is judged alike, before the version is stored there. A row that cannot be
-//!    read refuses.
+//!    keeps what it has. The home's own row is judged alike, before the version is stored there, and by rule 5 as well:
+//!    the home may have promised a later term to another since it claimed its own. A row that cannot be read refuses.
 //! 2. A call is answered when `max(w, n / 2 + 1)` primaries have taken its version in. Nobody stands in for them.
 //! 3. A home runs a call on what `r` primaries hold, asked after the call came.
 //! 4. A write that is refused, or not acknowledged in time, is taken back: the home's row becomes what it was, what was
@@ -22,7 +22,7 @@
 //! had taken in the last of those. This holds for what the sender of a forwarded call said of its own row too, however
 //! old the message is: it was said after the call came.
 //!
-//! *A call counts once.* It runs again only if its refused version is nowhere in what was read: then nothing was made
+//! *A call counts once.* It runs again only if its refused version is nowhere in what it runs on: then nothing was made
 //! of it. If it was left behind at a replica that nobody asked, the next version of this home supersedes it there,
 //! since its context covers all dots of its actor. If something was made of that copy, either that or the new version
 //! is refused by rule 1.
@@ -58,7 +58,7 @@ use bytes::Bytes;
 use super::active::refused;
 use super::coordinate::Hop;
 use super::homes::{Asked, Awaited, Job, Run, What};
-use super::puts::put_error;
+use super::puts::{put_error, Update};
 use super::{Node, Origin, Output, Task, Work};
 use crate::active::owners_hash;
 use crate::bucket::ActiveDurability;
@@ -87,8 +87,8 @@ pub(super) struct Refusal {
     before: Option<Bytes>,
     /// `None`: nothing was stored.
     dot: Option<Dot>,
-    /// The call to run again.
-    again: Option<Box<Asked>>,
+    /// The call or the update to run again.
+    again: Option<What>,
     /// [`owners_hash`] of the primaries that were asked.
     owners: u64,
     claim: Option<Claim>,
@@ -161,15 +161,20 @@ impl Node {
         false
     }
 
-    /// True if this node holds something that a version of `key` has not seen, or cannot say what it holds. `held`: its
-    /// row, `None` if that cannot be read.
+    /// True if this node's own row refuses what it writes as home of `key` in `term`, by rules 1 and 5: it holds
+    /// something that a version which has `seen` so much has not, or cannot say what it holds, or has promised a later
+    /// term meanwhile. `held`: its row, `None` if that cannot be read.
     pub(super) fn is_behind(
         &self,
         key: &ObjectKey,
-        seen: &VersionVector,
+        (seen, term): (&VersionVector, u64),
         held: Option<&(Object, Option<Bytes>)>,
     ) -> bool {
-        self.is_kept_by_quorum(key) && !held.is_some_and(|(held, _)| seen.descends(held.context()))
+        let refuses = || {
+            let is_covered = held.is_some_and(|(held, _)| seen.descends(held.context()));
+            !is_covered || term < self.replica.promised(key)
+        };
+        self.is_kept_by_quorum(key) && refuses()
     }
 
     /// Why a write of an active object's home, or its claim, must be refused here: rules 1 and 5. `term` is 0 for all
@@ -236,7 +241,7 @@ impl Node {
         origin: Origin,
         (quorum, then): (Quorum, Then),
         reply: Reply,
-        again: Option<Box<Asked>>,
+        again: Option<What>,
         deadline_us: u64,
         out: &mut Vec<Output>,
     ) {
@@ -245,7 +250,7 @@ impl Node {
             return self.written_by_others(key, origin, again, deadline_us, out);
         };
         let (seen, term) = (resident.seen.clone(), resident.term);
-        if self.is_behind(key, &seen, held.as_ref()) || term < self.replica.promised(key) {
+        if self.is_behind(key, (&seen, term), held.as_ref()) {
             return self.written_by_others(key, origin, again, deadline_us, out);
         }
         let asked = match self.write_quorum(key, quorum) {
@@ -315,7 +320,7 @@ impl Node {
         (written, term): (Written, u64),
         needed: Needed,
         reply: Reply,
-        again: Option<Box<Asked>>,
+        again: Option<What>,
         deadline_us: u64,
         out: &mut Vec<Output>,
     ) {
@@ -337,7 +342,7 @@ impl Node {
         &mut self,
         key: &ObjectKey,
         origin: Origin,
-        again: Option<Box<Asked>>,
+        again: Option<What>,
         deadline_us: u64,
         out: &mut Vec<Output>,
     ) {
@@ -347,19 +352,26 @@ impl Node {
         }
     }
 
-    /// Has a call start anew at the end of this step. False if there is none, or nobody waits for it.
-    fn run_again(
-        &mut self,
-        key: &ObjectKey,
-        origin: Origin,
-        again: Option<Box<Asked>>,
-        deadline_us: u64,
-    ) -> bool {
-        let Some(asked) = again.filter(|_| matches!(origin, Origin::Client(_) | Origin::Peer(..))) else {
+    /// An update that was refused, and reads so many now that one among them must take the next version in.
+    fn reading_more(&self, key: &ObjectKey, mut update: Update) -> Update {
+        let quorums = (self.read_quorum(key, update.quorum), self.write_quorum(key, update.quorum));
+        if let (Ok(reads), Ok(writes)) = quorums {
+            update.quorum.r = Some(reads.total.max(self.home_writes(key, writes).total));
+        }
+        update
+    }
+
+    /// Has a call or an update start anew at the end of this step. False if there is none, or nobody waits for it.
+    fn run_again(&mut self, key: &ObjectKey, origin: Origin, again: Option<What>, deadline_us: u64) -> bool {
+        let Some(what) = again.filter(|_| matches!(origin, Origin::Client(_) | Origin::Peer(..))) else {
             return false;
         };
         self.metrics.active_reruns += 1;
-        let job = Job { origin, what: What::Call(asked), deadline_us };
+        let what = match what {
+            What::Update(update) => What::Update(Box::new(self.reading_more(key, *update))),
+            other => other,
+        };
+        let job = Job { origin, what, deadline_us };
         self.homes.orphan(key, std::iter::once(job));
         true
     }
@@ -393,12 +405,10 @@ impl Node {
         }
     }
 
-    /// True if what is read, or else what is loaded, may have counted the call whose refused version was `tried`.
-    pub(super) fn may_have_counted(&mut self, key: &ObjectKey, tried: Dot, read: Option<&Object>) -> bool {
-        let is_covered = match read {
-            Some(read) => read.context().covers(tried),
-            None => self.homes.get(key).is_none_or(|resident| resident.seen.covers(tried)),
-        };
+    /// True if what is loaded may have counted the call whose refused version was `tried`: asked just before the call
+    /// runs on it, since what was taken back may have come back meanwhile, from a get that had found it before.
+    pub(super) fn may_have_counted(&mut self, key: &ObjectKey, tried: Dot) -> bool {
+        let is_covered = self.homes.get(key).is_none_or(|resident| resident.seen.covers(tried));
         is_covered || self.replica.writing_actor() != tried.actor
     }
 
@@ -421,20 +431,28 @@ impl Node {
         if !is_claim || self.homes.get(&key).is_some_and(|resident| resident.term == term) {
             self.replace_resident(&key, out);
         }
-        for id in taken_back {
-            let Some(Task { origin, started_us, deadline_us, work }) = self.tasks.remove(id) else {
+        for one in taken_back {
+            let Some(Task { origin, started_us, deadline_us, work }) = self.tasks.remove(one) else {
                 continue;
             };
             let Work::Put { put, refusal: Some(refusal), .. } = work else { continue };
             let Refusal { dot, again, .. } = *refusal;
-            // Where primaries are silent, it would only wait for them anew.
-            let may_succeed = was_refused || has_moved;
+            // Where primaries are silent, it would only wait for them anew: so do those that have time left for that.
+            let may_succeed = was_refused || has_moved || one != id;
             let again = again.filter(|_| is_undone && may_succeed && now.mono_us < deadline_us);
-            // Of several such writes the first: who has seen a later one of this actor has seen it too.
-            let again = again.map(|asked| Box::new(Asked { tried: asked.tried.or(dot), ..*asked }));
-            if again.as_ref().is_some_and(|asked| asked.tried.is_some()) {
-                self.doubt(origin);
-            }
+            let again = match again {
+                // Of several such writes the first: who has seen a later one of this actor has seen it too.
+                Some(What::Call(asked)) => {
+                    let tried = asked.tried.or(dot);
+                    if tried.is_some() {
+                        self.doubt(origin);
+                    }
+                    Some(What::Call(Box::new(Asked { tried, ..*asked })))
+                }
+                // Whether what runs then has its refused version in it, nobody could say.
+                Some(What::Update(_)) if !is_claim => None,
+                again => again,
+            };
             if !self.run_again(&key, origin, again, deadline_us) {
                 let error = match was_refused {
                     true => ClientError::OutcomeUnknown,
@@ -446,7 +464,7 @@ impl Node {
     }
 
     /// Whatever becomes of the request of this origin from now on, an error must not say that nothing has happened.
-    fn doubt(&mut self, origin: Origin) {
+    pub(super) fn doubt(&mut self, origin: Origin) {
         match origin {
             Origin::Client(id) => {
                 self.doubtful.insert(id);

@@ -47,7 +47,9 @@ impl Cluster {
         let Some(key) = key_of(&record.operation).cloned() else { return };
         let (sign, needed) = match &record.operation {
             Operation::Update { quorum, .. } if !record.dots.is_empty() => {
-                (Sign::Dots(record.dots.clone()), *quorum)
+                // It may have run twice, the second time where the first was known.
+                let again = self.history.keys.get(&key).into_iter().flat_map(|past| past.runs_of(id));
+                (Sign::Dots(record.dots.iter().copied().chain(again).collect()), *quorum)
             }
             Operation::Call { call, quorum, .. } if is_kept && !call.arguments.is_empty() => {
                 (Sign::Mark(mark(id)), *quorum)
@@ -70,6 +72,8 @@ impl Cluster {
         let (position, bucket) = (key.position(), key.bucket());
         let mut groups = vec![(ring.preference_at(position), ring.replication(bucket))];
         groups.extend(ring.other_at(position).map(|list| (list, ring.state().other(bucket))));
+        let rings = self.nodes().filter_map(|node| node.ring());
+        let least_w = rings.map(|ring| ring.replication(bucket).w as usize).min().unwrap_or(0);
         let (mut verdict, mut is_with_owners) = (None, true);
         for (list, replication) in groups {
             let owners = &list[..list.len().min(replication.n as usize)];
@@ -88,7 +92,8 @@ impl Cluster {
             let is_enough = match is_steady {
                 true => kept >= w && own >= by_owners,
                 // Whose copies counted, only those know who counted them.
-                false => holders.len().max(kept) >= w.min(asked_w as usize),
+                // A node that has not heard of a change of the bucket goes by the numbers before it.
+                false => holders.len().max(kept) >= w.min(asked_w as usize).min(least_w),
             };
             if !is_enough {
                 verdict = Some(format!(

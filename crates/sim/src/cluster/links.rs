@@ -15,7 +15,8 @@ impl Cluster {
 
     /// A node sends; what becomes of it is the network's choice.
     pub(super) fn send(&mut self, from: usize, to: NodeId, message: Message) {
-        let Some(&to) = self.by_id.get(&to) else { return };
+        let peer = to;
+        let Some(&to) = self.by_id.get(&peer) else { return };
         self.encoded.clear();
         message.encode(&mut self.encoded);
         self.trace.mix(&self.encoded);
@@ -32,6 +33,7 @@ impl Cluster {
         self.show_message_line(arrow, from, to, &message);
         self.check_spoken(&message);
         self.check_vouched(from, to, &message);
+        self.check_word(from, peer, &message);
         if let Message::Control(Control::Forget { rows, .. }) = &message {
             self.meet_forgetting(to, rows);
         }

@@ -16,7 +16,9 @@ use oort_core::types::{ObjectKey, Rng};
 use oort_core::vivaldi::Coordinate;
 
 use super::rings::Rings;
+use super::terms::Promises;
 use super::testimony::Testimony;
+use super::unwritten::Unwritten;
 use super::{Cluster, Event, OPERATOR};
 use crate::check::{judge, FinalState};
 use crate::chronicle::{Chronicle, Subject};
@@ -191,15 +193,15 @@ impl Cluster {
         let machines = (0..nodes).map(|index| Machine::new(&mut rng, index as u64)).collect();
         let mut workload = Workload::draw(nodes, setup.ops, &mut rng);
         if setup.active {
-            let durability = match choices.below(4) {
+            let durability = match choices.below(3) {
                 0 => ActiveDurability::Async,
                 _ => ActiveDurability::Quorum,
             };
-            let is_placed = choices.chance(1, 2);
+            let placed = [0, 1, 1, 2][choices.below(4) as usize];
             // They overlap, whatever is drawn.
             let quorums = [(3, 2, 2), (3, 2, 2), (3, 1, 3), (3, 3, 1), (2, 1, 2), (5, 3, 3), (5, 4, 2)];
             let quorum = quorums[Rng::new(setup.seed ^ 1 << 60).below(quorums.len() as u64) as usize];
-            workload.add_active(durability, is_placed, quorum, &mut choices);
+            workload.add_active(durability, placed, quorum, &mut choices);
         }
         if let Some((left, _)) = rest {
             workload.rest_at(left, SHORT_TIMEOUT_MS);
@@ -233,6 +235,9 @@ impl Cluster {
             zones: 1 + choices.below(3) as usize,
             rings: Rings::default(),
             testimony: Testimony::new(collect_after_ms * 1000),
+            promises: Promises::default(),
+            unwritten: Unwritten::default(),
+            debts: Vec::new(),
             has_forced: false,
             lost: None,
             encoded: Vec::new(),
@@ -250,7 +255,12 @@ impl Cluster {
             let at_us = self.rng.below(20_000);
             self.at(at_us, Event::Start { machine });
         }
-        let is_formed = |cluster: &Cluster| cluster.nodes().all(|node| node.ring().is_some());
+        // Two rings can be founded at once: the operator waits until one of the two has been given up.
+        let is_formed = |cluster: &Cluster| {
+            let mut foundings = cluster.nodes().map(|node| node.membership().founding());
+            let first = foundings.next().flatten();
+            first.is_some() && foundings.all(|founding| founding == first)
+        };
         if !self.wait(FORMATION_US, is_formed) || self.nodes().count() < self.machines.len() {
             self.history.blame("formation", None, "no ring was formed".into());
             return 0;

@@ -453,6 +453,7 @@ impl Cluster {
         let lost = self.machines[machine].disk.dots();
         self.history.crashed(machine, self.now_us, &lost);
         self.machines[machine].disk = Disk::default();
+        self.promises.forget(machine);
         self.lost = Some(Lost { old, machine, at_us: self.now_us });
         // By then all have noticed that their links to the old one are gone.
         let start_us = self.now_us + 10_000_000 + lasts_us;

@@ -19,6 +19,7 @@ use oort_core::types::{NodeId, Now, ObjectKey, Position};
 
 use super::rings::Stand;
 use super::tables::{Hearing, Versions};
+use super::terms::HomeWrite;
 use super::testimony::{Speaker, Told};
 use super::Cluster;
 use crate::disk::Disk;
@@ -254,6 +255,7 @@ impl Owners {
 struct Before {
     stand: Stand,
     question: Option<Question>,
+    home_write: Option<HomeWrite>,
     told: Told,
     versions: Option<Versions>,
     dropped: usize,
@@ -264,11 +266,13 @@ impl Cluster {
     /// Has a node take one input, and looks at what it makes of that.
     pub(super) fn step(&mut self, index: usize, now: Now, input: Input, outputs: &mut Vec<Output>) {
         let hearing = self.hearing(index);
+        self.unwritten.note(index, &input);
         let machine = &mut self.machines[index];
         let node = machine.node.as_mut().expect("a turn is one of a living node");
         let before = Before {
             stand: Stand::of(node),
             question: Question::of(&input, node),
+            home_write: HomeWrite::of(&input, &machine.disk),
             told: Told::by(&input, &machine.disk),
             versions: Versions::before(&input, node, &machine.disk),
             dropped: machine.disk.dropped_count(),
@@ -301,6 +305,8 @@ impl Cluster {
             peers: &self.by_id,
         };
         verdicts.extend(self.testimony.hear(&speaker, &before.told, outputs));
+        let terms = self.promises.judge(index, scene, before.home_write.as_ref(), outputs);
+        verdicts.extend(terms);
         let dropped = machine.disk.dropped_after(before.dropped);
         let compares_clocks = before.compares_clocks;
         self.blame_all(verdicts);

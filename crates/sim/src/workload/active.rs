@@ -29,13 +29,14 @@ const SELECT_REPLICAS: &str = "\nfunction selectReplicas(neighbors)
   return neighbors
 end";
 /// Counts in a plain field and notes who has counted: at once, after a wait for its node, and before one; or fails when
-/// it has counted, before a wait and after. A write on its key counts too, accepted or refused.
+/// it has counted, before a wait and after; or changes more after it has stored itself. A write on its key counts too,
+/// accepted or refused.
 pub const TALLY_SOURCE: &str = "aso.n = 0 aso.seen = {}
 function bump(mark) self.n = self.n + 1 self.seen[mark] = self.n return self.n end
 function wait(mark) comet.lookup() return bump(mark) end
 function linger(mark) local n = bump(mark) comet.lookup() return n end
 function brood(mark) local n = bump(mark) comet.get() return n end
-function save(mark) local n = bump(mark) comet.put(self) return n end
+function save(mark) local n = bump(mark) comet.put(self) self.saved = mark return n end
 function spoil(mark) bump(mark) error('on purpose') end
 function regret(mark) bump(mark) comet.get() error('on purpose') end
 function aso:onUpdate(new, caller)
@@ -108,11 +109,11 @@ pub(super) const ACTIVE_KEYS: usize = 4 * KEYS + 1;
 type Numbers = (u8, u8, u8);
 
 /// The buckets of active objects and their keys, [`ACTIVE_KEYS`] of them. Those that count in convergent fields, and
-/// those that come and go, are of this durability, and the last of the former `is_placed`: it chooses its holders.
-/// `quorum`: of the objects that count in plain fields, and of those with timers.
+/// those that come and go, are of this durability, and the last `placed` of the former choose their holders. All but
+/// the former are in buckets with the numbers of `quorum`.
 pub(super) fn active_specs(
     durability: ActiveDurability,
-    is_placed: bool,
+    placed: usize,
     quorum: Numbers,
 ) -> (Vec<BucketSpec>, Vec<KeySpec>) {
     let always = ActiveDurability::Quorum;
@@ -130,7 +131,7 @@ pub(super) fn active_specs(
         bucket(ACTIVE_BUCKET, durability, usual),
         bucket(TALLY_BUCKET, always, quorum),
         bucket(TICKER_BUCKET, always, quorum),
-        bucket(CHANGING_BUCKET, durability, usual),
+        bucket(CHANGING_BUCKET, durability, quorum),
         bucket(TWIN_BUCKET, ActiveDurability::Async, (3, 1, 1)),
     ];
     let key = |bucket: &[u8], name: String, role| {
@@ -139,7 +140,7 @@ pub(super) fn active_specs(
     };
     let mut keys = Vec::new();
     for i in 0..KEYS {
-        let is_placed = is_placed && i == KEYS - 1;
+        let is_placed = i + placed >= KEYS;
         keys.push(key(ACTIVE_BUCKET, format!("object{i}"), Role::Active { is_placed }));
     }
     keys.extend((0..KEYS).map(|i| key(TALLY_BUCKET, format!("tally{i}"), Role::Tally)));
