@@ -290,8 +290,7 @@ impl Node {
             },
         };
         if let Some(bytes) = own_restored {
-            self.metrics.corrupt_rows_repaired += 1;
-            self.repair_own(now, &key, &bytes);
+            self.restore_own(now, &key, &bytes);
         }
         if let Some((bytes, stale)) = repairs {
             self.repair(now, &key, bytes, stale, out);
@@ -353,12 +352,19 @@ impl Node {
         }
     }
 
+    /// This node could not read its row, and has now what others hold.
+    fn restore_own(&mut self, now: Now, key: &ObjectKey, bytes: &Bytes) {
+        self.metrics.corrupt_rows_repaired += 1;
+        self.repair_own(now, key, bytes);
+        // When the owners changed last, an object that chose its holders may have been passed by.
+        self.review_holders(now);
+    }
+
     /// One of two replicas could not read its row: it gets what the other holds.
     fn restore_what_can_be(&mut self, now: Now, mut get: Get, out: &mut Vec<Output>) {
         let key = get.key.clone();
         if let Some(bytes) = get.take_restored(self.membership.me) {
-            self.metrics.corrupt_rows_repaired += 1;
-            self.repair_own(now, &key, &bytes);
+            self.restore_own(now, &key, &bytes);
         }
         if let Some((bytes, stale)) = get.take_repairs() {
             self.repair(now, &key, bytes, stale, out);

@@ -388,7 +388,7 @@ impl Node {
     pub(super) fn double(&mut self, now: Now, id: TaskId, node: NodeId, out: &mut Vec<Output>) {
         let Some(Task { work: Work::Put { put, .. }, .. }) = self.tasks.get_mut(id) else { return };
         let Some(owner) = put.late_through(node) else { return };
-        if self.stand_in_here(id, owner) {
+        if self.stand_in_here(now, id, owner) {
             return;
         }
         if let Some(fallback) = self.free_fallback(id) {
@@ -449,7 +449,7 @@ impl Node {
 
     /// `owner` misses the write: gives its copy to the next fallback, or if there is none, remembers it here.
     pub(super) fn stand_in(&mut self, now: Now, id: TaskId, owner: NodeId, out: &mut Vec<Output>) {
-        if self.stand_in_here(id, owner) {
+        if self.stand_in_here(now, id, owner) {
             return;
         }
         if let Some(fallback) = self.free_fallback(id) {
@@ -503,7 +503,7 @@ impl Node {
     /// A coordinator that is no owner counts its own copy in the place of the first owner that is late or unreachable:
     /// reads ask those who answer, so in the place of one of them it counts for nothing. False if it is an owner, or
     /// stands in already.
-    fn stand_in_here(&mut self, id: TaskId, owner: NodeId) -> bool {
+    fn stand_in_here(&mut self, now: Now, id: TaskId, owner: NodeId) -> bool {
         let me = self.membership.me;
         let Some(Task { work: Work::Put { put, .. }, origin, .. }) = self.tasks.get_mut(id) else {
             return false;
@@ -512,8 +512,8 @@ impl Node {
             return false;
         }
         put.hold(me, Some(owner));
-        let (key, origin) = (put.key.clone(), *origin);
-        self.add_hint(owner, &key);
+        let (key, object, origin) = (put.key.clone(), put.object.clone(), *origin);
+        self.owe(now, owner, &key, &object);
         self.turn_hints.push((id, origin));
         true
     }

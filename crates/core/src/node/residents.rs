@@ -217,11 +217,15 @@ impl Node {
             Ok(needed) => needed,
             Err(error) => return self.finish(origin, Err(error), out),
         };
+        let has_put = self.homes.get(key).is_some_and(|resident| resident.has_put);
+        if let Some(resident) = self.homes.get(key).filter(|_| has_put && quorum != Quorum::default()) {
+            // What the handler itself has put has as many copies as the bucket wants, not as the caller does.
+            resident.must_save = true;
+        }
         let active = match self.unsaved(now, key) {
             Ok(Some(active)) => active,
             Ok(None) => {
                 self.homes.flushed(key);
-                let has_put = self.homes.get(key).is_some_and(|resident| resident.has_put);
                 let reply = match reply {
                     // What the handler itself has put in this turn is on the disk when that ends, or nowhere.
                     Reply::Called(called) if has_put => {
@@ -246,7 +250,6 @@ impl Node {
             if matches!(origin, Origin::Nobody) {
                 return;
             }
-            let has_put = self.homes.get(key).is_some_and(|resident| resident.has_put);
             // What the handler itself has put stays.
             let error = if has_put { ClientError::OutcomeUnknown } else { error };
             self.fail_run(now, key, origin, error, out);

@@ -292,9 +292,12 @@ impl Cluster {
         missing.find_map(|dot| {
             let has = |node: &&&NodeId| held.get(**node).is_some_and(|dots| dots.contains(&dot));
             let holders: Vec<&NodeId> = sources.iter().filter(has).copied().collect();
-            let is_owed = is_calm && !holders.is_empty()
-                || holders.iter().any(|node| leaves(node))
-                || holders.len() >= (owners.numbers_before.w as usize).max(1);
+            // A home takes back what a quorum has not got.
+            let may_be_taken_back = self.workload.is_active(key);
+            let majority = if may_be_taken_back { owners.before.len() / 2 + 1 } else { 1 };
+            let is_owed = holders.len() >= (owners.numbers_before.w as usize).max(majority)
+                || !may_be_taken_back
+                    && (is_calm && !holders.is_empty() || holders.iter().any(|node| leaves(node)));
             let name = self.history.name(dot);
             is_owed.then(|| {
                 format!("n{index} says that it has its data, and lacks {name}, which {holders:?} held before")
