@@ -274,7 +274,11 @@ impl Judge<'_> {
 
     /// Promise 2 of mutations: they do what they say, on what their maker saw.
     fn evaluation(&mut self) {
-        for detail in evaluation::judge(self.history, self.past, self.is_lww, self.properties) {
+        // With `sync = interval` a power failure may take what a node knew of buckets, until it meets another.
+        let is_forgetful = self.state.is_interval && !self.history.ends_us.is_empty();
+        let of_nobody = is_forgetful.then(BucketProperties::default);
+        let properties: Vec<BucketProperties> = self.properties.iter().cloned().chain(of_nobody).collect();
+        for detail in evaluation::judge(self.history, self.past, self.is_lww, &properties) {
             self.blame("evaluation", detail);
         }
     }

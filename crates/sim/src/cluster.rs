@@ -857,11 +857,13 @@ impl Cluster {
         };
         let now_us = self.now_us;
         // A node that was handed the request takes it for older than it is, by a round trip at most.
-        let is_slow = [Fault::SlowLink, Fault::Delay].iter().any(|fault| self.plan.timed.contains_key(fault));
-        let round_trip_us = if is_slow { 600_000 } else { 50_000 };
+        let slow = [Fault::SlowLink, Fault::Delay, Fault::Slow, Fault::Starve];
+        let is_slow = slow.iter().any(|fault| self.plan.timed.contains_key(fault));
+        let round_trip_us = if is_slow { 1_500_000 } else { 50_000 };
         let record = self.history.operation(id);
-        let took_us = now_us - record.start_us;
-        if is_early && record.timeout_ms >= 300 && took_us + round_trip_us < record.timeout_ms * 1000 {
+        let (took_us, limit_us) = (now_us - record.start_us, record.timeout_ms * 1000);
+        let early_us_max = round_trip_us.min(limit_us / 3 * 2);
+        if is_early && record.timeout_ms >= 300 && took_us + early_us_max < limit_us {
             let (limit_ms, key) = (record.timeout_ms, key_of(&record.operation).cloned());
             let detail = format!("o{id} failed after {} ms of {limit_ms}: {failure}", took_us / 1000);
             self.history.blame("patience", key.as_ref(), detail);
