@@ -314,11 +314,14 @@ impl Cluster {
             return None;
         }
         let n = ring.replication(key.bucket()).n as usize;
+        let is_active = self.workload.is_active(&key);
         let lacking = ring.preference_at(key.position()).iter().take(n).find(|owner| {
             let Some(owner) = self.by_id.get(owner) else { return false };
             let row = self.machines[*owner].disk.row(Space::Data, key.row());
             let held = row.and_then(|row| Object::decode(&row).ok()).unwrap_or_default();
-            !dots_of(&object).iter().all(|dot| held.context().covers(*dot))
+            // A home may take back what others have of it.
+            let is_taken_back = |dot: Dot| is_active && self.history.is_of_machine(*owner, dot);
+            !dots_of(&object).iter().all(|dot| held.context().covers(*dot) || is_taken_back(*dot))
         });
         let is_forgotten = self.history.keys.get(&key).is_some_and(|past| !past.forgotten.is_empty());
         let owner = lacking.filter(|_| !is_forgotten)?;
