@@ -162,8 +162,12 @@ fn simulate(setup: &Setup) -> Report {
 
 /// Others wrote the object while this was under way: that fails no matter how many replicas can be reached.
 fn lost_to_others(op: &OpRecord) -> bool {
-    let is_creation = matches!(&op.operation, Operation::Update { mutation: Mutation::Activate { .. }, .. });
-    op.error.contains("written by others") || is_creation && op.error.contains("may or may not")
+    // So it does where an operator's change took away the owners that were asked, and some of them had it already.
+    let is_of_home = match &op.operation {
+        Operation::Update { mutation, .. } => matches!(mutation, Mutation::Activate { .. }),
+        operation => matches!(operation, Operation::Call { .. }),
+    };
+    op.error.contains("written by others") || is_of_home && op.error.contains("may or may not")
 }
 
 impl Cluster {

@@ -104,9 +104,8 @@ impl Promises {
 
     /// A machine holds something that keeps the promise by itself, or nothing any more.
     fn fulfil(&mut self, machine: usize, key: &ObjectKey, term: u64) {
-        if self.of(machine, key) <= term {
-            self.given.remove(&(machine, key.clone()));
-        }
+        self.given.retain(|(of, about), given| *of != machine || about != key || *given > term);
+        self.claims.retain(|(of, ..), (about, claimed)| *of != machine || about != key || *claimed > term);
     }
 }
 
