@@ -620,8 +620,8 @@ impl Replica {
         self.has_saved
     }
 
-    /// True if an object of one version, made from one with the hash `base`, has seen all that is held under `key`, or
-    /// if what is held has seen that version: then it is nothing new. A row that cannot be read may hold anything.
+    /// True if an object of one version, made from one with the hash `base`, has seen all that is held under `key`. A
+    /// row that cannot be read may hold anything, and one that has seen that version may hold it beside others.
     pub fn is_covered(&mut self, key: &ObjectKey, bytes: &Bytes, base: u64) -> bool {
         // What is held is all that it was made from.
         if base != 0 && self.known.hash(key) == Some(base) {
@@ -634,8 +634,7 @@ impl Replica {
         }
         // Bytes that are no object are refused as such.
         Object::decode(bytes).map_or(true, |incoming| {
-            let is_known = incoming.0.values().len() == 1 && held.context().descends(incoming.context());
-            is_known || incoming.0.values().len() <= 1 && incoming.context().descends(held.context())
+            incoming.0.values().len() <= 1 && incoming.context().descends(held.context())
         })
     }
 

@@ -166,7 +166,8 @@ impl Node {
         if self.home(&key) != self.id() {
             return false;
         }
-        let held = self.replica.load_object(&key).map(|(object, _)| object).unwrap_or_default();
+        // What cannot be read here is mended by that, and may have to choose.
+        let Some((held, _)) = self.replica.load_object(&key) else { return self.read_to_load(now, key, out) };
         let mut versions = held.0.values().iter().filter_map(|(_, version)| version.value.placement());
         if !held.is_active(now.wall_ms) || versions.all(|placement| placement.chosen_from == owners) {
             return false;

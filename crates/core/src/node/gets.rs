@@ -356,8 +356,6 @@ impl Node {
     fn restore_own(&mut self, now: Now, key: &ObjectKey, bytes: &Bytes) {
         self.metrics.corrupt_rows_repaired += 1;
         self.repair_own(now, key, bytes);
-        // When the owners changed last, an object that chose its holders may have been passed by.
-        self.review_holders(now);
     }
 
     /// One of two replicas could not read its row: it gets what the other holds.

@@ -5,7 +5,7 @@
 //! So no replica believes a home. The rules:
 //!
 //! 1. A home's write names one version, and says by its context what that version has **seen**. A primary takes it in
-//!    only if it has seen all that the primary holds, or the primary holds what has seen it. Else it answers
+//!    only if it has seen all that the primary holds. Else it answers
 //!    [`Uncovered`](crate::message::WriteOutcome) and keeps what it has. The home's own row is judged alike, before the
 //!    version is stored there, and by rule 5 as well: the home may have promised a later term to another since it
 //!    claimed its own. A row that cannot be read refuses.
@@ -16,9 +16,8 @@
 //!    there now, or fails without saying that nothing happened.
 //!
 //! *Answered versions form one line.* Let `a` and `b` be answered. By rule 2 some primary took in both, say `a` first.
-//! It took in `b` by rule 1, so `b` had seen what that primary held by then: `a`, or what had seen `a`; or what it held
-//! had seen both. And a version that has seen another was made of a state in which that one was joined or which it was
-//! made of: for one that was taken back nobody waits any more.
+//! It took in `b` by rule 1, so `b` had seen what that primary held by then: `a`, or what had seen `a`. And a version
+//! that has seen another was made of a state in which that one was joined or which it was made of.
 //!
 //! *An answer shows all that was answered before its call came.* By rules 2 and 3 the `r` primaries include one that
 //! had taken in the last of those. This holds for what the sender of a forwarded call said of its own row too, however

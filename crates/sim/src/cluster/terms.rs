@@ -151,10 +151,7 @@ impl HomeWrite {
             return Some(format!("term {promised} was promised"));
         }
         let held = Object::decode(self.held.as_ref()?).ok()?;
-        let is_seen = Object::decode(&self.object).is_ok_and(|home| {
-            let is_known = !self.is_claim && held.context().descends(home.context());
-            is_known || home.context().descends(held.context())
-        });
+        let is_seen = Object::decode(&self.object).is_ok_and(|home| home.context().descends(held.context()));
         (!is_seen).then(|| "it has not seen all that is held there".into())
     }
 }
