@@ -218,6 +218,10 @@ impl Node {
             Err(error) => return self.finish(origin, Err(error), out),
         };
         let has_put = self.homes.get(key).is_some_and(|resident| resident.has_put);
+        if has_put && matches!(reply, Reply::Called(_)) {
+            // Whatever becomes of what it changed since.
+            self.doubt(origin);
+        }
         if let Some(resident) = self.homes.get(key).filter(|_| has_put && quorum != Quorum::default()) {
             // What the handler itself has put has as many copies as the bucket wants, not as the caller does.
             resident.must_save = true;
@@ -229,7 +233,6 @@ impl Node {
                 let reply = match reply {
                     // What the handler itself has put in this turn is on the disk when that ends, or nowhere.
                     Reply::Called(called) if has_put => {
-                        self.doubt(origin);
                         self.turn_puts.push((TaskId::MAX, origin));
                         Reply::Called(called)
                     }
