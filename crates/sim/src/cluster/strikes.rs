@@ -647,11 +647,16 @@ impl Cluster {
 
     /// Half of the nodes of the ring at most, `asked` among them and `target` not, and all outside it.
     fn half_of_ring(&self, asked: usize, target: usize) -> Vec<usize> {
-        let ring = self.newest_ring().map_or(&[][..], |ring| ring.nodes());
-        let is_in_ring = |index: &usize| self.machines[*index].id.is_some_and(|id| ring.contains(&id));
+        // Who is on the way into the ring, or out of it, may be counted or not when the operator asks.
+        let ring = self.newest_ring().map(|ring| ring.state());
+        let is_in_ring = |index: &usize| {
+            self.machines[*index].id.is_some_and(|id| ring.is_some_and(|ring| ring.contains(id)))
+        };
+        let sizes = ring.map(|ring| [Some(&ring.layout), ring.old.as_ref()]).into_iter().flatten().flatten();
+        let size = sizes.map(|layout| layout.nodes.len()).min().unwrap_or(0);
         let (inside, outside): (Vec<usize>, Vec<usize>) =
             (0..self.machines.len()).filter(|other| ![asked, target].contains(other)).partition(is_in_ring);
-        let half = (ring.len() / 2).saturating_sub(is_in_ring(&asked) as usize);
+        let half = (size / 2).saturating_sub(is_in_ring(&asked) as usize);
         [asked].into_iter().chain(outside).chain(inside.into_iter().take(half)).collect()
     }
 
