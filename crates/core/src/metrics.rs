@@ -70,6 +70,8 @@ pub struct Metrics {
     pub active_loaded: u64,
     /// Level: timers of the active objects held here.
     pub active_timers: u64,
+    /// Objects held that chose their holders.
+    pub active_placed: u64,
     /// Level: hints waiting for their owner.
     pub hints_pending: u64,
     /// Partitions compared with another owner.
@@ -239,6 +241,7 @@ impl Metrics {
         total("late_messages", "messages that named no request in flight", self.late_messages);
         visit("active_loaded", "active objects that are loaded", false, self.active_loaded);
         visit("active_timers", "timers of the objects held", false, self.active_timers);
+        visit("active_placed", "objects held that chose their holders", false, self.active_placed);
         let late = "how late the timer was that was begun last";
         visit("active_timer_late_ms", late, false, self.active_timer_late_ms);
         visit("hints_pending", "hints waiting for their owner", false, self.hints_pending);

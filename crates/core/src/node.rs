@@ -969,5 +969,6 @@ impl Node {
         self.metrics.hints_pending = self.handoff.pending();
         self.metrics.active_loaded = self.homes.len() as u64;
         self.metrics.active_timers = self.replica.timers().len() as u64;
+        self.metrics.active_placed = self.replica.placed().len() as u64;
     }
 }

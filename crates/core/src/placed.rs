@@ -101,6 +101,11 @@ impl PlacedKeys {
         self.keys.range::<ObjectKey, _>((from, Bound::Unbounded)).take(limit).cloned().collect()
     }
 
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.keys.len()
+    }
+
     /// True if there is none.
     pub fn is_empty(&self) -> bool {
         self.keys.is_empty()

@@ -469,6 +469,7 @@ impl Cluster {
         self.wall_ms_max = self.wall_ms_max.max(wall_ms);
         node.stage(&mut outputs);
         let (late, early): (Vec<Output>, Vec<Output>) = outputs.into_iter().partition(Output::waits_for_disk);
+        let has_refused = machine.disk.is_full();
         let stored = machine.disk.take_staged();
         let all_dropped = machine.disk.take_dropped();
         let decoded = all_dropped.iter().filter_map(|(_, dropped)| Object::decode(dropped).ok());
@@ -477,6 +478,9 @@ impl Cluster {
         let syncs = machine.disk.is_dirty() && self.config.sync == SyncMode::Batch;
         let committed_us = staged_us + if syncs { machine.sync_us * machine.disk_slowness } else { 0 };
         machine.busy_until_us = committed_us;
+        if has_refused {
+            self.check_index(index);
+        }
         for (row, dropped) in all_dropped {
             self.check_dropped(index, &row, &dropped);
             self.dropped_with_promise(index, &row);
@@ -777,6 +781,9 @@ impl Cluster {
         (record.outcome, record.end_us, record.error) = (outcome, now_us, error);
         record.is_kept = is_kept;
         self.history.operation(id).calm_since_us = self.calm_since_us();
+        if outcome == Outcome::Refused {
+            self.check_refused(id);
+        }
         if outcome == Outcome::Acked {
             self.check_copies(id, is_kept);
             self.settle_scene(index, id);

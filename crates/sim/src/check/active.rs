@@ -45,7 +45,9 @@ impl Judge<'_> {
         };
         // What may get lost may not get lost by halves.
         let (mut sum, mut whole, mut open, mut verdicts) = (0, 0, Vec::new(), Vec::new());
-        let may_lose = self.state.is_interval || self.state.has_lost_disk && self.state.is_async;
+        let may_lose = self.state.is_interval
+            || self.state.has_lost_disk && self.state.is_async
+            || self.may_miss_only_copy();
         for (id, op) in self.operations() {
             let Operation::Call { call, .. } = &op.operation else { continue };
             let [active::Value::Integer(number), _] = call.arguments[..] else { continue };

@@ -16,6 +16,7 @@ use super::{Cluster, Ending, Event};
 use crate::check::active::{intervals, is_rest};
 use crate::faults::{Fault, Faults, Plan};
 use crate::history::{dots_of, mark, Outcome};
+use crate::machine::Machine;
 use crate::trace::EPOCH_MS;
 use crate::workload::active::{
     activate, call, caller_of, delete, marked, store, CHANGED_SOURCE, CHANGING_SOURCE, TWIN_SOURCE,
@@ -80,7 +81,7 @@ impl Cluster {
                 }
             }
         }
-        self.count_timers();
+        self.check_indexes();
         let is_placed = |role| role == Role::Active { is_placed: true };
         for key in of_role(self, is_placed) {
             self.check_holders(&key);
@@ -154,6 +155,7 @@ impl Cluster {
         self.expect_call(key, "regret", ON_PURPOSE);
         self.expect_call(key, "bump", Wanted::Shows(3));
         self.expect(activate(key.clone(), CHANGED_SOURCE.into(), Expiry::Never, true), Wanted::Done);
+        self.check_reloaded(key);
         self.expect_call(key, "bump", Wanted::Shows(13));
         self.expect_call(key, "extra", Wanted::Shows(7));
         self.expect(store(key.clone(), "plain".into()), Wanted::Done);
@@ -210,6 +212,25 @@ impl Cluster {
         });
         self.check_written(key, id);
         self.expect_call(key, "onGet", Wanted::Shows(3));
+    }
+
+    /// New code that was acknowledged is on `w` disks, whether a call changes anything afterwards or not.
+    fn check_reloaded(&mut self, key: &ObjectKey) {
+        let w = self.replication(key.bucket()).0.w as usize;
+        let has_code = |version: &oort_core::object::Version| match &version.value {
+            Value::Active(active) => active.source == CHANGED_SOURCE.as_bytes(),
+            _ => false,
+        };
+        let holds = |machine: &&Machine| {
+            let row = machine.disk.row(Space::Data, key.row());
+            let object = row.and_then(|row| Object::decode(&row).ok()).unwrap_or_default();
+            object.0.values().iter().any(|(_, version)| has_code(version))
+        };
+        let holders = self.machines.iter().filter(holds).count();
+        if holders < w.min(self.primaries(key).len()) {
+            let detail = format!("new code is on {holders} disks, wanted were {w}");
+            self.history.blame("lives", Some(key), detail);
+        }
     }
 
     /// What the call `id` changed is on `w` disks.
@@ -363,23 +384,35 @@ impl Cluster {
         machines.find_map(|machine| Some(machine.node.as_ref()?.time(machine.now(self.now_us)).wall_ms))
     }
 
-    /// Nodes know the timers of just those objects that they hold.
-    fn count_timers(&mut self) {
-        let mut verdicts = Vec::new();
-        for (index, machine) in self.machines.iter().enumerate() {
-            let keys = machine.disk.keys(Space::Data);
-            let read = |row: &Bytes| Object::decode(&machine.disk.row(Space::Data, row)?).ok();
-            let objects: Vec<Object> = keys.iter().filter_map(read).collect();
-            let wanted = objects.iter().filter(|object| object.timer_ms() > 0).count() as u64;
-            // A damaged row may have one.
-            let damaged = (keys.len() - objects.len()) as u64;
-            let known = machine.node.as_ref().map_or(wanted, |node| node.metrics().active_timers);
-            if !(wanted..=wanted + damaged).contains(&known) {
-                verdicts.push(format!("n{index} knows {known} timers, it holds {wanted} objects with one"));
+    /// Nodes know the timers of just those objects that they hold, and which of these chose their holders.
+    fn check_indexes(&mut self) {
+        (0..self.machines.len()).for_each(|index| self.check_index(index));
+    }
+
+    /// What a node knows of the objects on its disk is what is there.
+    pub(super) fn check_index(&mut self, index: usize) {
+        let machine = &self.machines[index];
+        let Some(node) = &machine.node else { return };
+        let keys = machine.disk.keys(Space::Data);
+        let read = |row: &Bytes| Object::decode(&machine.disk.row(Space::Data, row)?).ok();
+        let objects: Vec<Object> = keys.iter().filter_map(read).collect();
+        // A damaged row may have one.
+        let damaged = (keys.len() - objects.len()) as u64;
+        let chose_holders = |object: &Object| {
+            object.0.values().iter().any(|(_, version)| version.value.placement().is_some())
+        };
+        let count =
+            |is_such: fn(&Object) -> bool| objects.iter().filter(|object| is_such(object)).count() as u64;
+        let metrics = node.metrics();
+        let known = [
+            ("timers", metrics.active_timers, count(|object| object.timer_ms() > 0)),
+            ("objects that chose their holders", metrics.active_placed, count(chose_holders)),
+        ];
+        for (what, known, held) in known {
+            if !(held..=held + damaged).contains(&known) {
+                let detail = format!("n{index} knows {known} {what}, it holds {held}");
+                self.history.blame("timers", None, detail);
             }
-        }
-        for verdict in verdicts {
-            self.history.blame("timers", None, verdict);
         }
     }
 

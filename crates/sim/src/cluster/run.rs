@@ -197,10 +197,14 @@ impl Cluster {
         let machines = (0..nodes).map(|index| Machine::new(&mut rng, index as u64)).collect();
         let mut workload = Workload::draw(nodes, setup.ops, &mut rng);
         if setup.active {
-            let durability = match choices.below(3) {
+            let durability = match choices.below(2) {
                 0 => ActiveDurability::Async,
                 _ => ActiveDurability::Quorum,
             };
+            if Rng::new(setup.seed ^ 1 << 61).chance(1, 4) {
+                // Whatever has nothing to write is unloaded soon.
+                config.active_bytes = 1;
+            }
             let placed = [0, 1, 1, 2][choices.below(4) as usize];
             // They overlap, whatever is drawn.
             let quorums = [(3, 2, 2), (3, 2, 2), (3, 1, 3), (3, 3, 1), (2, 1, 2), (5, 3, 3), (5, 4, 2)];

@@ -13,7 +13,7 @@ use oort_core::causality::Dot;
 use oort_core::client::{Operation, RequestId};
 use oort_core::message::{Control, Message, TaskId, WriteOutcome};
 use oort_core::node::{Input, Output};
-use oort_core::object::Object;
+use oort_core::object::{Object, Value};
 use oort_core::replica::hash_of;
 use oort_core::store::Space;
 use oort_core::types::{NodeId, ObjectKey};
@@ -22,6 +22,7 @@ use super::witness::{Scene, Verdict};
 use super::Cluster;
 use crate::disk::{Disk, Stored};
 use crate::history::Outcome;
+use crate::machine::Machine;
 
 /// The terms that machines have promised, and the claims that they may be promising.
 #[derive(Debug, Default)]
@@ -30,22 +31,38 @@ pub(super) struct Promises {
     given: BTreeMap<(usize, ObjectKey), u64>,
     /// Of each machine, who claims what by which message.
     claims: BTreeMap<(usize, NodeId, TaskId), (ObjectKey, u64)>,
-    /// Claims that machines made: who repeats one under a newer ring may have promised more by then.
+    /// The latest term that a machine claims, and so has promised itself, by machine and key, as long as it lives.
+    own: BTreeMap<(usize, ObjectKey), u64>,
+    /// The latest term that a machine ever promised, by machine and key.
+    ever: BTreeMap<(usize, ObjectKey), u64>,
+    /// Claims and writes that machines made: who repeats one under a newer ring may have promised more by then.
     made: BTreeSet<(usize, TaskId)>,
 }
 
 impl Promises {
-    /// The latest term that a machine has promised, or is just promising.
-    fn of(&self, machine: usize, key: &ObjectKey) -> u64 {
+    /// The latest term that a machine has promised others, or is just promising.
+    fn to_others(&self, machine: usize, key: &ObjectKey) -> u64 {
         let of_machine = (machine, NodeId(0), 0)..=(machine, NodeId(u64::MAX), u64::MAX);
         let coming =
             self.claims.range(of_machine).filter(|(_, (of, _))| of == key).map(|(_, (_, term))| *term);
         coming.chain(self.given.get(&(machine, key.clone())).copied()).max().unwrap_or(0)
     }
 
+    /// The same, its own claims included.
+    fn of(&self, machine: usize, key: &ObjectKey) -> u64 {
+        let own = self.own.get(&(machine, key.clone())).copied();
+        self.to_others(machine, key).max(own.unwrap_or(0))
+    }
+
+    /// True if a machine has ever promised this term of a key, or a later one.
+    fn has_promised(&self, machine: usize, key: &ObjectKey, term: u64) -> bool {
+        self.ever.get(&(machine, key.clone())).is_some_and(|ever| *ever >= term)
+    }
+
     /// The life of a machine has ended: what it had not said yet stays unsaid.
     pub fn end(&mut self, machine: usize) {
         self.claims.retain(|(of, ..), _| *of != machine);
+        self.own.retain(|(of, _), _| *of != machine);
     }
 
     /// A machine has lost its disk, or what was not durable on it.
@@ -58,6 +75,7 @@ impl Promises {
         &mut self,
         index: usize,
         scene: Scene,
+        peers: &BTreeMap<NodeId, usize>,
         write: Option<&HomeWrite>,
         outputs: &[Output],
     ) -> Vec<Verdict> {
@@ -79,13 +97,24 @@ impl Promises {
         for output in outputs {
             let Output::Send { message, .. } = output else { continue };
             match message {
-                Message::Write { key, term, .. } if *term > 0 => self.fulfil(index, key, *term),
+                Message::Write { task, key, term, .. } if *term > 0 => {
+                    if self.made.insert((index, *task)) && !self.is_promised(scene, peers, key, *term) {
+                        let detail =
+                            format!("n{index} writes in term {term}, which most owners never promised");
+                        verdicts.push(Verdict::of("terms", key, detail));
+                    }
+                    self.fulfil(index, key, *term)
+                }
                 Message::Claim { task, key, term, .. } => {
                     let is_first = self.made.insert((index, *task));
                     let promised = self.of(index, key);
                     if is_first && promised > *term {
                         let detail = format!("n{index} claims term {term}, and has promised {promised}");
                         verdicts.push(Verdict::of("terms", key, detail));
+                    }
+                    for promises in [&mut self.own, &mut self.ever] {
+                        let own = promises.entry((index, key.clone())).or_default();
+                        *own = (*own).max(*term);
                     }
                 }
                 Message::Control(Control::Whole { key, hash, .. }) => {
@@ -102,10 +131,22 @@ impl Promises {
         verdicts
     }
 
+    /// True if most of those who own a key by the node's ring have promised this term, or need not: there is one owner.
+    fn is_promised(&self, scene: Scene, peers: &BTreeMap<NodeId, usize>, key: &ObjectKey, term: u64) -> bool {
+        let Some(ring) = scene.node.ring() else { return true };
+        let n = ring.replication(key.bucket()).n as usize;
+        let owners: Vec<&NodeId> = ring.preference_at(key.position()).iter().take(n).collect();
+        let has_promised = |owner: &&&NodeId| {
+            peers.get(**owner).is_none_or(|machine| self.has_promised(*machine, key, term))
+        };
+        owners.len() == 1 || owners.iter().filter(has_promised).count() > owners.len() / 2
+    }
+
     /// A machine holds something that keeps the promise by itself, or nothing any more.
     fn fulfil(&mut self, machine: usize, key: &ObjectKey, term: u64) {
         self.given.retain(|(of, about), given| *of != machine || about != key || *given > term);
         self.claims.retain(|(of, ..), (about, claimed)| *of != machine || about != key || *claimed > term);
+        self.own.retain(|(of, about), claimed| *of != machine || about != key || *claimed > term);
     }
 }
 
@@ -160,11 +201,16 @@ impl Cluster {
     /// What a node says leaves it: a promise is given, and who says that it holds an object keeps it, come what may.
     pub(super) fn check_word(&mut self, from: usize, to: NodeId, message: &Message) {
         match message {
+            // One of a claim that came once more under the newer ring.
+            Message::Written { outcome: WriteOutcome::Stale, .. } => {}
             Message::Written { task, outcome } => {
                 let claim = self.promises.claims.remove(&(from, to, *task));
                 if let Some((key, term)) = claim.filter(|_| *outcome == WriteOutcome::Durable) {
-                    let given = self.promises.given.entry((from, key)).or_default();
-                    *given = term.max(*given);
+                    let Promises { given, ever, .. } = &mut self.promises;
+                    for promises in [given, ever] {
+                        let promised = promises.entry((from, key.clone())).or_default();
+                        *promised = term.max(*promised);
+                    }
                 }
             }
             Message::Control(Control::Whole { key, .. }) => {
@@ -190,7 +236,18 @@ impl Cluster {
         let is_made = |dot: &Dot| born.contains(dot) && self.history.is_of_machine(index, *dot);
         let mut versions = after.0.values().iter();
         let made = versions.find(|(dot, version)| version.value.term() > 0 && is_made(dot));
-        let promised = self.promises.of(index, &stored.key);
+        if let Some((dot, version)) = made {
+            // Versions of one term have each seen those before.
+            let is_own =
+                |other: &Dot, value: &Value| other.actor == dot.actor && value.term() == version.value.term();
+            let mut others = after.0.values().iter().filter(|(other, _)| other != dot);
+            if let Some((other, _)) = others.find(|(other, version)| is_own(other, &version.value)) {
+                let (name, other) = (self.history.name(*dot), self.history.name(*other));
+                let detail = format!("n{index} writes {name} beside its own {other} of the same term");
+                self.history.blame("terms", Some(&stored.key), detail);
+            }
+        }
+        let promised = self.promises.to_others(index, &stored.key);
         if let Some((dot, version)) = made.filter(|(_, version)| version.value.term() < promised) {
             let (name, term) = (self.history.name(*dot), version.value.term());
             let detail = format!("n{index} writes {name} in term {term}, and has promised {promised}");
@@ -225,6 +282,23 @@ impl Cluster {
         if let Some(id) = lost.find(|id| !is_elsewhere(**id)) {
             let detail = format!("n{index} takes back o{id}, which was answered");
             self.history.blame("terms", Some(&stored.key), detail);
+        }
+    }
+
+    /// A call was refused as if nothing had been changed: so nothing of it may be anywhere.
+    pub(super) fn check_refused(&mut self, id: RequestId) {
+        let Operation::Call { key, call, .. } = &self.history.operations[id as usize].operation else {
+            return;
+        };
+        if call.arguments.is_empty() || self.history.keys.get(key).is_some_and(|past| past.was_corrupted) {
+            return;
+        }
+        let key = key.clone();
+        let row = |machine: &Machine| machine.disk.row(Space::Data, key.row());
+        let holds = |machine: &Machine| marks_in(row(machine).as_deref()).contains(&id);
+        if let Some(holder) = self.machines.iter().position(holds) {
+            let detail = format!("o{id} was refused, and n{holder} holds what it changed");
+            self.history.blame("errors", Some(&key), detail);
         }
     }
 

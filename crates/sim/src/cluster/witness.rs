@@ -305,7 +305,7 @@ impl Cluster {
             peers: &self.by_id,
         };
         verdicts.extend(self.testimony.hear(&speaker, &before.told, outputs));
-        let terms = self.promises.judge(index, scene, before.home_write.as_ref(), outputs);
+        let terms = self.promises.judge(index, scene, &self.by_id, before.home_write.as_ref(), outputs);
         verdicts.extend(terms);
         let dropped = machine.disk.dropped_after(before.dropped);
         let compares_clocks = before.compares_clocks;
