@@ -468,7 +468,9 @@ impl Cluster {
         self.at(self.now_us + 1_500_000, Event::Replace);
         let asked = self.rng.below(self.machines.len() as u64) as usize;
         let new = self.machines[lost.machine].id.filter(|id| *id != lost.old);
-        let Some(ring) = self.machines[asked].node.as_ref().and_then(|node| node.ring()) else { return };
+        let Some(node) = self.machines[asked].node.as_ref() else { return };
+        let Some(ring) = node.ring() else { return };
+        let is_member = node.membership().members.contains_key(&lost.old);
         let is_known = |id: NodeId| ring.state().contains(id);
         let change = match (is_known(lost.old), new) {
             (true, Some(new)) if !is_known(new) && self.rng.chance(1, 2) => {
@@ -476,7 +478,9 @@ impl Cluster {
             }
             (true, _) => RingChange::Remove { node: lost.old },
             (false, Some(new)) if !is_known(new) => RingChange::Join { node: self.ring_node(new) },
-            _ => return,
+            // It held no data, and everybody would wait for it for ever.
+            (false, _) if is_member => RingChange::Remove { node: lost.old },
+            (false, _) => return,
         };
         // Where the disk held the only copy of something, the operator is told so, and insists at last.
         let force = self.rng.chance(1, 4);
