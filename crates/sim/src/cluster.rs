@@ -393,10 +393,10 @@ impl Cluster {
             Ending::Killed => Vec::new(),
         };
         self.promises.end(index);
-        self.unwritten.end(index);
         if is_clean {
             self.stopped_in_order(index);
         }
+        self.unwritten.end(index);
         self.debts.retain(|debt| debt.machine() != index);
         if ending == Ending::PowerLoss && self.is_interval() {
             self.promises.forget(index);

@@ -455,7 +455,7 @@ impl Node {
                 again => again,
             };
             if !self.run_again(&key, origin, again, deadline_us) {
-                let error = match was_refused {
+                let error = match was_refused || has_moved {
                     true => ClientError::OutcomeUnknown,
                     false => put_error(&put, now, started_us),
                 };

@@ -60,6 +60,11 @@ impl Unwritten {
         }
     }
 
+    /// True if a machine has been asked something of this object and has not answered.
+    fn runs(&self, machine: usize, key: &ObjectKey) -> bool {
+        self.running.iter().any(|((of, _), (about, _))| *of == machine && about == key)
+    }
+
     /// The life of a machine has ended.
     pub fn end(&mut self, machine: usize) {
         self.running.retain(|(of, _), _| *of != machine);
@@ -128,9 +133,9 @@ impl Cluster {
         }
     }
 
-    /// A machine was stopped in good order: it has written all.
+    /// A machine was stopped in good order: it has written all, but for objects whose handlers still waited.
     pub(super) fn stopped_in_order(&mut self, machine: usize) {
-        let of_it = |debt: &Debt| debt.machine == machine;
+        let of_it = |debt: &Debt| debt.machine == machine && !self.unwritten.runs(machine, &debt.key);
         let debts: Vec<Debt> = self.debts.iter().filter(|debt| of_it(debt)).cloned().collect();
         self.debts.retain(|debt| !of_it(debt));
         let was_troubled = |debt: &Debt| self.machines[machine].troubled_until_us >= debt.at_us;
