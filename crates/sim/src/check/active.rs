@@ -131,10 +131,13 @@ impl Judge<'_> {
         if self.state.is_interval || self.past.was_corrupted || is_excused {
             return;
         }
-        let (found, seen) = match object.map_or(Ok((0, BTreeMap::new())), tally) {
+        let Tally { count: found, seen, half_done } = match object.map_or(Ok(Tally::default()), tally) {
             Ok(found) => found,
             Err(failure) => return self.blame("calls", format!("the object cannot be loaded: {failure}")),
         };
+        if half_done != 0 {
+            self.blame("calls", format!("{half_done} calls are half done in it"));
+        }
         let (mut bumps, mut answers, mut open, mut verdicts) = (Vec::new(), Vec::new(), 0, Vec::new());
         let timed_out = ActiveError::TimedOut.to_string();
         let (mut writes, mut unnoted) = (0, 0);
@@ -367,8 +370,8 @@ fn hits(object: &Object) -> Result<(i64, BTreeSet<String>), Failure> {
 
 /// What the functions of [`crate::workload::active::TALLY_SOURCE`] have counted in the version that leads, and
 /// by which mark.
-fn tally(object: &Object) -> Result<(i64, BTreeMap<String, i64>), Failure> {
-    let Some(active) = object.active(0) else { return Ok((0, BTreeMap::new())) };
+fn tally(object: &Object) -> Result<Tally, Failure> {
+    let Some(active) = object.active(0) else { return Ok(Tally::default()) };
     let mut machine = oort_script::Machine::new(|| 0).expect("there is memory");
     let key = ObjectKey::new(b"b", b"k").expect("it is short");
     let limits = ActiveProperties::default().limits();
@@ -378,7 +381,16 @@ fn tally(object: &Object) -> Result<(i64, BTreeMap<String, i64>), Failure> {
         _ => Vec::new(),
     };
     let seen = entries.iter().map(|(mark, n)| (text(mark), number(n)));
-    Ok((number(&machine.field(&key, "n")), seen.collect()))
+    let (count, half_done) = (number(&machine.field(&key, "n")), number(&machine.field(&key, "open")));
+    Ok(Tally { count, seen: seen.collect(), half_done })
+}
+
+/// What such an object holds.
+#[derive(Default)]
+struct Tally {
+    count: i64,
+    seen: BTreeMap<String, i64>,
+    half_done: i64,
 }
 
 fn number(value: &active::Value) -> i64 {

@@ -60,7 +60,7 @@ impl Cluster {
         };
         let changing = of_role(self, |role| role == Role::Changing);
         let key = changing[self.rng.below(changing.len() as u64) as usize].clone();
-        match self.rng.below(6) {
+        match self.rng.below(7) {
             0 => self.come_and_go(&key),
             1 => self.stop_and_burn(&key),
             2 | 3 => {
@@ -72,6 +72,11 @@ impl Cluster {
                 self.strive(&key);
             }
             4 => {
+                let tallies = of_role(self, |role| role == Role::Tally);
+                let key = tallies[self.rng.below(tallies.len() as u64) as usize].clone();
+                self.answer_alone(&key);
+            }
+            5 => {
                 self.make_tickers();
                 self.watch_timers(&of_role(self, |role| matches!(role, Role::Ticker { .. })));
             }
@@ -155,8 +160,10 @@ impl Cluster {
         self.expect_call(key, "regret", ON_PURPOSE);
         self.expect_call(key, "bump", Wanted::Shows(3));
         self.expect(activate(key.clone(), CHANGED_SOURCE.into(), Expiry::Never, true), Wanted::Done);
-        self.check_reloaded(key);
         self.expect_call(key, "bump", Wanted::Shows(13));
+        let anew = [CHANGED_SOURCE, "\n-- anew"].concat();
+        self.expect(activate(key.clone(), anew.clone(), Expiry::Never, true), Wanted::Done);
+        self.check_reloaded(key, &anew);
         self.expect_call(key, "extra", Wanted::Shows(7));
         self.expect(store(key.clone(), "plain".into()), Wanted::Done);
         self.expect_call(key, "bump", NO_OBJECT);
@@ -165,8 +172,52 @@ impl Cluster {
         self.expect_call(key, "bump", MISSING);
         let wall_ms = EPOCH_MS + self.now_us / 1000;
         self.expect_made(key, Expiry::At(wall_ms + 1_000));
+        self.expect_call(key, "onGet", Wanted::Shows(1));
         self.run_to(self.now_us + 1_500_000);
         self.expect_call(key, "bump", MISSING);
+        self.delete_beside(key);
+    }
+
+    /// Another node than its home deletes an object that has been loaded there.
+    fn delete_beside(&mut self, key: &ObjectKey) {
+        self.expect_made(key, Expiry::Never);
+        self.expect_call(key, "onGet", Wanted::Shows(1));
+        let Some(other) = self.primaries(key).last().copied() else { return };
+        let id = self.request_at(other, delete(key.clone()));
+        self.check_answer(id, Wanted::Done);
+        let id = self.request(call(key.clone(), "onGet", Vec::new()));
+        if let Some(shown) = self.history.operations[id as usize].shown {
+            self.history.blame("lives", Some(key), format!("o{id} shows {shown} of a deleted object"));
+        }
+    }
+
+    /// The first owner misses a call, and is then the only one that is left: it answers nothing alone.
+    fn answer_alone(&mut self, key: &ObjectKey) {
+        let owners = self.primaries(key);
+        if owners.len() < 3 || self.machines.len() <= owners.len() {
+            return;
+        }
+        self.links_stay_open = false;
+        let bump = |cluster: &Cluster| call(key.clone(), "bump", cluster.next_mark());
+        let operation = bump(self);
+        self.request_at(owners[0], operation);
+        let (cuts, _) = self.lose_sight_of(owners[0]);
+        let operation = bump(self);
+        self.request_at(owners[1], operation);
+        for owner in &owners[1..] {
+            self.end(*owner, Ending::Killed);
+        }
+        self.heal(&cuts);
+        // Who stands in for them can be reached, and has nothing.
+        self.run_to(self.now_us + 2_000_000);
+        self.request_at(owners[0], call(key.clone(), "onGet", Vec::new()));
+        let operation = bump(self);
+        self.request_at(owners[0], operation);
+        for owner in &owners[1..] {
+            self.at(self.now_us, Event::Start { machine: *owner });
+        }
+        self.run_to(self.now_us + 10_000);
+        self.wait(NOTICE_US, Cluster::is_healthy);
     }
 
     /// Callers rest that burn what a call may take, and others do not; what was answered is written in time, and before
@@ -215,10 +266,10 @@ impl Cluster {
     }
 
     /// New code that was acknowledged is on `w` disks, whether a call changes anything afterwards or not.
-    fn check_reloaded(&mut self, key: &ObjectKey) {
+    fn check_reloaded(&mut self, key: &ObjectKey, source: &str) {
         let w = self.replication(key.bucket()).0.w as usize;
         let has_code = |version: &oort_core::object::Version| match &version.value {
-            Value::Active(active) => active.source == CHANGED_SOURCE.as_bytes(),
+            Value::Active(active) => active.source == source.as_bytes(),
             _ => false,
         };
         let holds = |machine: &&Machine| {

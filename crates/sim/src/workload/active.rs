@@ -28,13 +28,19 @@ const SELECT_REPLICAS: &str = "\nfunction selectReplicas(neighbors)
   end
   return neighbors
 end";
-/// Counts in a plain field and notes who has counted: at once, after a wait for its node, and before one; or fails when
+/// Counts in a plain field and notes who has counted, and in another whose call is half done: at once, after a wait for its node, and before one; or fails when
 /// it has counted, before a wait and after; or changes more after it has stored itself. A write on its key counts too,
 /// accepted or refused.
-pub const TALLY_SOURCE: &str = "aso.n = 0 aso.seen = {}
+pub const TALLY_SOURCE: &str = "aso.n = 0 aso.seen = {} aso.open = 0
 function bump(mark) self.n = self.n + 1 self.seen[mark] = self.n return self.n end
 function wait(mark) comet.lookup() return bump(mark) end
-function linger(mark) local n = bump(mark) comet.lookup() return n end
+function linger(mark)
+  self.open = self.open + 1
+  local n = bump(mark)
+  comet.lookup()
+  self.open = self.open - 1
+  return n
+end
 function brood(mark) local n = bump(mark) comet.get() return n end
 function save(mark) local n = bump(mark) comet.put(self) self.saved = mark return n end
 function spoil(mark) bump(mark) error('on purpose') end
