@@ -884,8 +884,9 @@ impl Node {
         let refusal = ClientError::ReadOnly { detail: detail.clone() };
         let undone = std::mem::take(&mut self.turn_puts);
         out.retain(|output| {
-            !matches!(output, Output::Send { message: Message::Write { task, .. }, .. }
-                if undone.iter().any(|(id, _)| id == task))
+            !matches!(output, Output::Send {
+                message: Message::Write { task, .. } | Message::Claim { task, .. }, ..
+            } if undone.iter().any(|(id, _)| id == task))
         });
         let origins: Vec<Origin> = undone.iter().map(|(_, origin)| *origin).collect();
         for output in out.iter_mut().filter(|output| output.claims_own_disk(&origins)) {

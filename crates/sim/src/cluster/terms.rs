@@ -112,10 +112,6 @@ impl Promises {
                         let detail = format!("n{index} claims term {term}, and has promised {promised}");
                         verdicts.push(Verdict::of("terms", key, detail));
                     }
-                    for promises in [&mut self.own, &mut self.ever] {
-                        let own = promises.entry((index, key.clone())).or_default();
-                        *own = (*own).max(*term);
-                    }
                 }
                 Message::Control(Control::Whole { key, hash, .. }) => {
                     let row = scene.disk.row(Space::Data, key.row()).filter(|row| hash_of(row) == *hash);
@@ -201,6 +197,13 @@ impl Cluster {
     /// What a node says leaves it: a promise is given, and who says that it holds an object keeps it, come what may.
     pub(super) fn check_word(&mut self, from: usize, to: NodeId, message: &Message) {
         match message {
+            Message::Claim { key, term, .. } => {
+                let Promises { own, ever, .. } = &mut self.promises;
+                for promises in [own, ever] {
+                    let promised = promises.entry((from, key.clone())).or_default();
+                    *promised = (*promised).max(*term);
+                }
+            }
             // One of a claim that came once more under the newer ring.
             Message::Written { outcome: WriteOutcome::Stale, .. } => {}
             Message::Written { task, outcome } => {
