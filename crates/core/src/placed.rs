@@ -12,6 +12,8 @@ pub struct PlacedKeys {
     keys: BTreeSet<ObjectKey>,
     /// What changed since the last sync, with what was so before.
     unsynced: Vec<(ObjectKey, bool)>,
+    /// Those that have come since the last look: they may have chosen among the owners of before.
+    news: BTreeSet<ObjectKey>,
     /// Objects that may have chosen others than this node, and when to look at them, in `mono_us`; 0: not known yet.
     looks: BTreeMap<ObjectKey, u64>,
     order: BTreeSet<(u64, ObjectKey)>,
@@ -25,8 +27,21 @@ impl PlacedKeys {
         }
         let key = key.detached();
         self.unsynced.push((key.clone(), !is_placed));
+        if is_placed {
+            self.news.insert(key.clone());
+        }
         self.put(key, is_placed);
         true
+    }
+
+    /// Up to `limit` of those that have come since they were asked for last.
+    pub fn take_news(&mut self, limit: usize) -> Vec<ObjectKey> {
+        std::iter::from_fn(|| self.news.pop_first()).take(limit).collect()
+    }
+
+    /// True if some have come.
+    pub fn has_news(&self) -> bool {
+        !self.news.is_empty()
     }
 
     fn put(&mut self, key: ObjectKey, is_placed: bool) {

@@ -498,6 +498,8 @@ impl Replica {
             true
         });
         placed.staged();
+        // They were looked at when they came.
+        placed.take_news(usize::MAX);
         self.placed = placed;
     }
 

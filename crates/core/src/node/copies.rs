@@ -140,6 +140,7 @@ impl Node {
         if !self.may_place() {
             return;
         }
+        self.look_at_news(now, out);
         let Some(mut walk) = self.homes.walk.take_if(|walk| walk.at_us <= now.mono_us) else { return };
         let room = CHOOSING_MAX.saturating_sub(self.homes.choosing());
         let keys = self.replica.placed().after(walk.after.as_ref(), room);
@@ -158,6 +159,18 @@ impl Node {
             walk.again_us = (2 * walk.again_us).min(AGAIN_US_MAX);
         }
         self.homes.walk = Some(walk);
+    }
+
+    /// Objects that have come since the owners changed were passed by.
+    fn look_at_news(&mut self, now: Now, out: &mut Vec<Output>) {
+        let room = CHOOSING_MAX.saturating_sub(self.homes.choosing());
+        for key in self.replica.placed_mut().take_news(room) {
+            if self.choose_again(now, key, out) && self.homes.walk.is_none() {
+                // Whether it did is looked at once more.
+                let at_us = now.mono_us + AGAIN_US;
+                self.homes.walk = Some(Walk { after: None, at_us, is_to_repeat: false, again_us: AGAIN_US });
+            }
+        }
     }
 
     /// Reads an object that has to choose again, if this is its home. True if it has to.
@@ -383,7 +396,9 @@ impl Node {
         }
         let look_us = self.replica.placed().next_look_us().map(|at_us| at_us.max(self.homes.spares_us));
         let walk_us = self.homes.walk.as_ref().map(|walk| walk.at_us);
-        [look_us, walk_us].into_iter().flatten().min()
+        let has_room = self.homes.choosing() < CHOOSING_MAX;
+        let news_us = (has_room && self.replica.placed().has_news()).then_some(0);
+        [look_us, walk_us, news_us].into_iter().flatten().min()
     }
 }
 

@@ -28,9 +28,9 @@ const SELECT_REPLICAS: &str = "\nfunction selectReplicas(neighbors)
   end
   return neighbors
 end";
-/// Counts in a plain field and notes who has counted, and in another whose call is half done: at once, after a wait for its node, and before one; or fails when
-/// it has counted, before a wait and after; or changes more after it has stored itself. A write on its key counts too,
-/// accepted or refused.
+/// Counts in a plain field and notes who has counted, and in another whose call is half done: at once, after a wait for
+/// its node, and before one; or fails when it has counted, before a wait and after; or changes more after it has stored
+/// itself. A write on its key counts too, accepted or refused.
 pub const TALLY_SOURCE: &str = "aso.n = 0 aso.seen = {} aso.open = 0
 function bump(mark) self.n = self.n + 1 self.seen[mark] = self.n return self.n end
 function wait(mark) comet.lookup() return bump(mark) end
