@@ -300,7 +300,7 @@ impl Node {
         let (held, held_bytes) = held.unwrap_or_default();
         let resident = self.homes.get(key)?;
         let (expires_ms, headers) = (resident.expires_ms, resident.headers.clone());
-        let resident_is_unwritten = resident.flush_us.is_some();
+        let is_unwritten = resident.flush_us.is_some();
         resident.active = active.clone();
         resident.must_save = false;
         // It may have another interval now.
@@ -308,7 +308,7 @@ impl Node {
         let value = object::Value::Active(Box::new(active));
         let version = Version { value, expires_ms, headers };
         let may_answer_first = self.durability(key) == ActiveDurability::Async;
-        let answered = may_answer_first && (is_answered || resident_is_unwritten);
+        let answered = may_answer_first && (is_answered || is_unwritten);
         let answered = answered.then(|| version.clone());
         let written = self.write_version(now, key, (held, held_bytes), seen, version, lww);
         if let Some(resident) = self.homes.get(key) {

@@ -45,10 +45,22 @@ impl Cluster {
 
     /// Nothing may be said of a write that is not stored.
     fn check_spoken(&mut self, message: &Message) {
-        if let Message::Write { key, object, .. } = message {
-            if let Ok(object) = Object::decode(object) {
-                self.check_born(&object, key, "a message");
+        match message {
+            Message::Write { key, object, .. } => {
+                if let Ok(object) = Object::decode(object) {
+                    self.check_born(&object, key, "a message");
+                }
             }
+            Message::ReadResult { outcome: ReadOutcome::Object(object), .. } => {
+                let object = Object::decode(object).unwrap_or_default();
+                let unborn = object.0.values().iter().find(|(dot, _)| !self.history.is_born(*dot));
+                if let Some((dot, _)) = unborn {
+                    let detail =
+                        format!("{} in the answer to a read was never stored", self.history.name(*dot));
+                    self.history.blame("durability", None, detail);
+                }
+            }
+            _ => {}
         }
     }
 
