@@ -466,6 +466,7 @@ impl Cluster {
         let machine = &mut self.machines[index];
         let node = machine.node.as_mut().expect("a turn is one of a living node");
         machine.has_new_ring = node.ring().map(Ring::stamp) != stamp;
+        machine.turn_ms = wall_ms;
         self.wall_ms_max = self.wall_ms_max.max(wall_ms);
         node.stage(&mut outputs);
         let (late, early): (Vec<Output>, Vec<Output>) = outputs.into_iter().partition(Output::waits_for_disk);
@@ -561,6 +562,8 @@ impl Cluster {
                     let machine = &self.machines[index];
                     let now = machine.now(self.now_us);
                     let wall_ms = machine.node.as_ref().map_or(now, |node| node.time(now)).wall_ms;
+                    // Its clock may have jumped back since the turn that this is of.
+                    let wall_ms = wall_ms.max(machine.turn_ms);
                     self.forgotten += 1;
                     self.check_forgotten(index, &key, &object);
                     self.history.forgot(index, self.now_us, wall_ms, &key, &object);
@@ -798,7 +801,8 @@ impl Cluster {
         let Some(node) = &machine.node else { return };
         let mut others = self.machines.iter().filter_map(|machine| machine.id);
         let reaches_all = others.all(|id| node.health(id) == Health::Up);
-        if !reaches_all || now.mono_us < CLOCK_SETTLED_US {
+        // Of two neither can know whose clock is right.
+        if !reaches_all || now.mono_us < CLOCK_SETTLED_US || self.machines.len() < 3 {
             return;
         }
         let true_ms = crate::trace::EPOCH_MS + self.now_us / 1000;

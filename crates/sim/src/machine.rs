@@ -59,6 +59,8 @@ pub struct Machine {
     pub power_failures: u64,
     /// The earliest wake-up that is due.
     pub wake_us: u64,
+    /// The time that its node went by in the last turn, in milliseconds since 1970.
+    pub turn_ms: u64,
     /// The loop is busy with a turn until then.
     pub busy_until_us: u64,
     /// It stands still until then.
@@ -96,6 +98,7 @@ impl Machine {
             clock: Clock::default(),
             boots: 0,
             booted_us: 0,
+            turn_ms: 0,
             inbox: VecDeque::new(),
             waiting: BTreeSet::new(),
             has_turn: false,

@@ -89,6 +89,8 @@ impl Promises {
             if write.is_claim {
                 let claim = (write.key.clone(), write.term);
                 self.claims.insert((index, write.from, write.task), claim);
+                let ever = self.ever.entry((index, write.key.clone())).or_default();
+                *ever = (*ever).max(write.term);
             } else {
                 // It may be a deletion, which is in no term: who has seen that needs no number above.
                 self.fulfil(index, &write.key, write.term);
@@ -209,11 +211,8 @@ impl Cluster {
             Message::Written { task, outcome } => {
                 let claim = self.promises.claims.remove(&(from, to, *task));
                 if let Some((key, term)) = claim.filter(|_| *outcome == WriteOutcome::Durable) {
-                    let Promises { given, ever, .. } = &mut self.promises;
-                    for promises in [given, ever] {
-                        let promised = promises.entry((from, key.clone())).or_default();
-                        *promised = term.max(*promised);
-                    }
+                    let promised = self.promises.given.entry((from, key)).or_default();
+                    *promised = term.max(*promised);
                 }
             }
             Message::Control(Control::Whole { key, .. }) => {
