@@ -272,18 +272,22 @@ impl Judge<'_> {
             _ => None,
         };
         for (id, op) in self.operations().filter(|(_, op)| is_rest(op)) {
-            let earlier = self.operations().filter(|(_, other)| {
-                function(other) == function(op)
-                    && may_have_burned(other)
-                    && other.start_us < op.end_us
-                    && op.end_us < other.end_us.max(other.start_us) + REST_US_MAX + other.timeout_ms * 1000
-            });
-            let callers: Vec<usize> = earlier.map(|(_, other)| other.client).collect();
-            if callers.len() < BURNS_MAX && !callers.contains(&op.client) {
+            // A function that never runs well is remembered for it, however long that takes.
+            let earlier: Vec<&OpRecord> = self
+                .operations()
+                .map(|(_, other)| other)
+                .filter(|other| function(other) == function(op))
+                .filter(|other| may_have_burned(other) && other.start_us < op.end_us)
+                .collect();
+            let is_recent = |other: &&&OpRecord| {
+                op.end_us < other.end_us.max(other.start_us) + REST_US_MAX + other.timeout_ms * 1000
+            };
+            let has_burned = earlier.iter().filter(is_recent).any(|other| other.client == op.client);
+            if earlier.len() < BURNS_MAX && !has_burned {
                 verdicts.push(format!(
                     "o{id} was refused ({}): its client has burned nothing, {} other calls may have",
                     op.error,
-                    callers.len()
+                    earlier.len()
                 ));
             }
         }
