@@ -47,7 +47,7 @@ impl PlacedKeys {
     fn put(&mut self, key: ObjectKey, is_placed: bool) {
         match is_placed {
             true => self.keys.insert(key),
-            false => self.keys.remove(&key),
+            false => self.keys.remove(&key) | self.news.remove(&key),
         };
     }
 

@@ -670,6 +670,7 @@ impl Cluster {
             taken_us: 0,
             stalled_us: 0,
             ring_stamp: self.common_stamp(),
+            is_ring_steady: false,
             calm_since_us: 0,
             must_see: Vec::new(),
         });
@@ -780,9 +781,11 @@ impl Cluster {
         }
         self.trace.mix_number(outcome as u64);
         self.trace.line(now_us, || format!("n{index} → client o{id} {outcome:?} {error}"));
+        let stamp = self.common_stamp();
         let record = self.history.operation(id);
         (record.outcome, record.end_us, record.error) = (outcome, now_us, error);
         record.is_kept = is_kept;
+        record.is_ring_steady = stamp != 0 && record.ring_stamp == stamp;
         self.history.operation(id).calm_since_us = self.calm_since_us();
         if outcome == Outcome::Refused {
             self.check_refused(id);

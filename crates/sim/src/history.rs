@@ -83,6 +83,8 @@ pub struct OpRecord {
     pub stalled_us: u64,
     /// The stamp of the ring that all nodes knew when it was asked; 0 if they did not agree.
     pub ring_stamp: u64,
+    /// All nodes went by one ring from its beginning to its end.
+    pub is_ring_steady: bool,
     /// Since when nothing had kept owners from their part, at its end.
     pub calm_since_us: u64,
     /// Writes that a get must show, or what superseded them: more owners held them all along than it left out.

@@ -3,6 +3,7 @@
 //! Pure bookkeeping: `active` runs them.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::ops::Bound;
 
 use bytes::Bytes;
 use hashbrown::HashTable;
@@ -295,7 +296,9 @@ pub(super) struct Homes {
     written: Vec<(ObjectKey, Option<Version>)>,
     /// Versions with the answers of calls that the disk has refused: joined to their objects when these are loaded.
     left_over: BTreeMap<ObjectKey, Version>,
-    /// When those are looked at again, in `mono_us`.
+    /// The last of them that was looked at, if others are behind it.
+    left_over_after: Option<ObjectKey>,
+    /// When they are looked at again, in `mono_us`.
     pub left_over_us: u64,
     pub rests: Rests,
     /// The last error of each object, loaded or not, with when it was, in milliseconds since 1970.
@@ -337,6 +340,7 @@ impl Homes {
             flushes: BTreeSet::new(),
             written: Vec::new(),
             left_over: BTreeMap::new(),
+            left_over_after: None,
             left_over_us: 0,
             rests: Rests::default(),
             errors: BTreeMap::new(),
@@ -500,9 +504,14 @@ impl Homes {
         self.left_over.remove(key)
     }
 
-    /// Up to `max` objects of which there is such a version.
-    pub fn left_over(&self, max: usize) -> Vec<ObjectKey> {
-        self.left_over.keys().take(max).cloned().collect()
+    /// Up to `max` objects of which there is such a version, others each time: one that cannot be loaded keeps none
+    /// of the rest waiting.
+    pub fn next_left_over(&mut self, max: usize) -> Vec<ObjectKey> {
+        let from = self.left_over_after.take().map_or(Bound::Unbounded, Bound::Excluded);
+        let behind = self.left_over.range::<ObjectKey, _>((from, Bound::Unbounded));
+        let keys: Vec<ObjectKey> = behind.map(|(key, _)| key.clone()).take(max).collect();
+        self.left_over_after = keys.last().filter(|_| keys.len() == max).cloned();
+        keys
     }
 
     /// When they are to be looked at, in `mono_us`.

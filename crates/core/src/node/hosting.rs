@@ -334,7 +334,7 @@ impl Node {
             return;
         }
         self.homes.left_over_us = now.mono_us + RETRY_US;
-        for key in self.homes.left_over(FLUSHES_MAX) {
+        for key in self.homes.next_left_over(FLUSHES_MAX) {
             self.read_to_load(now, key, out);
         }
     }

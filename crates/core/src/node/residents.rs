@@ -307,9 +307,8 @@ impl Node {
         resident.refill_ms = 0;
         let value = object::Value::Active(Box::new(active));
         let version = Version { value, expires_ms, headers };
-        let may_answer_first = self.durability(key) == ActiveDurability::Async;
-        let answered = may_answer_first && (is_answered || is_unwritten);
-        let answered = answered.then(|| version.clone());
+        let is_early = (is_answered || is_unwritten) && self.durability(key) == ActiveDurability::Async;
+        let answered = is_early.then(|| version.clone());
         let written = self.write_version(now, key, (held, held_bytes), seen, version, lww);
         if let Some(resident) = self.homes.get(key) {
             resident.seen.add(written.dot);
